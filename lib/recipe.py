@@ -1,0 +1,153 @@
+"""Recipes: params/*.yaml loaded, overridden and validated before anything is spent on them."""
+
+import re
+import shlex
+
+import yaml
+
+from lib import schema
+from lib.files import ROOT, sha256_json
+from lib.schema import QUANTIZATIONS, SECTIONS
+
+
+class Recipe:
+    """One validated recipe. Sections are attributes; which ones a stage read decides when it must run again.
+
+    name: the file's stem in params/. overrides: nested dict laid over it. run_name: the folder in outputs/.
+    used: names of the sections read so far. reads: repository files that reading them brought in.
+    """
+
+    def __init__(self, name, overrides, sections):
+        self.name, self.overrides = name, overrides
+        self.run_name = name if not overrides else f"{name}+{sha256_json(overrides)[:6]}"
+        self._sections = sections
+        self.used, self.reads = set(), set()
+
+    def __getattr__(self, section):
+        if section in SECTIONS:
+            self.used.add(section)
+            return self._sections[section]
+        raise AttributeError(f"a recipe has no section {section!r}; it has {', '.join(SECTIONS)}")
+
+    def sections(self, names=SECTIONS):
+        """The values of the named sections, without counting them as read."""
+        return {name: self._sections[name] for name in sorted(names)}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers, so that 2e-4 is a float and not a string; a key that stands twice is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise ValueError(f"key {twice[0]!r} stands twice, line {node.start_mark.line + 1}: keep one of them")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:float"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf|\.nan)$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def parse(text):
+    """Parse YAML text with the loader above."""
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader subclass
+
+
+def parse_set(text):
+    """'sft.learning_rate=1e-3 judge.questions=50' -> {"sft": {"learning_rate": 0.001}, "judge": {"questions": 50}}."""
+    overrides = {}
+    for item in shlex.split(text or ""):
+        key, equals, value = item.partition("=")
+        if not equals or "." not in key:
+            raise ValueError(f"SET item {item!r} should read section.key=value, for example sft.learning_rate=1e-3")
+        overrides[key] = parse(value)
+    return nest(overrides)
+
+
+def nest(overrides):
+    """Overrides with dotted or nested keys, or both, as one nested dict."""
+    nested = {}
+    for key, value in (overrides or {}).items():
+        for part in reversed(key.split(".")):
+            value = {part: nest(value) if isinstance(value, dict) else value}
+        nested = merge(nested, value)
+    return nested
+
+
+def merge(base, over):
+    """Lay `over` on `base`: dicts merge, everything else (lists too) replaces, nothing deletes."""
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    return base | {key: merge(base.get(key), value) for key, value in over.items()}
+
+
+def load(name="tiny", overrides=None):
+    """Load params/<name>.yaml with `overrides` laid over it.
+
+    Raises ValueError, naming what was found and what was expected, for an unknown recipe, section or key,
+    a value of the wrong type, or a combination that cannot work.
+    """
+    path = ROOT / "params" / f"{name}.yaml"
+    names = sorted(p.stem for p in (ROOT / "params").glob("*.yaml") if p.stem != "prices")
+    if name not in names:
+        raise ValueError(f"no recipe {name!r} in params/: there is {', '.join(names)}{schema.nearest(name, names)}")
+    overrides = nest(overrides)
+    try:
+        document = parse(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"params/{name}.yaml is not valid YAML: {error}") from error
+    document = merge(document, overrides)
+    schema.known_keys(document, SECTIONS, "section", "the recipe")
+    sections = {section: schema.section(section, document.get(section)) for section in SECTIONS}
+    _combinations(sections)
+    return Recipe(name, overrides, sections)
+
+
+def _combinations(recipe):
+    """Refuse what is valid key by key and cannot work together."""
+    data, model, export, judge, qat = (recipe[k] for k in ("data", "model", "export", "judge", "qat"))
+    for value, where, low, high in (
+        (data["eval_fraction"], "data.eval_fraction", 0, 0.5),
+        (recipe["chat"]["temperature"], "chat.temperature", 0, 2),
+        (recipe["run"]["threads"], "run.threads", 1, 1024),
+        (data["test_questions"], "data.test_questions", 1, 10**6),
+        (recipe["chat"]["batch_size"], "chat.batch_size", 1, 10**4),
+    ):
+        if not low <= value <= high:
+            raise ValueError(f"{where} should be between {low} and {high}, found {value}")
+    if not data["sources"]:
+        raise ValueError("data.sources is empty: name at least one source")
+    for source in data["sources"] + data["test_sources"]:
+        if not isinstance(source, dict) or "name" not in source:
+            raise ValueError(f"an entry of data.sources should read {{name: medreason, ...}}, found {source!r}")
+    if not model["base"]:
+        raise ValueError("model.base is missing: a hub id, a folder, or twin")
+    if (model["base"] == "twin") != (model["twin"] is not None):
+        raise ValueError(
+            f"model.base is {model['base']!r} and model.twin is {model['twin']!r}: "
+            "'twin' needs its sizes there, other bases must leave it out"
+        )
+    _subset(export["quantizations"], QUANTIZATIONS, "export.quantizations")
+    if judge:
+        candidates = ["base", "sft", *(["qat"] if qat else []), *export["quantizations"]]
+        _subset(judge["candidates"], candidates, "judge.candidates (with this qat and export)")
+    if recipe["lora"] and qat and model["quantization"]:
+        raise ValueError(
+            "qat over a 4-bit base (model.quantization) is not supported: set qat: null or load the base in 16 bits"
+        )
+
+
+def _subset(found, allowed, where):
+    for name in found:
+        if name not in allowed:
+            raise ValueError(f"unknown {name!r} in {where}{schema.nearest(str(name), list(allowed))}")

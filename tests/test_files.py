@@ -1,0 +1,44 @@
+"""Files are whole or absent, and hashes are those of the bytes."""
+
+import json
+import os
+
+import pytest
+
+from lib import files
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = files.write_json(tmp_path / "a.json", {"x": 1})
+    with pytest.raises(ValueError):
+        files.write_json(path, {"x": float("nan")})
+
+    def rows():
+        yield {"x": 2}
+        raise RuntimeError("the source broke")
+
+    with pytest.raises(RuntimeError):
+        files.write_jsonl(path, rows())
+    assert json.loads(path.read_text()) == {"x": 1} and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_json_lines_round_trip_and_name_the_broken_line(tmp_path):
+    path = files.write_jsonl(tmp_path / "a.jsonl", [{"text": "a\u2028b\nc"}, {"n": 1}])
+    assert files.read_jsonl(path) == [{"text": "a\u2028b\nc"}, {"n": 1}]
+    path.write_text('{"a": 1}\n{"a": \n')
+    with pytest.raises(ValueError, match="a.jsonl, line 2, is not valid JSON"):
+        files.read_jsonl(path)
+
+
+def test_canonical_hash_ignores_the_order_of_keys():
+    assert files.sha256_json({"a": 1, "b": 2}) == files.sha256_json({"b": 2, "a": 1})
+    assert files.sha256_text("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_the_hash_cache_sees_a_changed_file(tmp_path):
+    path, cache = tmp_path / "a", files.HashCache(tmp_path / "hashes.json")
+    path.write_text("abc")
+    first = cache.sha256(path)
+    cache.save()
+    path.write_text("abcd")
+    assert files.HashCache(tmp_path / "hashes.json").sha256(path) != first == files.sha256_text("abc")

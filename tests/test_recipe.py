@@ -1,0 +1,93 @@
+"""Recipes: what loads, what is refused, and what the refusal says."""
+
+import pytest
+
+from lib import recipe, schema
+from lib.files import ROOT
+
+NAMES = sorted(path.stem for path in (ROOT / "params").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_loads(name):
+    cfg = recipe.load(name)
+    assert cfg.run_name == name and cfg.data["sources"]
+
+
+def test_numbers_are_yaml_1_2():
+    parsed = recipe.parse("a: 2e-4\nb: 2.0e-4\nc: 1E5\nd: -3\ne: .5\nf: '2e-4'\ng: 2e-4x")
+    assert parsed == {"a": 2e-4, "b": 2e-4, "c": 1e5, "d": -3, "e": 0.5, "f": "2e-4", "g": "2e-4x"}
+    assert type(parsed["d"]) is int
+
+
+def test_a_key_that_stands_twice_is_an_error():
+    with pytest.raises(ValueError, match="'a' stands twice, line 1"):
+        recipe.parse("a: 1\na: 2")
+
+
+def test_set_items_become_nested_overrides():
+    text = 'sft.learning_rate=1e-3 judge.questions=50 data.sources="[{name: medreason}]" qat=null'
+    with pytest.raises(ValueError, match="section.key=value"):
+        recipe.parse_set(text)
+    parsed = recipe.parse_set(text.replace("qat=null", "model.twin.steps=3"))
+    assert parsed == {
+        "sft": {"learning_rate": 0.001},
+        "judge": {"questions": 50},
+        "data": {"sources": [{"name": "medreason"}]},
+        "model": {"twin": {"steps": 3}},
+    }
+
+
+def test_dicts_merge_and_lists_replace():
+    assert recipe.merge({"a": {"x": 1, "y": [1, 2]}}, {"a": {"y": [3]}}) == {"a": {"x": 1, "y": [3]}}
+
+
+def test_each_set_has_its_own_run_folder():
+    dotted, nested = recipe.load("tiny", {"run.seed": 7}), recipe.load("tiny", {"run": {"seed": 7}})
+    assert dotted.run["seed"] == 7
+    assert dotted.run_name == nested.run_name != recipe.load("tiny", {"run.seed": 8}).run_name
+    assert dotted.run_name.startswith("tiny+")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"sft.lerning_rate": 1e-3}, "unknown key 'lerning_rate' in sft; the nearest valid name is 'learning_rate'"),
+        ({"modle.base": "x"}, "unknown section 'modle'.*nearest valid name is 'model'"),
+        ({"sft.learning_rate": "2e-4"}, "sft.learning_rate: found '2e-4' \\(str\\), expected float"),
+        ({"sft.packing": "yes"}, "sft.packing: found 'yes' \\(str\\), expected bool"),
+        ({"sft.num_train_epochs": "two"}, "expected float"),
+        ({"lora.r": "16"}, "lora.r: found '16' \\(str\\), expected int"),
+        ({"lora.r": True}, "lora.r: found True"),
+        ({"sft.optim": "adamw_torchh"}, "nearest valid name is 'adamw_torch'"),
+        ({"sft.output_dir": "here"}, "sft.output_dir is not a recipe's to set"),
+        ({"sft.bf16": True}, "follows from the device"),
+        ({"model.quantization": {"bnb_4bit_quanttype": "nf4"}}, "nearest valid name is 'bnb_4bit_quant_type'"),
+        ({"model.quantization": {"bnb_4bit_quant_type": "nf5"}}, "nearest valid name is 'nf4'"),
+        ({"qat": None}, "unknown 'qat' in judge.candidates"),
+        ({"data": None}, "section 'data' is missing"),
+        ({"chat": 5}, "section 'chat' should hold keys and values"),
+        ({"export.quantizations": ["q4_k"]}, "nearest valid name is 'q4_k_m'"),
+        ({"data.eval_fraction": 0.9}, "between 0 and 0.5, found 0.9"),
+        ({"data.sources": []}, "data.sources is empty"),
+        ({"model.base": "someone/model"}, "model.twin"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_load(overrides, said):
+    with pytest.raises(ValueError, match=said):
+        recipe.load("tiny", overrides)
+
+
+def test_reading_a_section_is_recorded():
+    cfg = recipe.load("tiny")
+    assert cfg.used == set()
+    assert cfg.sft["packing"] is True and cfg.used == {"sft"}
+    with pytest.raises(AttributeError, match="no section 'sftt'"):
+        cfg.sftt  # noqa: B018
+
+
+def test_the_cached_fields_are_those_of_the_library():
+    from peft import LoraConfig
+
+    assert set(schema.fields("lora")) == {f for f in LoraConfig.__dataclass_fields__ if f != "self"}
+    assert schema.fields("lora")["r"] == {"types": ["int"], "choices": []}
