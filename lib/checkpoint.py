@@ -1,0 +1,56 @@
+"""Training checkpoints that can be trusted: a checksum manifest, written last, decides which one is resumed."""
+
+import shutil
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from lib.files import read_json, sha256_file, write_json
+
+MANIFEST = "manifest.json"
+
+
+class Manifests(TrainerCallback):
+    """Writes a manifest into each checkpoint after the trainer has saved it, and reports steps to the terminal.
+
+    key: what the training computes (Stage.resume_key); a checkpoint of another key is never resumed.
+    progress: called with (step, total, unit) after every step.
+    """
+
+    def __init__(self, key, progress=None):
+        self.key, self.progress = key, progress
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.progress:
+            self.progress(state.global_step, state.max_steps, "steps")
+
+    def on_save(self, args, state, control, **kwargs):
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        write_json(folder / MANIFEST, {"key": self.key, "files": _hashes(folder)})
+
+
+def newest(folder, key):
+    """The checkpoint with most steps whose manifest has this key and matches its files, or None.
+
+    The trainer's own rule, the largest step number, would resume from a half-written checkpoint after a kill,
+    and its rotation would count checkpoints of other values: what cannot be resumed is removed here.
+    """
+    found = sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
+    good = [path for path in found if verified(path, key)]
+    for path in set(found) - set(good):
+        shutil.rmtree(path)
+    return str(good[0]) if good else None
+
+
+def verified(path, key):
+    """Whether a checkpoint's manifest exists, has this key, and every file in it has the bytes it lists."""
+    try:
+        manifest = read_json(path / MANIFEST)
+    except (OSError, ValueError):
+        return False
+    return manifest.get("key") == key and manifest.get("files") == _hashes(path)
+
+
+def _hashes(folder):
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST)
+    return {p.relative_to(folder).as_posix(): sha256_file(p) for p in files}

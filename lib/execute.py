@@ -1,0 +1,228 @@
+"""A stage seen from Make: is it fresh, is it locked, run its notebook, and promote stage.json only when all is well.
+
+python -m lib.execute 03_sft --recipe tiny --set "sft.learning_rate=1e-3"
+python -m lib.execute verify | accept --recipe tiny
+"""
+
+import argparse
+import os
+import secrets
+import sys
+import time
+
+from lib import fingerprint, recipe, run
+from lib.files import ROOT, HashCache, outputs_dir, read_json, sha256_file, sha256_json, write_json
+from lib.terminal import Terminal
+
+ERROR_MARK = "medtune-error"
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m lib.execute", description=__doc__.splitlines()[0])
+    parser.add_argument("stage", help="a notebook's stem, or verify, or accept")
+    parser.add_argument("--recipe", default="tiny")
+    parser.add_argument("--set", default="", dest="overrides", help='"section.key=value ..."')
+    parser.add_argument("--force", action="store_true", help="run even when fresh")
+    args = parser.parse_args(argv)
+    try:
+        cfg = recipe.load(args.recipe, recipe.parse_set(args.overrides))
+        if args.stage == "verify":
+            return verify(cfg)
+        if args.stage == "accept":
+            return accept(cfg)
+        return execute(args.stage, cfg, args.force)
+    except (ValueError, RuntimeError) as error:
+        return _fail(args.stage, str(error))
+    except OSError as error:
+        where = error.filename or outputs_dir()
+        return _fail(
+            args.stage,
+            f"cannot write or read {where}: {error.strerror}. Free space or mend permissions, then make again",
+        )
+
+
+def execute(stage, cfg, force=False):
+    """Run one stage unless it is fresh. Returns a process exit status: 0 only when stage.json stands."""
+    fingerprint.of_stage(stage)  # an unknown stage fails before a folder is made
+    folder = outputs_dir() / cfg.run_name / stage
+    folder.mkdir(parents=True, exist_ok=True)
+    with run.lock(folder):
+        why = stale(folder, cfg, HashCache(folder.parent / ".hashes.json"))
+        if not why and not force:
+            print(f"{stage:12} {cfg.run_name}: fresh")
+            return 0
+        print(f"{stage:12} {cfg.run_name}: {why or 'forced'}", flush=True)
+        run.lock(folder, ".kernel.lock", wait_s=20).close()  # a kernel orphaned by a kill ends within seconds
+        run.clear(folder, stage)
+        return _run_notebook(stage, cfg, folder)
+
+
+def stale(folder, cfg, hashes):
+    """Why a stage has to run, as a short phrase, or "" when nothing that it depends on has changed."""
+    path = folder / "stage.json"
+    if not path.exists():
+        return "not run yet"
+    record = read_json(path)
+    now = fingerprint.of_stage(folder.name)
+    for name in sorted(set(now) | set(record["code"])):
+        if now.get(name) != record["code"].get(name):
+            return f"{name} changed"
+    for name, value in cfg.sections(record["sections"]).items():
+        if value != record["sections"][name]:
+            return f"{name}: changed in the recipe"
+    for name, sha in record["files"].items():
+        if not (ROOT / name).exists() or sha256_file(ROOT / name) != sha:
+            return f"{name} changed"
+    return _changed_input(folder, record, hashes) or _changed_output(folder, record, hashes)
+
+
+def _changed_input(folder, record, hashes):
+    for name, sha in record["inputs"].items():
+        upstream = name.partition("#")[0].partition("/")[0]
+        path = folder.parent / upstream / "stage.json"
+        if not path.exists():
+            return f"{upstream} has not finished"
+        above = read_json(path)
+        found = sha256_json(above["metrics"]) if "#" in name else above["outputs"].get(name.partition("/")[2])
+        if found != sha:
+            return f"{name} changed"
+    return ""
+
+
+def _changed_output(folder, record, hashes):
+    for name, sha in record["outputs"].items():
+        if not (folder / name).exists() or hashes.sha256(folder / name) != sha:
+            return f"its output {name} is missing or was changed"
+    hashes.save()
+    return ""
+
+
+def _run_notebook(stage, cfg, folder):
+    import nbformat
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    os.environ.update(
+        MEDTUNE_STAGE_NONCE=secrets.token_hex(8),
+        JUPYTER_PREFER_ENV_PATH="1",
+        OMP_NUM_THREADS=str(cfg.run["threads"]),
+        TQDM_DISABLE="1",
+    )
+    executed, error, started = folder / f"{stage}.ipynb", "", time.time()
+    terminal = Terminal(stage, folder)
+    try:
+        papermill.execute_notebook(
+            ROOT / "notebooks" / f"{stage}.ipynb",
+            executed,
+            {"recipe": cfg.name, "overrides": cfg.overrides},
+            progress_bar=False,
+            kernel_name="python3",
+            cwd=ROOT / "notebooks",
+            engine_name=terminal.register(),
+        )
+    except PapermillExecutionError as failure:
+        error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}"
+    except KeyboardInterrupt:
+        error = "interrupted"
+    except Exception as failure:  # a dead kernel, a full disk: whatever papermill raises, the stage has failed
+        error = f"{type(failure).__name__}: {failure}"
+    finally:
+        terminal.close()
+    error = error or _incomplete(folder, nbformat.read(executed, as_version=4))
+    if error:
+        (folder / "stage.pending.json").unlink(missing_ok=True)
+        _mark(executed, error)
+        return _fail(stage, f"{error}\n  the notebook up to there: {executed}")
+    _promote(folder, executed)
+    print(f"{stage:12} done in {time.time() - started:.0f} s", flush=True)
+    return 0
+
+
+def _promote(folder, executed):
+    """Turn the pending record into stage.json, the last act of a stage, with the executed notebook's hash in it."""
+    record = read_json(folder / "stage.pending.json") | {"executed": sha256_file(executed)}
+    del record["nonce"]
+    write_json(folder / "stage.json", record)
+    (folder / "stage.pending.json").unlink()
+
+
+def _incomplete(folder, notebook):
+    """Why an executed notebook does not count as finished, or "".
+
+    papermill marks the cells after a killed kernel as completed and takes sys.exit(0) for success: trust neither.
+    """
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    unrun = [cell for cell in code if cell.execution_count is None or cell.metadata.papermill.status != "completed"]
+    pending = folder / "stage.pending.json"
+    if not pending.exists():
+        return "the kernel ended before its last cell, stage.finish(): killed, out of memory, or sys.exit() in a cell"
+    if unrun:
+        return f"{len(unrun)} of {len(code)} cells did not run"
+    if read_json(pending)["nonce"] != os.environ["MEDTUNE_STAGE_NONCE"]:
+        return "stage.pending.json is another run's"
+    return ""
+
+
+def _mark(executed, error):
+    """Put the error at the top of the kept notebook, where papermill has not done so itself."""
+    import nbformat
+
+    if not executed.exists():
+        return
+    notebook = nbformat.read(executed, as_version=4)
+    if not any("papermill-error" in str(cell.metadata.get("tags", "")) for cell in notebook.cells):
+        text = f"**This run failed.** {error}"
+        cell = nbformat.v4.new_markdown_cell(text, metadata={"tags": [ERROR_MARK], "papermill": {}})
+        notebook.cells.insert(0, cell)
+        nbformat.write(notebook, executed)
+
+
+def _fail(stage, message):
+    print(f"{stage:12} FAILED: {message}", file=sys.stderr, flush=True)
+    return 1
+
+
+def verify(cfg):
+    """Read every byte of a finished run again. Returns 1 and names each file that is not what its stage wrote."""
+    wrong, checked = [], 0
+    for path in sorted((outputs_dir() / cfg.run_name).glob("*/stage.json")):
+        record = read_json(path)
+        executed = {f"{path.parent.name}.ipynb": record["executed"]} if "executed" in record else {}
+        for name, sha in (record["outputs"] | executed).items():
+            checked += 1
+            if not (path.parent / name).exists() or sha256_file(path.parent / name) != sha:
+                wrong.append(f"{path.parent.name}/{name}: run {path.parent.name} again")
+        broken = _changed_input(path.parent, record, None)
+        wrong += [f"{path.parent.name}: its input {broken} since it ran"] if broken else []
+    if not checked:
+        raise ValueError(f"run {cfg.run_name} has no finished stage: make all RECIPE={cfg.name}")
+    for line in wrong:
+        print(line, file=sys.stderr)
+    print(f"verify       {cfg.run_name}: {checked} files read, {len(wrong)} wrong")
+    return 1 if wrong else 0
+
+
+def accept(cfg):
+    """Bless finished stages whose code changed and nothing else; stage.json says so for good."""
+    for path in sorted((outputs_dir() / cfg.run_name).glob("*/stage.json")):
+        record, now = read_json(path), fingerprint.of_stage(path.parent.name)
+        changed = sorted(n for n in set(now) | set(record["code"]) if now.get(n) != record["code"].get(n))
+        if not changed:
+            continue
+        if "pins" in changed:
+            raise ValueError(
+                f"{path.parent.name}: the pinned packages changed, which is more than a code edit: run it again"
+            )
+        record["accepted"] = {
+            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "changed": changed,
+            "ran": record["code"],
+        }
+        record["code"] = now
+        write_json(path, record)
+        print(f"accept       {cfg.run_name}/{path.parent.name}: {', '.join(changed)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""The runner on notebooks with one behaviour each, through real papermill and real kernels."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+
+from lib.files import ROOT
+
+START = 'from lib import run\nstage = run.start("{stage}", recipe, overrides)'
+WRITE = '(stage.dir / "out.txt").write_text("42")'
+FINISH = 'stage.finish({"answer": 42})'
+
+
+class Project:
+    """A copy of the project with notebooks of the test's own, driven as Make drives it."""
+
+    def __init__(self, root):
+        self.root, self.outputs = root, root / "outputs"
+        (root / "notebooks").mkdir()
+        shutil.copytree(ROOT / "lib", root / "lib", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "params", root / "params")
+        for name in ("requirements.txt", "toolchain.txt"):
+            shutil.copy(ROOT / name, root)
+
+    def notebook(self, stage, *cells, prose="Prose."):
+        parameters = nbformat.v4.new_code_cell('recipe = "tiny"\noverrides = {}', metadata={"tags": ["parameters"]})
+        code = [nbformat.v4.new_code_cell(text) for text in (START.format(stage=stage), *cells)]
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(prose), parameters, *code])
+        notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(notebook, self.root / "notebooks" / f"{stage}.ipynb")
+
+    def command(self, *args):
+        return [sys.executable, "-m", "lib.execute", *args]
+
+    def environment(self):
+        return os.environ | {"PYTHONPATH": str(self.root), "OUTPUTS": str(self.outputs)}
+
+    def execute(self, *args, **options):
+        return subprocess.run(
+            self.command(*args), cwd=self.root, env=self.environment(), capture_output=True, text=True, **options
+        )
+
+    def record(self, stage, run="tiny"):
+        path = self.outputs / run / stage / "stage.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path)
+
+
+def test_a_finished_stage_is_recorded_and_then_fresh_until_what_it_depends_on_changes(project):
+    project.notebook("01_a", 'seed = stage.recipe.run["seed"]', WRITE, FINISH)
+    first = project.execute("01_a")
+    assert first.returncode == 0, first.stderr
+    record = project.record("01_a")
+    assert record["metrics"] == {"answer": 42} and list(record["outputs"]) == ["out.txt"]
+    assert "nonce" not in record and not (project.outputs / "tiny/01_a/stage.pending.json").exists()
+    assert "fresh" in project.execute("01_a").stdout
+
+    project.notebook("01_a", 'seed = stage.recipe.run["seed"]', WRITE, FINISH, prose="Other prose.")
+    assert "fresh" in project.execute("01_a").stdout, "a prose edit must not re-run a stage"
+    recipe = project.root / "params/tiny.yaml"
+    recipe.write_text(recipe.read_text().replace("max_usd: 1.0", "max_usd: 2.0"))
+    assert "fresh" in project.execute("01_a").stdout, "a section that the stage never read must not re-run it"
+    recipe.write_text(recipe.read_text().replace("seed: 42", "seed: 43"))
+    assert "run: changed in the recipe" in project.execute("01_a").stdout
+    (project.outputs / "tiny/01_a/out.txt").write_text("43")
+    assert "out.txt is missing or was changed" in project.execute("01_a").stdout
+    project.notebook("01_a", 'seed = stage.recipe.run["seed"]', WRITE, FINISH.replace("42", "41"))
+    assert "notebook changed" in project.execute("01_a").stdout
+
+
+def test_a_stage_runs_again_when_its_input_changes_and_names_a_corrupted_one(project):
+    project.notebook("01_a", WRITE, FINISH)
+    project.notebook("02_b", 'text = stage.input("01_a")["out.txt"].read_text()', 'stage.finish({"text": text})')
+    needs = project.execute("02_b")
+    assert needs.returncode == 1 and "02_b needs 01_a" in needs.stderr and "make 01_a" in needs.stderr
+    assert project.execute("01_a").returncode == project.execute("02_b").returncode == 0
+    (project.outputs / "tiny/01_a/out.txt").write_text("corrupted")
+    broken = project.execute("02_b", "--force")
+    assert broken.returncode == 1 and "01_a/out.txt has other bytes" in broken.stderr and "make 01_a" in broken.stderr
+    project.notebook("01_a", WRITE.replace("42", "44"), FINISH)
+    assert project.execute("01_a").returncode == 0
+    project.execute("02_b")
+    assert project.record("02_b")["metrics"] == {"text": "44"}
+
+
+def test_a_failing_cell_keeps_the_notebook_with_the_error_at_its_top(project):
+    project.notebook("01_a", "1 / 0", FINISH)
+    failed = project.execute("01_a")
+    assert failed.returncode == 1 and "ZeroDivisionError: division by zero" in failed.stderr
+    assert project.record("01_a") is None
+    kept = nbformat.read(project.outputs / "tiny/01_a/01_a.ipynb", as_version=4)
+    assert "papermill-error" in str(kept.cells[0].metadata) or "failed" in kept.cells[0].source
+
+
+@pytest.mark.parametrize(
+    ("deed", "said"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "ended before its last cell"),
+        ("import sys; sys.exit(0)", "ended before its last cell"),
+    ],
+)
+def test_a_stage_whose_kernel_leaves_early_fails_and_can_run_again(project, deed, said):
+    project.notebook("01_a", WRITE, deed, FINISH)
+    failed = project.execute("01_a")
+    assert failed.returncode == 1 and (said in failed.stderr or "DeadKernel" in failed.stderr), failed.stderr
+    assert project.record("01_a") is None
+    kept = nbformat.read(project.outputs / "tiny/01_a/01_a.ipynb", as_version=4)
+    assert "failed" in kept.cells[0].source or "error" in str(kept.cells[0].metadata)
+    project.notebook("01_a", WRITE, FINISH)
+    assert project.execute("01_a").returncode == 0
+
+
+def test_a_runner_killed_right_after_the_last_cell_leaves_no_stage(project):
+    project.notebook("01_a", WRITE, FINISH + "\nimport os, signal; os.kill(os.getppid(), signal.SIGKILL)")
+    killed = project.execute("01_a")
+    assert killed.returncode == -signal.SIGKILL
+    assert (project.outputs / "tiny/01_a/stage.pending.json").exists() and project.record("01_a") is None
+    project.notebook("01_a", WRITE, FINISH)
+    assert project.execute("01_a").returncode == 0 and project.record("01_a")
+
+
+def test_two_runs_of_one_stage_at_once(project):
+    project.notebook("01_a", 'import time; (stage.dir / "begun").write_text(""); time.sleep(8)', FINISH)
+    first = subprocess.Popen(project.command("01_a"), cwd=project.root, env=project.environment())
+    begun = project.outputs / "tiny/01_a/begun"
+    until = time.time() + 60
+    while not begun.exists() and time.time() < until:
+        time.sleep(0.1)
+    second = project.execute("01_a")
+    assert second.returncode == 1 and "already running" in second.stderr
+    assert first.wait() == 0 and project.record("01_a")
+
+
+def test_outputs_that_cannot_be_written(project):
+    project.notebook("01_a", WRITE, FINISH)
+    project.outputs.write_text("a file where a folder should be")
+    failed = project.execute("01_a")
+    assert failed.returncode == 1 and "outputs" in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_a_file_that_does_not_fit_leaves_no_stage(project):
+    project.notebook("01_a", '(stage.dir / "big.bin").write_bytes(bytes(50_000_000))', FINISH)
+    limit = 20_000_000  # bytes: the kernel's write fails as it does on a full disk, with an OSError
+    failed = project.execute("01_a", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    assert failed.returncode == 1 and "OSError" in failed.stderr and project.record("01_a") is None
+    assert project.execute("01_a").returncode == 0
+
+
+def test_verify_reads_every_byte_and_accept_blesses_code_only(project):
+    project.notebook("01_a", WRITE, FINISH)
+    assert project.execute("01_a").returncode == 0
+    assert project.execute("verify").returncode == 0
+    out = project.outputs / "tiny/01_a/out.txt"
+    stamp = out.stat().st_mtime_ns
+    out.write_text("43")
+    os.utime(out, ns=(stamp, stamp))
+    wrong = project.execute("verify")
+    assert wrong.returncode == 1 and "01_a/out.txt: run 01_a again" in wrong.stderr
+    out.write_text("42")
+    project.notebook("01_a", WRITE, "# a comment", FINISH)
+    assert project.execute("accept").returncode == 0
+    record = project.record("01_a")
+    assert record["accepted"]["changed"] == ["notebook"] and "fresh" in project.execute("01_a").stdout
+    pins = project.root / "requirements.txt"
+    pins.write_text(pins.read_text() + "\n")
+    refused = project.execute("accept")
+    assert refused.returncode == 1 and "pinned packages changed" in refused.stderr
+
+
+def test_unknown_names_are_one_clear_line(project):
+    for args, said in (
+        (("09_none",), "no notebook notebooks/09_none.ipynb"),
+        (("01_a", "--recipe", "tinny"), "the nearest valid name is 'tiny'"),
+        (("01_a", "--set", "sft.lerning_rate=1"), "the nearest valid name is 'learning_rate'"),
+        (("01_a", "--set", "nonsense"), "section.key=value"),
+    ):
+        failed = project.execute(*args)
+        assert failed.returncode == 1 and said in failed.stderr and "Traceback" not in failed.stderr
