@@ -1,0 +1,141 @@
+"""HTML that notebooks show beside figures: tables, transcripts, the loss mask in colour; and intervals in words.
+
+Nothing here carries a script, and everything stays readable where a viewer strips style attributes, as GitHub does.
+"""
+
+import html
+import re
+
+from IPython.display import HTML
+
+IGNORE_INDEX = -100  # torch.nn.CrossEntropyLoss skips this label
+
+
+def interval(metric, unit="%"):
+    """A measured value in words: {"value": .842, "low": .79, "high": .883, "n": 240} is "84.2 % (79.0-88.3, n = 240)".
+
+    unit "%" multiplies proportions by 100 and shows one decimal; any other unit shows four significant digits.
+    """
+
+    def number(value):
+        return f"{100 * value:.1f}" if unit == "%" else f"{value:,.4g}"
+
+    text = number(metric["value"]) + (f" {unit}" if unit else "")
+    notes = []
+    if metric.get("low") is not None and metric.get("high") is not None:
+        notes.append(number(metric["low"]) + (" to " if metric["low"] < 0 else "-") + number(metric["high"]))
+    if metric.get("n") is not None:
+        notes.append(f"n = {metric['n']:,}")
+    return f"{text} ({', '.join(notes)})" if notes else text
+
+
+def _cell(value):
+    """(text, is a number) of one table cell; a measured value {"value", "low", "high", "n"} becomes its wording."""
+    if value is None:
+        return "\u2013", False
+    if isinstance(value, bool):
+        return "yes" if value else "no", False
+    if isinstance(value, dict) and "value" in value:
+        return interval(value, value.get("unit", "%")), True
+    if isinstance(value, int):
+        return f"{value:,}", True
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}", True
+    text = str(value)
+    return text, bool(re.fullmatch(r"[-+~]?[\d.,]+(e[-+]?\d+)?( ?[^\d\s]\S*)?", text))
+
+
+def table(rows, caption=None, columns=None):
+    """A plain HTML table, numbers to the right, that JupyterLab, nbconvert and GitHub all render.
+
+    rows: dicts with the same keys; values are text, numbers, None or measured values {"value", "low", "high", "n"}.
+    columns: keys in the order to show, or {key: heading}; default: the keys of the first row.
+    """
+    if not rows:
+        raise ValueError(f"no rows for the table {caption or 'without caption'!r}: give at least one dict")
+    heads = dict(columns) if isinstance(columns, dict) else {key: key for key in (columns or rows[0])}
+    cells = [[_cell(row.get(key)) for key in heads] for row in rows]
+    # A column is one of numbers when every cell that is not a dash holds one.
+    sides = ["right" if all(n or t == "\u2013" for t, n in column) else "left" for column in zip(*cells, strict=True)]
+
+    def line(tag, texts):
+        parts = zip(texts, sides, strict=True)
+        return "".join(f'<{tag} align="{s}" style="text-align:{s}">{html.escape(str(t))}</{tag}>' for t, s in parts)
+
+    head = f"<thead><tr>{line('th', heads.values())}</tr></thead>"
+    body = "".join(f"<tr>{line('td', [text for text, _ in row])}</tr>\n" for row in cells)
+    # GitHub drops <caption>, so the caption is a paragraph.
+    above = f"<p><b>{html.escape(caption)}</b></p>\n" if caption else ""
+    return HTML(f"{above}<table>\n{head}\n<tbody>\n{body}</tbody></table>")
+
+
+def size_table(rows, caption="Size of each file against the original"):
+    """Table of original MiB, quantized MiB, ratio and saved MiB. rows: [{"name", "original_mib", "quantized_mib"}]."""
+    shown = []
+    for row in rows:
+        before, after = row["original_mib"], row["quantized_mib"]
+        sizes = {"original MiB": f"{before:,.1f}", "quantized MiB": f"{after:,.1f}"}
+        saved = {"ratio": f"{100 * after / before:.1f} %", "saved MiB": f"{before - after:,.1f}"}
+        shown.append({"file": row["name"]} | sizes | saved)
+    return table(shown, caption)
+
+
+def _visible(text):
+    """Escaped text in which newlines, tabs and all but single inner spaces can be seen."""
+    text = re.sub(r"^ +| +$|(?<=\n) +| {2,}", lambda spaces: "\u00b7" * len(spaces[0]), text)
+    return html.escape(text).replace("\t", "\u2192\t").replace("\n", "\u21b5<br>")
+
+
+def loss_mask(input_ids, labels, tokenizer, max_tokens=400):
+    """The tokens of one training row: grey where there is no loss; green, bold and underlined where there is.
+
+    input_ids, labels: (seq_len,) as the trainer's own dataloader gives them, before the model's shift by one position.
+    max_tokens: only the first so many are shown; the share in the heading counts all of them.
+    """
+    ids, trained = [int(i) for i in input_ids], [int(label) != IGNORE_INDEX for label in labels]
+    if len(ids) != len(trained):
+        raise ValueError(f"{len(ids)} input_ids but {len(trained)} labels: pass one row of the same batch")
+    parts, start = [], 0
+    shown = min(len(ids), max_tokens)
+    for end in range(1, shown + 1):
+        if end < shown and trained[end] == trained[start]:
+            continue
+        text = _visible(tokenizer.decode(ids[start:end]))
+        if trained[start]:
+            parts.append(f'<b><ins style="background:#c9e8cd;color:#0a3d12">{text}</ins></b>')
+        else:
+            parts.append(f'<span style="color:#767676">{text}</span>')
+        start = end
+    more = f"<p>({len(ids) - shown:,} more tokens, {sum(trained[shown:]):,} of them with loss)</p>"
+    rest = more if len(ids) > shown else ""
+    share = 100 * sum(trained) / max(1, len(ids))
+    head = f"{sum(trained):,} of {len(ids):,} tokens carry loss ({share:.1f} %)"
+    key = '<b><ins style="background:#c9e8cd;color:#0a3d12">green, bold, underlined</ins></b>: with loss; grey: context'
+    text = f'<div style="line-height:1.6;overflow-wrap:anywhere">{"".join(parts)}</div>'
+    return HTML(f"<p><b>{head}</b> ({key})</p>\n{text}{rest}")
+
+
+def _paragraphs(text):
+    return html.escape(text.strip()).replace("\n", "<br>") or "<i>(empty)</i>"
+
+
+def transcript(item, opened=False):
+    """One question with the answers of several models, folded. See transcripts for the fields."""
+    parts = [f"<p><b>Question</b></p><blockquote>{_paragraphs(item['question'])}</blockquote>"]
+    if item.get("reference"):
+        parts.append(f"<p><b>Reference</b></p><blockquote>{_paragraphs(item['reference'])}</blockquote>")
+    for answer in item["answers"]:
+        verdict = f" \u2014 <i>{html.escape(str(answer['verdict']))}</i>" if answer.get("verdict") is not None else ""
+        head = f"<p><b>{html.escape(answer['name'])}</b>{verdict}</p>"
+        parts.append(f"{head}<blockquote>{_paragraphs(answer['text'])}</blockquote>")
+    title = item.get("title") or item.get("id") or " ".join(item["question"].split())[:100]
+    state = " open" if opened else ""
+    return HTML(f"<details{state}><summary>{html.escape(str(title))}</summary>{''.join(parts)}</details>")
+
+
+def transcripts(items, opened=1):
+    """Transcripts below each other, the first `opened` of them unfolded.
+
+    items: [{"question", "answers": [{"name", "text", "verdict"?}], "reference"?, "title"? or "id"?}], all plain text.
+    """
+    return HTML("\n".join(transcript(item, i < opened).data for i, item in enumerate(items)))
