@@ -1,0 +1,60 @@
+# The pipeline, readable from top to bottom. Make only orders the stages; lib.execute decides which are fresh.
+# make all RECIPE=tiny SET="sft.learning_rate=1e-3 judge.questions=50" PIP_ARGS="..." LAUNCH="..."
+RECIPE ?= tiny
+SET    ?=
+PYTHON3 ?= python3
+PYTHON := .venv/bin/python
+ARGS    = --recipe "$(RECIPE)" --set '$(SET)'
+STAGES := 01_dataset 02_baseline 03_sft 04_qat 05_export 06_judge
+export PIP_ARGS
+
+.DEFAULT_GOAL := all
+.PHONY: all setup $(STAGES) report lab verify accept publish test soak lint clean help
+
+all: $(STAGES) report  ## every stage of RECIPE (default tiny), then the HTML report
+
+setup:  ## .venv with the pinned packages, and llama.cpp built from its pinned source
+	@$(PYTHON3) -m lib.setup $(if $(GPU),--gpu)
+
+01_dataset:  setup                             ## sources -> train, eval and frozen test questions
+02_baseline: 01_dataset                        ## what the base knows before training
+03_sft:      01_dataset                        ## LoRA on reasoning and answer: adapter, merged model
+04_qat:      03_sft                            ## training on the grid of the 4-bit file
+05_export:   02_baseline 04_qat                ## GGUF files, their sizes, losses and served answers
+06_judge:    05_export                         ## blind, order-balanced comparison of the answers
+
+# 02 beside 03 would cost more than it saves on a small machine: run them in order
+.NOTPARALLEL:
+$(STAGES):
+	@$(LAUNCH) $(PYTHON) -m lib.execute $@ $(ARGS)
+
+report: setup  ## outputs/<run>/report/index.html from what has run
+	@$(PYTHON) -m lib.report $(ARGS)
+
+lab: setup  ## JupyterLab on notebooks/
+	$(PYTHON) -m jupyter lab --notebook-dir=notebooks
+
+verify: setup  ## read every byte of a finished run again and compare it with its stage.json
+	@$(PYTHON) -m lib.execute verify $(ARGS)
+
+accept: setup  ## after a harmless code edit: bless finished stages without running them; stage.json says so
+	@$(PYTHON) -m lib.execute accept $(ARGS)
+
+publish: all  ## refresh outputs/published/ and the results in the README
+	@$(PYTHON) -m lib.report publish $(ARGS)
+
+test: setup lint  ## every test, no network beyond the package index, no GPU
+	$(PYTHON) -m pytest -q -m "not slow"
+
+soak: setup  ## the long tests too: many kills
+	$(PYTHON) -m pytest -q
+
+lint: setup
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+clean:  ## remove the outputs of RECIPE (all its SETs); caches and .venv stay
+	rm -rf "outputs/$(RECIPE)" outputs/$(RECIPE)+*
+
+help:  ## this list
+	@grep -hE '^[a-z0-9_]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9_]+):[^#]*##/\1 ##/' | awk -F ' ## *' '{printf "  make %-12s %s\n", $$1, $$2}'

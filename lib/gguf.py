@@ -1,0 +1,244 @@
+"""llama.cpp from Python: convert, quantize, inspect, measure and serve GGUF files.
+
+Programs and converter come from one pinned commit, built by `make setup` (lib/toolchain.py). Every file is written
+under a temporary name and renamed when complete. Greedy answers repeat bit for bit on one machine with one slot and one
+thread count: `serve` therefore reuses no prompt cache, and several slots may differ in the last digit of a logit.
+"""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib import toolchain as tools
+
+LAUNCH = (  # the server dies with the thread that started it, even by SIGKILL (PR_SET_PDEATHSIG is 1)
+    "import ctypes, os, signal, sys\n"
+    "if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGKILL)\n"
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+ARCHITECTURES = {"gpt_oss": "gpt-oss"}  # transformers' model_type where the GGUF architecture is spelt otherwise
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy must not see requests to 127.0.0.1
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """Paths inside the built llama.cpp."""
+
+    home: Path
+    quantize: Path
+    perplexity: Path
+    server: Path
+    ggml_base: Path  # shared library with ggml_quantize_chunk, the reference for every quantized type
+    converter: Path
+
+
+def toolchain():
+    """Find llama.cpp in the cache folder. Raises FileNotFoundError naming the command that builds it."""
+    home = tools.folder()
+    if not home.is_dir():
+        raise FileNotFoundError(
+            f"llama.cpp is not built for this pin and machine ({home} is missing): run `make setup`"
+        )
+    library = next(home / name for name in ("libggml-base.so", "libggml-base.dylib") if (home / name).exists())
+    programs = [home / name for name in tools.PROGRAMS]
+    return Toolchain(home, *programs, library, home / "convert_hf_to_gguf.py")
+
+
+def convert(model_dir, out, outtype="bf16"):
+    """Write a transformers checkpoint folder as one GGUF file; returns its path.
+
+    outtype: f32, f16 or bf16. Raises ValueError with the converter's reason, e.g. an unknown tokenizer.
+    """
+    out, model_dir = Path(out), Path(model_dir).resolve()
+    with _temporary(out) as part:
+        script = [sys.executable, "-P", Path(__file__).with_name("gguf_convert.py"), toolchain().converter, model_dir]
+        _run([*script, "--outfile", part, "--outtype", outtype], f"converting {model_dir.name} to GGUF")
+    return out
+
+
+def quantize(src, out, type, type_map=None, threads=1):
+    """Quantize a bf16/f16/f32 GGUF file to `type` (q4_0, q4_k_m, ...), without an importance matrix; returns out.
+
+    type_map: {tensor name: ggml type} as from `type_map`, pins single tensors; tensors that llama.cpp never
+    quantizes (norms, biases, routers) are ignored in it.
+    """
+    out = Path(out)
+    with _temporary(out) as part, tempfile.TemporaryDirectory() as scratch:
+        args = []
+        if type_map:
+            pins = Path(scratch, "types.txt")
+            lines = [f"^{re.escape(name)}$={kind}\n" for name, kind in type_map.items()]
+            pins.write_text("".join(lines), encoding="utf-8")
+            args = ["--tensor-type-file", pins]
+        _run([toolchain().quantize, *args, src, part, type.upper(), threads], f"quantizing {Path(src).name} to {type}")
+    return out
+
+
+def type_map(src, type):
+    """The type each tensor would get from `quantize(src, ..., type)`: {tensor name: ggml type, e.g. "q6_k"}."""
+    text = _run([toolchain().quantize, "--dry-run", src, type.upper()], f"planning {type} for {Path(src).name}")
+    line = re.compile(r"\[ *\d+/ *\d+\] +(\S+) +- \[[^]]*\], type = +(\w+), size = .*?(?:\((\w+)\))?$", re.MULTILINE)
+    return {name: (target or kind).lower() for name, kind, target in line.findall(text)}
+
+
+def tensor_types(file):
+    """The types that a GGUF file holds: {tensor name: ggml type in lower case}."""
+    return {tensor.name: tensor.tensor_type.name.lower() for tensor in _reader(file).tensors}
+
+
+def dequantize(file):
+    """Yield (tensor name, float32 array of shape (rows, cols)) exactly as llama.cpp reads the file's numbers."""
+    from gguf.quants import dequantize as to_float32
+
+    for tensor in _reader(file).tensors:
+        shape = tuple(int(size) for size in reversed(tensor.shape))  # GGUF lists the fastest dimension first
+        yield tensor.name, to_float32(tensor.data, tensor.tensor_type).astype("float32", copy=False).reshape(shape)
+
+
+def hf_names(model):
+    """Map each parameter of a transformers or PEFT model to its GGUF tensor: {parameter name: tensor name}.
+
+    Adapter parameters, and those that the architecture's file splits or renames by rule (experts), are left out.
+    Raises ValueError for an architecture that GGUF does not know.
+    """
+    import gguf as package
+
+    config = model.config
+    wanted = ARCHITECTURES.get(config.model_type, config.model_type)
+    known = {name: number for number, name in package.MODEL_ARCH_NAMES.items()}
+    if wanted not in known:
+        raise ValueError(
+            f"model_type {config.model_type!r} has no GGUF architecture of that name; known: {sorted(known)}"
+        )
+    names = package.get_tensor_name_map(known[wanted], config.num_hidden_layers)
+    found = {}
+    for name, _ in model.named_parameters():
+        plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        tensor = names.get_name(plain, try_suffixes=(".weight", ".bias"))
+        if tensor and tensor.endswith((".weight", ".bias")):
+            found[name] = tensor
+    return found
+
+
+def perplexity(file, text_path, ctx=256, threads=1):
+    """Perplexity of a text file under llama-perplexity: {"ppl", "stderr", "chunks", "ctx", "seconds"}.
+
+    The text is cut into chunks of ctx tokens; the second half of each is scored. Chat marks in the text are read as
+    plain characters, so give it running text. Raises ValueError when the text is shorter than two chunks.
+    """
+    start = time.monotonic()
+    args = ["-m", file, "-f", text_path, "-c", ctx, "-t", threads, "-tb", threads, "--no-warmup", "--offline"]
+    text = _run([toolchain().perplexity, *args], f"perplexity of {Path(file).name}")
+    final = re.search(r"Final estimate: PPL = (\S+) \+/- (\S+)", text)
+    if final is None:  # it exits with 0 all the same
+        raise ValueError(f"no perplexity for {file} on {text_path}, it needs {2 * ctx} tokens or more:\n{_last(text)}")
+    chunks = int(re.search(r"over (\d+) chunks", text).group(1))
+    seconds = time.monotonic() - start
+    return {"ppl": float(final[1]), "stderr": float(final[2]), "chunks": chunks, "ctx": ctx, "seconds": seconds}
+
+
+@contextlib.contextmanager
+def serve(file, slots=1, ctx=2048, threads=1, log=None):
+    """Run llama-server on a free port of 127.0.0.1 and yield its base URL, "http://127.0.0.1:<port>".
+
+    ctx: tokens per slot. log: path for the server's log, which is thrown away by default.
+    The chat template is the file's own, reasoning stays in the text as generated, prompts are never cached.
+    Raises RuntimeError with the log's last lines when the server dies while it loads.
+    """
+    args = ["-m", file, "--host", "127.0.0.1", "--port", "0", "-np", slots, "-c", ctx * slots, "-no-kvu"]
+    args += ["-t", threads, "-tb", threads, "--jinja", "--reasoning-format", "none", "--no-ui", "--offline"]
+    args += ["--no-cache-prompt", "--cache-ram", "0", "--no-warmup", "--log-colors", "off"]
+    command = [sys.executable, "-c", LAUNCH, *map(str, [toolchain().server, *args])]
+    with tempfile.TemporaryDirectory() as scratch:
+        log = Path(log or Path(scratch, "server.log"))
+        with open(log, "w", encoding="utf-8") as sink:
+            process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=_environment())
+        try:
+            yield _wait_until_healthy(process, log, Path(file).name)
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def request(base_url, path, body=None, timeout_s=60):
+    """One JSON request to llama-server: GET, or POST when there is a body. Returns the decoded reply."""
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"}
+    with DIRECT.open(urllib.request.Request(base_url + path, data, headers), timeout=timeout_s) as reply:
+        return json.load(reply)
+
+
+def tokenize(base_url, text):
+    """Token ids of a text in a running server; special tokens written in it count as such, none is added."""
+    body = {"content": text, "add_special": False, "parse_special": True}
+    return request(base_url, "/tokenize", body)["tokens"]
+
+
+def _wait_until_healthy(process, log, name, timeout_s=900):
+    """Wait for the port in the log, then for /health; returns the base URL."""
+    deadline = time.monotonic() + timeout_s  # 20 billion parameters from a slow disk take minutes
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"llama-server ended with status {process.returncode} on {name}:\n{tools.tail(log)}")
+        address = re.search(
+            r"listening on (http://127\.0\.0\.1:\d+)", log.read_text(encoding="utf-8", errors="replace")
+        )
+        if address:
+            with contextlib.suppress(urllib.error.URLError, TimeoutError):
+                request(address[1], "/health", timeout_s=5)
+                return address[1]
+        time.sleep(0.05)
+    raise RuntimeError(f"llama-server was not ready after {timeout_s} s on {name}:\n{tools.tail(log)}")
+
+
+def _reader(file):
+    from gguf import GGUFReader
+
+    return GGUFReader(file)
+
+
+def _environment():
+    """This process's environment without settings that would change llama.cpp's behaviour behind our back."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_ARG_", "GGML_"))}
+    return {**kept, "HF_HUB_OFFLINE": "1"}
+
+
+def _run(args, what):
+    """Run one program and return its output. Raises ValueError when it refuses, RuntimeError when it crashes."""
+    args = [str(arg) for arg in args]
+    text = {"encoding": "utf-8", "errors": "replace"}
+    result = subprocess.run(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=_environment(), **text)
+    if result.returncode < 0:
+        raise RuntimeError(f"{what}: {Path(args[0]).name} died of signal {-result.returncode}:\n{_last(result.stdout)}")
+    if result.returncode > 0:
+        raise ValueError(f"{what} failed:\n{_last(result.stdout)}")
+    return result.stdout
+
+
+def _last(text, lines=15):
+    return "\n".join(text.splitlines()[-lines:])
+
+
+@contextlib.contextmanager
+def _temporary(out):
+    """Yield a temporary name beside out; rename it to out when the block ends well, else remove it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f"{out.stem}.part-{os.getpid()}.gguf")
+    try:
+        yield part
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,252 @@
+"""lib/gguf.py on the real llama.cpp, with a random Qwen3-shaped model of 1.5 million parameters."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+
+import gguf as package
+import numpy as np
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GptOssConfig, GptOssForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from lib import gguf, gguf_convert
+
+CORPUS = [f"A patient aged {n} with fever, chest pain and {n % 7} days of cough isn't well." for n in range(200)]
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def build_tokenizer(expression):
+    """A byte-level BPE of 600 tokens with the given pre-tokenizer expression."""
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(expression), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=TEMPLATE
+    )
+
+
+def save_twin(folder, expression):
+    tokenizer = build_tokenizer(expression)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=0.06,  # large enough that the greedy choice is never a near tie
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = Qwen3ForCausalLM(config).to(torch.bfloat16).float().eval()
+    model.save_pretrained(folder)
+    return folder, model, tokenizer
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory):
+    torch.set_num_threads(1)
+    return save_twin(tmp_path_factory.mktemp("twin"), gguf_convert.PRE_TOKENIZERS["qwen2"])
+
+
+@pytest.fixture(scope="module")
+def bf16(twin, tmp_path_factory):
+    return gguf.convert(twin[0], tmp_path_factory.mktemp("gguf") / "model-bf16.gguf", "bf16")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n".join(CORPUS[:60]), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(bf16):
+    with gguf.serve(bf16, ctx=256) as base_url:
+        yield base_url
+
+
+def test_the_file_holds_the_models_numbers_under_the_mapped_names(twin, bf16):
+    model = twin[1]
+    names = gguf.hf_names(model)
+    stored = dict(gguf.dequantize(bf16))
+    assert set(names) == {name for name, _ in model.named_parameters()}
+    assert set(names.values()) == set(stored)
+    for name, parameter in model.named_parameters():
+        assert np.array_equal(stored[names[name]], parameter.detach().numpy()), name
+
+
+def test_names_of_a_peft_model_skip_adapters_and_keep_base_layers(twin):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(Qwen3ForCausalLM(twin[1].config), LoraConfig(r=2, target_modules=["q_proj"]))
+    names = gguf.hf_names(model)
+    assert names["base_model.model.model.layers.1.self_attn.q_proj.base_layer.weight"] == "blk.1.attn_q.weight"
+    assert not [name for name in names if "lora_" in name]
+
+
+def test_expert_tensors_that_the_file_lays_out_otherwise_are_not_mapped():
+    config = GptOssConfig(
+        vocab_size=32, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_local_experts=2, head_dim=32,
+        num_attention_heads=1, num_key_value_heads=1, pad_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    names = gguf.hf_names(GptOssForCausalLM(config))
+    assert names["model.layers.0.self_attn.v_proj.weight"] == "blk.0.attn_v.weight"
+    assert not [name for name in names if "experts" in name]
+
+
+def test_unknown_architecture_is_refused():
+    class Model:
+        class config:
+            model_type = "abacus"
+
+    with pytest.raises(ValueError, match="'abacus' has no GGUF architecture"):
+        gguf.hf_names(Model())
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q8_0"])
+def test_quantized_numbers_are_those_of_the_reference_in_python(bf16, tmp_path, kind):
+    name = "blk.1.ffn_up.weight"
+    weights = dict(gguf.dequantize(bf16))[name]
+    number = package.GGMLQuantizationType[kind.upper()]
+    expected = package.quants.dequantize(package.quants.quantize(weights, number), number)
+    file = gguf.quantize(bf16, tmp_path / "out.gguf", kind)
+    assert gguf.tensor_types(file)[name] == kind
+    assert np.array_equal(dict(gguf.dequantize(file))[name], expected)
+
+
+def test_type_map_is_what_the_quantized_file_gets(bf16, tmp_path):
+    planned = gguf.type_map(bf16, "q4_k_m")
+    assert planned == gguf.tensor_types(gguf.quantize(bf16, tmp_path / "out.gguf", "q4_k_m"))
+    # llama.cpp's mix by hand, for 2 layers: attn_v and ffn_down get more bits in the last eighth, the tied head always
+    assert planned["token_embd.weight"] == "q6_k"
+    assert (planned["blk.0.attn_v.weight"], planned["blk.1.attn_v.weight"]) == ("q4_k", "q6_k")
+    assert planned["blk.0.attn_q.weight"] == "q4_k"
+    assert planned["blk.0.attn_norm.weight"] == "f32"
+
+
+def test_a_type_map_pins_single_tensors_and_nothing_else(bf16, tmp_path):
+    pinned = {**gguf.type_map(bf16, "q4_0"), "blk.0.attn_q.weight": "q8_0"}
+    file = gguf.quantize(bf16, tmp_path / "out.gguf", "q4_0", type_map=pinned)
+    assert gguf.tensor_types(file) == pinned
+
+
+def test_unknown_type_is_refused_and_leaves_no_file(bf16, tmp_path):
+    with pytest.raises(ValueError, match="invalid ftype 'Q4_X'"):
+        gguf.quantize(bf16, tmp_path / "out.gguf", "q4_x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_perplexity_agrees_with_the_same_sum_in_torch(twin, bf16, text):
+    _, model, tokenizer = twin
+    ctx = 128
+    ids = torch.tensor(tokenizer(text.read_text(), add_special_tokens=False)["input_ids"])
+    chunks = ids[: len(ids) // ctx * ctx].view(-1, ctx)
+    with torch.no_grad():
+        logits = model(chunks).logits[:, ctx // 2 : -1]  # llama.cpp scores the second half of each chunk
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), chunks[:, ctx // 2 + 1 :].flatten())
+    measured = gguf.perplexity(bf16, text, ctx=ctx)
+    assert measured["chunks"] == len(chunks)
+    assert measured["ppl"] == pytest.approx(loss.exp().item(), rel=2e-3)
+    assert measured == {**gguf.perplexity(bf16, text, ctx=ctx), "seconds": measured["seconds"]}
+
+
+def test_a_text_too_short_for_perplexity_is_named(bf16, text):
+    with pytest.raises(ValueError, match="it needs 20000 tokens or more"):
+        gguf.perplexity(bf16, text, ctx=10000)
+
+
+def test_server_sees_the_tokens_that_training_saw(twin, server):
+    tokenizer = twin[2]
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": CORPUS[3]}], tokenize=False)
+    for sample in [chat, *CORPUS[:3], "  it's  2026\n\n\nIT'S 37.5 °C — naïve 体温 🩺\t\r\n end "]:
+        assert gguf.tokenize(server, sample) == tokenizer(sample, add_special_tokens=False)["input_ids"]
+
+
+def test_greedy_answer_is_that_of_transformers(twin, server):
+    _, model, tokenizer = twin
+    messages = [{"role": "user", "content": "fever and cough"}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    ids = model.generate(**prompt, max_new_tokens=12, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    expected = tokenizer.decode(ids[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+    body = {"messages": messages, "max_tokens": 12, "temperature": 0}
+    replies = [gguf.request(server, "/v1/chat/completions", body)["choices"][0]["message"] for _ in range(2)]
+    assert [reply["content"] for reply in replies] == [expected, expected]
+
+
+def test_server_ends_with_its_block_even_on_an_error(bf16):
+    with pytest.raises(ZeroDivisionError), gguf.serve(bf16, slots=2, ctx=64) as base_url:
+        assert gguf.request(base_url, "/props")["total_slots"] == 2
+        raise ZeroDivisionError
+    with pytest.raises(urllib.error.URLError):
+        gguf.request(base_url, "/health", timeout_s=2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
+def test_server_dies_with_a_killed_process(bf16):
+    code = (
+        "import sys, time\nfrom lib import gguf\n"
+        "with gguf.serve(sys.argv[1], ctx=64) as url:\n    print(url, flush=True)\n    time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(bf16)], stdout=subprocess.PIPE, text=True)
+    base_url = process.stdout.readline().strip()
+    gguf.request(base_url, "/health")
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    time.sleep(0.3)
+    with pytest.raises(urllib.error.URLError):
+        gguf.request(base_url, "/health", timeout_s=2)
+
+
+def test_server_that_cannot_start_says_why(tmp_path):
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"not a model")
+    with pytest.raises(RuntimeError, match=r"llama-server ended .* on broken.gguf(.|\n)*failed to load model"):
+        with gguf.serve(broken):
+            pass
+
+
+def test_converter_refuses_a_pre_tokenizer_that_nobody_published(tmp_path):
+    folder, *_ = save_twin(tmp_path / "odd", r"\p{N}{1,2}|" + gguf_convert.PRE_TOKENIZERS["qwen2"])
+    with pytest.raises(ValueError, match="is none of llama-bpe, qwen2, gpt-4o"):
+        gguf.convert(folder, tmp_path / "odd.gguf")
+    assert not (tmp_path / "odd.gguf").exists()
+
+
+@pytest.mark.parametrize("name", gguf_convert.PRE_TOKENIZERS)
+def test_pre_tokenizer_is_named_from_its_expression(tmp_path, name):
+    file = tmp_path / "tokenizer.json"
+    build_tokenizer(gguf_convert.PRE_TOKENIZERS[name]).backend_tokenizer.save(str(file))
+    assert gguf_convert.pre_tokenizer_name(file) == name
+    content = json.loads(file.read_text())
+    content["pre_tokenizer"]["pretokenizers"][1]["use_regex"] = True
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="pre-tokenizer of"):
+        gguf_convert.pre_tokenizer_name(file)
+
+
+def test_missing_toolchain_names_the_command(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="make setup"):
+        gguf.toolchain()

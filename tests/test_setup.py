@@ -1,0 +1,227 @@
+"""lib/setup.py and lib/toolchain.py without network and without compiling anything."""
+
+import ast
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from lib import setup, toolchain
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A fresh clone's files, as far as the set-up reads them, with no requirements and llama.cpp already cached."""
+    folder = tmp_path / "clone"
+    (folder / "lib").mkdir(parents=True)
+    for name in ("lib/__init__.py", "lib/setup.py", "lib/toolchain.py", "pyproject.toml", "toolchain.txt"):
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "requirements.txt").write_text("")
+    (folder / "requirements-gpu.txt").write_text("")
+    toolchain.folder().mkdir(parents=True)
+    return folder
+
+
+def run_setup(folder, *args, **env):
+    command = [sys.executable, "-m", "lib.setup", *args]
+    env = {**os.environ, "PYTHONPATH": "", **env}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", ["setup", "toolchain"])
+def test_an_old_python_can_read_the_file_and_say_so(name):
+    ast.parse((ROOT / "lib" / f"{name}.py").read_text(), feature_version=(3, 6))
+
+
+def test_an_old_python_is_one_clear_line(monkeypatch, capsys):
+    monkeypatch.setattr(setup.sys, "version_info", (3, 9, 2))
+    assert setup.main([]) == 1
+    assert capsys.readouterr().err == "setup: Python 3.9 found, 3.11 or later needed: make setup PYTHON3=python3.11\n"
+
+
+def test_missing_compiler_is_named(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert setup.missing_compiler().startswith("no C++ compiler (no-such-compiler)")
+
+
+def test_compiler_that_does_not_work_is_named_with_its_reason(monkeypatch, tmp_path):
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho 'fatal error: filesystem: No such file'\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    assert "cannot compile a C++17 program (fatal error: filesystem: No such file)" in setup.missing_compiler()
+
+
+def test_no_compiler_is_needed_once_llama_cpp_is_cached(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert any("compiler" in problem for problem in setup.checks())
+    toolchain.folder().mkdir(parents=True)
+    assert not any("compiler" in problem for problem in setup.checks())
+
+
+def test_too_little_disk_is_one_line_with_both_numbers(monkeypatch, tmp_path):
+    monkeypatch.setattr(setup.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 2**30))
+    [problem] = setup.missing_space({tmp_path / "a": 6, tmp_path / "b": 2})  # one file system: the needs add up
+    assert problem == f"1.0 GiB free at {tmp_path}, 8 GiB needed for packages and llama.cpp"
+    assert setup.missing_space({tmp_path: 1}) == []
+
+
+def test_folder_without_write_permission_is_named(monkeypatch, tmp_path):
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(setup.tempfile, "TemporaryFile", refuse)
+    assert setup.not_writable(tmp_path / "new") == f"no write permission in {tmp_path} (Permission denied)"
+
+
+def test_nothing_is_made_when_a_check_fails(clone):
+    shutil.rmtree(toolchain.cache_dir())
+    result = run_setup(clone, CXX="no-such-compiler")
+    assert result.returncode == 1
+    assert result.stderr.startswith("setup: no C++ compiler")
+    assert not (clone / ".venv").exists() and not (clone / "outputs").exists()
+
+
+def test_requirements_are_exact_pins_with_the_build_tools_among_them():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pins = [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
+    assert all(pin.count("==") == 1 and " " not in pin for pin in pins)
+    assert [tool.split("==")[0] for tool in setup.build_tools()] == ["cmake", "ninja", "scikit-build-core"]
+
+
+def test_a_failing_install_shows_its_reason_and_is_not_ready(clone):
+    (clone / "requirements.txt").write_text("no-such-package==1\n")
+    failed = run_setup(clone, PIP_ARGS="--no-index", PIP_FIND_LINKS="")
+    assert failed.returncode == 1
+    assert "No matching distribution found for no-such-package==1" in failed.stderr
+    assert "outputs/setup.log" in failed.stderr
+    assert not (clone / ".venv/.ready").exists()
+
+
+def test_second_run_only_compares_the_marker(clone, monkeypatch):
+    monkeypatch.setattr(setup, "ROOT", clone)
+    (clone / ".venv/bin").mkdir(parents=True)
+    (clone / ".venv/bin/python").touch()
+    (clone / ".venv/.ready").write_text(setup.fingerprint(gpu=False))
+    start = time.monotonic()
+    result = run_setup(clone)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert time.monotonic() - start < 1  # about 0.1 s; the rest is for a busy machine
+
+
+@pytest.mark.parametrize("change", ["requirements.txt", "pyproject.toml", "toolchain.txt"])
+def test_a_changed_pin_file_is_not_ready(clone, monkeypatch, change):
+    monkeypatch.setattr(setup, "ROOT", clone)
+    before = setup.fingerprint(gpu=False)
+    (clone / change).write_text((clone / change).read_text() + "# changed\n")
+    assert setup.fingerprint(gpu=False) != before
+
+
+def test_the_cache_key_follows_pin_and_flags(monkeypatch, tmp_path):
+    first = toolchain.key()
+    assert toolchain.folder() == tmp_path / "cache/medtune/llama.cpp" / first
+    monkeypatch.setattr(toolchain, "FLAGS", [*toolchain.FLAGS, "-DGGML_CUDA=ON"])
+    second = toolchain.key()
+    pins = tmp_path / "toolchain.txt"
+    pins.write_text("llama-cpp-python==0.3.36 --hash=sha256:" + "0" * 64)
+    monkeypatch.setattr(toolchain, "PINS", pins)
+    assert len({first, second, toolchain.key()}) == 3
+    pins.write_text("llama-cpp-python==0.3.36")
+    with pytest.raises(ValueError, match="restore it from git"):
+        toolchain.key()
+
+
+def archive(path, *names):
+    with tarfile.open(path, "w:gz") as tar:
+        for name in names:
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    return path
+
+
+def test_only_what_the_build_reads_is_unpacked(tmp_path):
+    inner = "llama_cpp_python-1/vendor/llama.cpp/"
+    names = [
+        inner + "CMakeLists.txt",
+        inner + "docs/a.md",
+        inner + "src/models/qwen3.cpp",
+        "llama_cpp_python-1/setup.py",
+    ]
+    toolchain.unpack(archive(tmp_path / "a.tar.gz", *names), tmp_path / "out")
+    files = [path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert sorted(map(str, files)) == ["CMakeLists.txt", "src/models/qwen3.cpp"]
+
+
+@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="tarfile filters came with Python 3.11.4")
+def test_an_archive_cannot_write_outside_its_folder(tmp_path):
+    evil = archive(tmp_path / "a.tar.gz", "x/vendor/llama.cpp/../../evil")
+    with pytest.raises(tarfile.FilterError):
+        toolchain.unpack(evil, tmp_path / "deep/out")
+
+
+def test_a_patch_that_no_longer_fits_stops_the_build(tmp_path):
+    [(name, (line, addition))] = toolchain.PATCHES.items()
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text(f"a\n{line}b\n")
+    toolchain.patch(tmp_path)
+    assert (tmp_path / name).read_text() == f"a\n{line}{addition}b\n"
+    (tmp_path / name).write_text("another version\n")
+    with pytest.raises(toolchain.BuildError, match="found 0 times"):
+        toolchain.patch(tmp_path)
+
+
+def test_a_failed_build_leaves_nothing_behind_and_shows_the_log(monkeypatch, tmp_path):
+    def fetch(work, sink, pip_args):
+        (work / "half").touch()
+        toolchain.command(
+            [sys.executable, "-c", "print('THESE PACKAGES DO NOT MATCH THE HASHES'); exit(1)"], sink, "get"
+        )
+
+    monkeypatch.setattr(toolchain, "fetch", fetch)
+    with pytest.raises(toolchain.BuildError, match=r"step 'get' failed with exit status 1(.|\n)*DO NOT MATCH"):
+        toolchain.build(tmp_path / "log")
+    assert [path.suffix for path in toolchain.folder().parent.iterdir()] == [".lock"]
+
+
+def test_of_two_builders_at_once_one_builds(tmp_path):
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom lib import toolchain\n"
+        "def fetch(work, sink, pip_args):\n    print('built', flush=True); time.sleep(0.5); return work\n"
+        "toolchain.fetch = fetch\ntoolchain.patch = toolchain.compile_programs = lambda *args: None\n"
+        "toolchain.install = lambda source, build, done, sink: done.mkdir()\n"
+        "assert toolchain.build(sys.argv[1]).is_dir()"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    commands = [[sys.executable, "-c", code, str(tmp_path / f"log{n}")] for n in range(2)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) for command in commands]
+    texts = [process.communicate()[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert sum("built" in text for text in texts) == 1
+    assert sum("waiting" in text for text in texts) == 1
+
+
+def test_the_build_ends_when_the_install_fails(monkeypatch, tmp_path):
+    script = tmp_path / "python"
+    script.write_text(f"#!/bin/sh\nsleep 30 & echo $! > {tmp_path}/child\nwait\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(setup, "PYTHON", script)
+    with pytest.raises(toolchain.BuildError), setup.background_build([]) as process:
+        while not (tmp_path / "child").exists() or not (tmp_path / "child").read_text().strip():
+            time.sleep(0.01)
+        raise toolchain.BuildError("pip failed")
+    assert process.returncode == -15
+    time.sleep(0.1)
+    child = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
+    assert not child.exists() or child.read_text().split()[2] == "Z"
