@@ -1,0 +1,42 @@
+"""Figures of quantization: where a grid puts the weights of a row, and which blocks pay most."""
+
+from lib.plots import INK, MUTED, _canvas, colour
+
+
+def grid_row(weights, rounded, block, title="One row of weights and the values the file can hold"):
+    """Weights (circles), what they become (ends of the stems), and each block's values in use (grey lines).
+
+    weights, rounded: equally long sequences of numbers, the start of one row. block: weights that share a scale.
+    """
+    figure, (ax,) = _canvas(3.9, title)
+    places = range(len(weights))
+    for start in range(0, len(weights), block):
+        levels = sorted({float(value) for value in rounded[start : start + block]})
+        ax.hlines(levels, start - 0.5, min(start + block, len(weights)) - 0.5, color="#CCCCCC", linewidth=0.9)
+        ax.axvline(start - 0.5, color=INK, linewidth=0.9, linestyle=":")
+    ax.vlines(places, weights, rounded, color=colour("qat"), linewidth=1.6, label="rounding error")
+    ax.plot(places, weights, "o", color="white", markeredgecolor=INK, markersize=4.5, label="weight as trained")
+    ax.plot(places, rounded, "_", color=colour("qat"), markersize=7, markeredgewidth=1.8, label="value in the file")
+    ax.set_xlabel("position in the row (weights)")
+    ax.set_ylabel("value")
+    ax.set_xlim(-1, len(weights))
+    ax.legend(frameon=False, fontsize=10, ncols=3, loc="upper left", bbox_to_anchor=(0, 1.12))
+    return figure
+
+
+def block_errors(largest, errors, typical, title="A block pays for its largest weight"):
+    """Rounding error of every block against its largest weight, on logarithmic axes.
+
+    largest, errors: per block, the magnitude of its largest weight and its root mean square error.
+    typical: the tensor's root mean square weight, drawn as a dashed line.
+    """
+    figure, (ax,) = _canvas(3.4, title)
+    ax.loglog(largest, errors, ".", color=MUTED, markersize=3, alpha=0.5, rasterized=True)
+    ax.axvline(typical, color=INK, linestyle="--", linewidth=1.2)
+    ax.annotate(
+        "typical weight", (typical, 0), (4, 4), ax.get_xaxis_transform(), textcoords="offset points", fontsize=9
+    )
+    ax.set_xlabel("largest magnitude in the block")
+    ax.set_ylabel("rounding error (root mean square)")
+    ax.grid(color="#DDDDDD", linewidth=0.8)
+    return figure

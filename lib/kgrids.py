@@ -1,0 +1,172 @@
+"""The 256-weight grids of GGUF (Q2_K, Q4_K, Q5_K, Q6_K) in torch, equal in value to ggml's reference quantizer.
+
+Source: ggml/src/ggml-quants.c of llama.cpp, the `_ref` functions that llama-quantize runs without an imatrix.
+Exactness rests on four habits: sums run left to right like the C loop (`running_sum`), a division stays a division
+(`divide`), square roots go through double, and the search of `fit_scale_and_min` goes on from its own best minimum.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+TINY = 1e-15  # GROUP_MAX_EPS: ggml stores zeros below it
+SUPER = 256  # weights that share one fp16 scale
+
+
+@dataclass(frozen=True)
+class MinGrid:
+    """One grid with scale and minimum: value = scale * q - minimum, 0 <= q <= levels."""
+
+    group: int  # weights that share a scale and a minimum
+    levels: int  # largest q
+    scale_levels: int  # largest quantized scale or minimum
+    first: float  # first offset that the search adds to `levels`
+    steps: int  # further offsets, 0.1 apart
+    absolute: bool  # weights |x| and absolute error; otherwise rms + |x| and squared error
+
+
+Q2_K = MinGrid(group=16, levels=3, scale_levels=15, first=-0.5, steps=15, absolute=True)
+Q4_K = MinGrid(group=32, levels=15, scale_levels=63, first=-1.0, steps=20, absolute=False)
+Q5_K = MinGrid(group=32, levels=31, scale_levels=63, first=-0.5, steps=15, absolute=False)
+
+
+def divide(a, b):
+    """a / b in IEEE float32; either may be a number, which torch alone would turn into a product with a reciprocal."""
+    device = (a if torch.is_tensor(a) else b).device
+    a, b = (t if torch.is_tensor(t) else torch.full((), t, dtype=torch.float32, device=device) for t in (a, b))
+    return a / b
+
+
+def running_sum(terms):
+    """Sum over the first axis from left to right, rounding after each addition as a C loop does."""
+    first, *rest = terms.unbind(0)
+    total = first.clone()
+    for term in rest:
+        total += term
+    return total
+
+
+def nearest_int(x):
+    """ggml's nearest_int: round half to even through the mantissa, with its wrap-around beyond 2^22."""
+    return ((x + 12582912.0).view(torch.int32) & 0x007FFFFF) - 0x00400000
+
+
+def half(x):
+    """Round float32 to fp16 and back."""
+    return x.to(torch.float16).to(torch.float32)
+
+
+def candidates(start, levels, steps):
+    """The numerators start + 0.1 * step + levels of ggml's scale searches, rounded as C floats."""
+    tenth, start, levels = np.float32(0.1), np.float32(start), np.float32(levels)
+    return [float(start + tenth * np.float32(step) + levels) for step in steps]
+
+
+def fit_scale_and_min(x, weights, grid):
+    """Weighted fit of x by scale * q + low (ggml: make_qkx2_quants).
+
+    x, weights: (group, n) float32, one column a group. Returns scale (n,) and -low (n,), both >= 0.
+    """
+    low, high = x.amin(0).clamp_(max=0), x.amax(0)
+    sum_w, sum_x = running_sum(weights), running_sum(weights * x)
+
+    def quantized(inverse):
+        return ((x - low) * inverse).round_().clamp_(0, grid.levels)
+
+    def error(scale, low, q):
+        miss = (scale * q).add_(low).sub_(x)
+        return running_sum((miss.abs_() if grid.absolute else miss.mul_(miss)).mul_(weights))
+
+    inverse = divide(grid.levels, high - low)
+    scale = divide(1.0, inverse)
+    best = error(scale, low, quantized(inverse))
+    terms = torch.empty(len(x), 3, x.shape[1], dtype=x.dtype, device=x.device)
+    for numerator in candidates(grid.first, grid.levels, range(grid.steps + 1)):
+        q = quantized(divide(numerator, high - low))  # low is the best so far, not the group's own minimum
+        torch.mul(weights, q, out=terms[:, 0])
+        torch.mul(terms[:, 0], q, out=terms[:, 1])
+        torch.mul(terms[:, 0], x, out=terms[:, 2])
+        sum_q, sum_qq, sum_qx = running_sum(terms)
+        det = sum_w * sum_qq - sum_q * sum_q
+        new_low = (sum_qq * sum_x - sum_q * sum_qx) / det
+        new_scale = torch.where(new_low > 0, sum_qx / sum_qq, (sum_w * sum_qx - sum_x * sum_q) / det)
+        new_low = new_low.clamp_(max=0)
+        miss = error(new_scale, new_low, q)
+        better = (det > 0) & (miss < best)
+        best, scale, low = (
+            torch.where(better, new, old) for new, old in ((miss, best), (new_scale, scale), (new_low, low))
+        )
+    return scale, -low
+
+
+def quantize_sub_scales(values, levels, per_super):
+    """Quantize the scales (or minima) of each super-block to 0..levels steps of one fp16 number.
+
+    values: (n,) of all groups in order. Returns what the file can hold, (n,): fp16(top / levels) * integer.
+    """
+    values = values.view(-1, per_super)
+    top = values.amax(1, keepdim=True).clamp_(min=0)
+    step = half(divide(top, levels))
+    inverse = torch.where(step > 0, divide(levels, top), 0.0)
+    return (step * (nearest_int(inverse * values) & 0xFF).clamp_(max=levels)).flatten()
+
+
+def with_min(x, grid):
+    """Fake-quantize (n, 256) float32 super-blocks on a grid with minima (ggml: quantize_row_q2_K/q4_K/q5_K_ref)."""
+    x, shape = x.view(-1, grid.group).t().contiguous(), x.shape
+    weights = x.abs()
+    if not grid.absolute:
+        mean_square = running_sum(x * x) / 32.0
+        weights += mean_square.double().sqrt_().float()  # the float square root on a CPU is not correctly rounded
+    scale, minimum = fit_scale_and_min(x, weights, grid)
+    scale = quantize_sub_scales(scale, grid.scale_levels, SUPER // grid.group)
+    minimum = quantize_sub_scales(minimum, grid.scale_levels, SUPER // grid.group)
+    q = nearest_int((x + minimum) / torch.where(scale == 0, 1.0, scale)).clamp_(0, grid.levels)
+    return (q * scale - minimum).t().reshape(shape)
+
+
+def fit_scale(x, levels=32):
+    """Weighted fit of x by scale * q, -levels <= q < levels, weights x^2 (ggml: make_qx_quants, rmse_type 1).
+
+    x: (group, n) float32, one column a group. Returns the signed scale, (n,).
+    """
+    largest, where = x.abs().max(0)
+    peak = x.gather(0, where[None])[0]  # the first of equals, as in C
+    weights, weighted = x * x, x * x * x
+    scale = best = torch.zeros_like(peak)
+    for numerator in candidates(0.0, levels, [0, *range(-9, 0), *range(1, 10)]):
+        q = (divide(-numerator, peak) * x).round_().clamp_(-levels, levels - 1)
+        sum_qx, sum_qq = running_sum(weighted * q), running_sum((weights * q).mul_(q))
+        ratio = sum_qx / sum_qq
+        better = (sum_qq > 0) & (sum_qx * sum_qx > best * sum_qq)
+        best, scale = torch.where(better, ratio * sum_qx, best), torch.where(better, ratio, scale)
+    return torch.where(largest < TINY, 0.0, scale)
+
+
+def q6_k(x):
+    """Fake-quantize (n, 256) float32 super-blocks on the Q6_K grid (ggml: quantize_row_q6_K_ref)."""
+    x, shape = x.view(-1, 16).t().contiguous(), x.shape
+    scales = fit_scale(x).view(-1, 16)
+    where = scales.abs().argmax(1, keepdim=True)
+    top = scales.gather(1, where)
+    inverse = divide(-128.0, top)
+    step = torch.where(top.abs() < TINY, 0.0, half(divide(1.0, inverse)))
+    scale = (step * nearest_int(inverse * scales).clamp_(max=127)).flatten()
+    q = nearest_int(x / torch.where(scale == 0, 1.0, scale)).clamp_(-32, 31)
+    return (q * scale).t().reshape(shape)
+
+
+def q2_k(x):
+    """Fake-quantize (n, 256) float32 super-blocks on the Q2_K grid."""
+    return with_min(x, Q2_K)
+
+
+def q4_k(x):
+    """Fake-quantize (n, 256) float32 super-blocks on the Q4_K grid."""
+    return with_min(x, Q4_K)
+
+
+def q5_k(x):
+    """Fake-quantize (n, 256) float32 super-blocks on the Q5_K grid."""
+    return with_min(x, Q5_K)
