@@ -1,0 +1,103 @@
+"""Intervals and tests for scores on questions.
+
+The unit of resampling is always the question: several rows about one question (orders, judges, samples) are not
+independent, and an interval over rows is too narrow. Nothing here imports another module of lib.
+"""
+
+from itertools import product
+from math import comb, sqrt
+from statistics import NormalDist
+
+import numpy as np
+
+EXACT_LIMIT = 14  # up to 2**14 sign patterns are enumerated; above that they are sampled
+CHUNK = 500  # resamples drawn at a time, so that memory stays below CHUNK * questions numbers
+
+
+def wilson(successes, n, level=0.95):
+    """Wilson score interval of a proportion: (low, high), both between 0 and 1.
+
+    successes: number of hits, n: number of trials. n = 0 gives (0.0, 1.0): nothing is known.
+    Source: Wilson 1927; unlike the normal approximation it stays inside [0, 1] and holds near 0 % and 100 %.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n} trials: expected 0 <= successes <= n")
+    if n == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    share, shrink = successes / n, 1 + z * z / n
+    centre = (share + z * z / (2 * n)) / shrink
+    half = z * sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / shrink
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def bootstrap(values_by_question, statistic=None, B=10_000, seed=42, level=0.95):
+    """Percentile interval of a statistic over resampled questions: (low, high).
+
+    values_by_question: one entry per question, a number or an equally shaped array (orders, models, judges).
+    statistic: takes an array (questions, ...) and returns a number; None means the mean of all entries.
+    Raises ValueError when there is no question. Source: Efron 1979, cluster form.
+    """
+    values = np.asarray(values_by_question, dtype=float)
+    if not len(values):
+        raise ValueError("bootstrap needs at least one question, found none")
+    rng = np.random.default_rng(seed)
+    n, draws = len(values), []
+    flat = values.reshape(n, -1).mean(axis=1)
+    for start in range(0, B, CHUNK):
+        picks = rng.integers(0, n, size=(min(CHUNK, B - start), n))
+        draws.append(flat[picks].mean(axis=1) if statistic is None else np.array([statistic(values[p]) for p in picks]))
+    low, high = np.quantile(np.concatenate(draws), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def paired_permutation(a, b, B=10_000, seed=42):
+    """Two-sided p value of the sign-flip test that a and b have the same mean.
+
+    a, b: one value per question each, in the same order. Under the null hypothesis the sign of each difference is
+    arbitrary. Exact for up to EXACT_LIMIT non-zero differences, else B random sign patterns, with the observed
+    pattern counted as one of them so that p is never 0.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"paired values expected, found {len(a)} and {len(b)}")
+    differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    differences = differences[differences != 0]
+    if not len(differences):
+        return 1.0
+    observed = abs(differences.sum()) - 1e-12 * np.abs(differences).sum()
+    if len(differences) <= EXACT_LIMIT:
+        signs = np.array(list(product((-1, 1), repeat=len(differences))))
+        return float((np.abs(signs @ differences) >= observed).mean())
+    rng, hits = np.random.default_rng(seed), 0
+    for start in range(0, B, CHUNK):
+        signs = rng.integers(0, 2, size=(min(CHUNK, B - start), len(differences))) * 2 - 1
+        hits += int((np.abs(signs @ differences) >= observed).sum())
+    return (hits + 1) / (B + 1)
+
+
+def holm(p_values):
+    """Holm's step-down adjustment: adjusted p values in the order given.
+
+    Controls the chance of any false positive among all comparisons. Source: Holm 1979.
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        running = max(running, (len(p_values) - rank) * p_values[index])
+        adjusted[index] = min(1.0, running)
+    return adjusted
+
+
+def mcnemar(a, b):
+    """Exact two-sided McNemar test for paired yes/no outcomes.
+
+    a, b: one truth value per question each, in the same order.
+    Returns {"only_a", "only_b", "p"}: the discordant counts and the binomial p value; p = 1.0 without discordance.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"paired outcomes expected, found {len(a)} and {len(b)}")
+    only_a = sum(bool(x) and not y for x, y in zip(a, b, strict=True))
+    only_b = sum(bool(y) and not x for x, y in zip(a, b, strict=True))
+    n = only_a + only_b
+    tail = sum(comb(n, k) for k in range(min(only_a, only_b) + 1))
+    return {"only_a": only_a, "only_b": only_b, "p": min(1.0, 2 * tail / 2**n)}

@@ -1,0 +1,66 @@
+import pytest
+import torch
+from tiny_qwen import alone, byte_tokenizer, random_model
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from lib import decode
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(byte_tokenizer(), seed=3)
+
+
+def prompts(count):
+    generator = torch.Generator().manual_seed(5)
+    lengths = torch.randint(3, 40, (count,), generator=generator).tolist()
+    return [torch.randint(3, 250, (length,), generator=generator).tolist() for length in lengths]
+
+
+def test_rows_that_end_early_leave_the_batch_without_harm(model):
+    given = prompts(8)
+    free = [alone(model, ids, 20) for ids in given]
+    stops = {ids[5] for ids in free[:3]}  # tokens of the answers themselves, so that rows end at various times
+    with decode.evaluation(model):
+        got = decode.batch(model, given, stops, 20, decode.sampler(0.0, 0, "cpu"))
+    for ids, (out, seconds) in zip(free, got, strict=True):
+        end = next((i + 1 for i, token in enumerate(ids) if token in stops), len(ids))
+        assert out == ids[:end] and seconds > 0
+    assert len({len(out) for out, _ in got}) > 2
+
+
+def test_grouped_attention_equals_the_usual_one():
+    generator = torch.Generator().manual_seed(1)
+    query = torch.randn(3, 4, 1, 16, generator=generator)
+    key, value = (torch.randn(3, 2, 9, 16, generator=generator) for _ in range(2))
+    mask = torch.ones(3, 1, 1, 9, dtype=torch.bool)
+    mask[1, :, :, :4] = False
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = 2, True
+    for chosen in (mask, None):
+        got, _ = decode._grouped(module, query, key, value, chosen, scaling=0.3)
+        expected, _ = sdpa_attention_forward(module, query, key, value, chosen, scaling=0.3)
+        assert got.shape == expected.shape == (3, 1, 4, 16)
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_attention_and_mode_are_restored_also_after_an_error(model):
+    model.train()
+    with pytest.raises(KeyError), decode.evaluation(model):
+        assert not model.training and model.config._attn_implementation == decode.GROUPED
+        raise KeyError
+    assert model.training and model.config._attn_implementation == "sdpa"
+    model.eval()
+
+
+def test_left_pad_by_hand():
+    ids, mask, positions = decode.left_pad([[5, 6, 7], [8]], "cpu")
+    assert ids.tolist() == [[5, 6, 7], [0, 0, 8]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert positions.tolist() == [[0, 1, 2], [0, 0, 0]]
+
+
+def test_samplers():
+    logits = torch.tensor([[0.0, 5.0, 1.0]] * 200)
+    assert decode.sampler(0.0, 1, "cpu")(logits).tolist() == [1] * 200
+    draws = [decode.sampler(2.0, seed, "cpu")(logits).tolist() for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2] and set(draws[0]) == {0, 1, 2}

@@ -1,0 +1,117 @@
+import time
+
+import pytest
+import torch
+from loopback import Endpoint, completion
+from tiny_qwen import alone, byte_tokenizer, ids_of, random_model
+
+from lib import endpoint, generate
+
+torch.set_num_threads(1)  # more are slower at this size
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return random_model(tokenizer, seed=3)
+
+
+def prompts(*texts):
+    return [{"id": f"q{i}", "messages": [{"role": "user", "content": text}]} for i, text in enumerate(texts)]
+
+
+QUESTIONS = prompts("a", "what is it?", "a much longer question " * 3, "fever", "cough and fever", "x" * 40, "b", "ccc")
+
+
+def test_batched_answers_equal_single_ones_without_a_cache(model, tokenizer):
+    got = generate.transformers(model, tokenizer, QUESTIONS, 40, batch_size=8)
+    expected = [alone(model, ids_of(tokenizer, prompt), 40, {tokenizer.eos_token_id}) for prompt in QUESTIONS]
+    ended = [ids[-1] == tokenizer.eos_token_id for ids in expected]
+    assert [a["id"] for a in got] == [p["id"] for p in QUESTIONS]
+    assert [a["tokens"] for a in got] == [len(ids) for ids in expected]
+    assert [a["finish"] for a in got] == ["stop" if end else "length" for end in ended]
+    texts = [tokenizer.decode(ids[:-1] if end else ids) for ids, end in zip(expected, ended, strict=True)]
+    assert [a["text"] for a in got] == texts
+
+
+def test_batch_size_does_not_change_answers(model, tokenizer):
+    one, three = (generate.transformers(model, tokenizer, QUESTIONS, 24, batch_size=b) for b in (1, 3))
+    assert [a["text"] for a in one] == [a["text"] for a in three]
+
+
+def test_sampling_is_repeatable_and_differs_from_greedy(model, tokenizer):
+    runs = [generate.transformers(model, tokenizer, QUESTIONS, 24, 4, t, seed=1) for t in (1.5, 1.5, 0.0)]
+    texts = [[a["text"] for a in run] for run in runs]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_stop_ids_name_all_ends_of_a_turn(model, tokenizer):
+    assert generate.stop_ids(model, tokenizer) == {tokenizer.eos_token_id, tokenizer.pad_token_id}
+
+
+def test_reasoning_opened_by_the_template_belongs_to_the_text(tokenizer):
+    ids = tokenizer("hm</think>C", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    answer = generate._answer("q", "<|im_start|>assistant\n<think>\n", ids, {tokenizer.eos_token_id}, tokenizer)
+    assert answer["text"] == "<think>\nhm</think>C" and answer["finish"] == "stop"
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(endpoint, "PAUSE_S", (0.01, 0.05))
+
+
+def test_server_answers_in_order_with_several_slots():
+    def reply(body, _):
+        question = body["messages"][0]["content"]
+        return 200, {}, completion(f"echo {question}"), 0.2 if question == "slow" else 0.0
+
+    with Endpoint(reply) as server:
+        got = generate.server(server.url, prompts("slow", "b", "c", "d"), 50, slots=4)
+    assert [a["text"] for a in got] == ["echo slow", "echo b", "echo c", "echo d"]
+    assert {(a["tokens"], a["finish"]) for a in got} == {(7, "stop")}
+    assert {(b["max_tokens"], b["temperature"], b["model"]) for b in server.bodies} == {(50, 0.0, "local")}
+
+
+def test_server_puts_split_reasoning_back():
+    with Endpoint(lambda body, n: (200, {}, completion("Answer: C", reasoning_content="fever"), 0)) as server:
+        assert generate.server(server.url, prompts("a"), 9)[0]["text"] == "<think>\nfever\n</think>\n\nAnswer: C"
+    with Endpoint(lambda body, n: (200, {}, completion("", "length", reasoning_content="fev"), 0)) as server:
+        got = generate.server(server.url, prompts("a"), 9)[0]
+    assert (got["text"], got["finish"]) == ("<think>\nfev", "length")
+
+
+def test_transport_faults_are_retried():
+    faults = [
+        (429, {"Retry-After": "0"}, '{"error": {"message": "slow down"}}', 0),
+        (500, {}, "oops", 0),
+        (200, {}, '{"id": "x", "choi', 0),  # cut in the middle
+        (200, {"Content-Type": "text/html"}, "<html>a proxy</html>", 0),
+        (200, {}, '{"choices": []}', 0),
+    ]
+    with Endpoint(lambda body, n: faults[n - 1] if n <= len(faults) else (200, {}, completion("ok"), 0)) as server:
+        got = generate.server(server.url, prompts("a"), 9, timeout_s=20)
+    assert got[0]["text"] == "ok" and len(server.bodies) == len(faults) + 1
+
+
+def test_an_answer_that_never_comes_is_an_error_within_its_deadline():
+    with Endpoint(lambda body, n: (503, {"Retry-After": "600"}, "{}", 0)) as server:
+        start = time.monotonic()
+        got = generate.server(server.url, prompts("a"), 9, timeout_s=0.5)
+    assert (got[0]["finish"], got[0]["text"]) == ("error", "") and time.monotonic() - start < 2
+    with Endpoint(lambda body, n: (200, {}, completion("late"), 3)) as server:
+        start = time.monotonic()
+        got = generate.server(server.url, prompts("a"), 9, timeout_s=0.5)
+        assert got[0]["finish"] == "error" and time.monotonic() - start < 2
+
+
+def test_what_no_retry_mends_is_said_at_once():
+    with Endpoint(lambda body, n: (401, {}, '{"error": {"message": "bad key"}}', 0)) as server:
+        with pytest.raises(ValueError, match="bad key"):
+            generate.server(server.url, prompts("a"), 9)
+        assert len(server.bodies) == 1
+    with pytest.raises(ConnectionError, match="no server at"):
+        generate.server("http://127.0.0.1:9", prompts("a"), 9, timeout_s=0.3)

@@ -1,0 +1,64 @@
+import pytest
+
+from lib import lexical
+
+REFERENCE = "Atrial fibrillation needs anticoagulation. Avoid aspirin alone.\nAnswer: B"
+# key terms: atrial fibrillation needs anticoagulation aspirin alone
+
+
+def item(text, **changes):
+    base = {
+        "id": "q1",
+        "truth": "warfarin",
+        "letter": "B",
+        "options": ["Aspirin", "Warfarin", "Oxygen", "Rest"],
+        "reference": REFERENCE,
+        "answers": {"m": text},
+    }
+    return base | changes
+
+
+def scored(text, **changes):
+    return lexical.score(item(text, **changes), text)
+
+
+def test_key_terms_leave_out_the_letter_and_fillers():
+    assert lexical.key_terms(REFERENCE) == {"atrial", "fibrillation", "needs", "anticoagulation", "aspirin", "alone"}
+    assert lexical.key_terms(None) == set()
+
+
+def test_scores_by_hand():
+    assert scored(REFERENCE) == {"score": 10.0, "correct": True, "recall": 1.0, "mismatch": False}
+    assert scored("Answer: B") == {"score": 7.0, "correct": True, "recall": 0.0, "mismatch": False}
+    half = scored("Atrial fibrillation needs rest.\nAnswer: A")
+    assert (half["score"], half["recall"], half["correct"]) == (pytest.approx(2.5), 0.5, False)
+
+
+def test_an_empty_answer_is_the_worst():
+    assert scored("  ") == {"score": 1.0, "correct": False, "recall": 0.0, "mismatch": False}
+
+
+def test_what_the_reference_denies_must_not_be_affirmed():
+    wrong = scored("Atrial fibrillation needs anticoagulation. Give aspirin alone.\nAnswer: B")
+    assert wrong["mismatch"] and wrong["score"] == pytest.approx(7.0)
+    denied = scored("Atrial fibrillation does not need anticoagulation.\nAnswer: B")
+    assert denied["mismatch"]
+    assert not scored("Atrial fibrillation. Never give aspirin alone.\nAnswer: B")["mismatch"]
+
+
+def test_open_questions_use_the_short_truth():
+    found = scored("Start warfarin.", options=[], letter=None)
+    assert found["correct"] and found["score"] == pytest.approx(7.0)
+    assert not scored("Do not start warfarin.", options=[], letter=None)["correct"]
+
+
+def test_without_ground_truth_or_key_terms_the_other_part_decides():
+    half = scored("Atrial fibrillation needs rest.", options=[], letter=None, truth=None)
+    assert (half["score"], half["correct"]) == (pytest.approx(5.5), None)
+    assert scored("Answer: B", reference="Answer: B")["score"] == 10.0
+    assert scored("Rest.", reference="", options=[], letter=None, truth=None)["score"] == 1.0
+
+
+def test_rows_never_pass_for_a_language_model():
+    (row,) = lexical.rows([item("Answer: B")])
+    assert row["is_llm_judge"] is False and row["judge"] == "reference-overlap score" and "rank" not in row

@@ -1,0 +1,117 @@
+import math
+
+import pytest
+import torch
+from tiny_qwen import byte_tokenizer, random_model
+
+from lib import metrics
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return random_model(tokenizer, seed=1)
+
+
+def record(number, letter="B", options=("Aspirin", "Warfarin", "Vitamin K", "Oxygen"), answer="Warfarin"):
+    return {
+        "id": f"q{number}",
+        "instruction": f"Question {number}?" + "".join(f"\n{x}. {o}" for x, o in zip("ABCD", options, strict=False)),
+        "options": list(options),
+        "letter": letter,
+        "answer": answer,
+    }
+
+
+def answer(number, text, finish="stop"):
+    return {"id": f"q{number}", "text": text, "tokens": 9, "finish": finish, "seconds": 0.5}
+
+
+def test_score_by_hand(tokenizer):
+    records = [record(0), record(1), record(2), record(3), record(4, None, (), "warfarin"), record(5, None, (), None)]
+    given = [
+        answer(0, "<think>\nclot\n</think>\n\nAnswer: B"),
+        answer(1, "Answer: A"),
+        answer(2, "<think>\nand so on", "length"),
+        answer(3, "", "error"),
+        answer(4, "<think>x</think>Give warfarin."),
+        answer(5, "<think>x</think>Whatever."),
+    ]
+    rows = metrics.score(given, records, "think", tokenizer)
+    assert [r["correct"] for r in rows] == [True, False, False, False, True, None]
+    assert [r["picked"] for r in rows] == ["B", "A", None, None, None, None]
+    assert [r["parsed"] for r in rows] == [True, True, False, False, None, None]
+    assert [r["compliant"] for r in rows] == [True, False, False, False, True, True]
+    assert [r["truncated"] for r in rows] == [False, False, True, False, False, False]
+    assert (rows[0]["reasoning_tokens"], rows[0]["answer_tokens"]) == (4, 9)  # one token per byte
+    found = metrics.summary(rows)
+    assert (found["accuracy"]["value"], found["accuracy"]["n"]) == (2 / 5, 5)
+    assert (found["parsed"]["value"], found["truncated"]["value"]) == (0.5, 1 / 6)
+    assert found["errors"]["value"] == 1 / 6
+    # Wilson for 2 of 5: centre (0.4 + 1.9208/5) / (1 + 3.8415/5) = 0.4434, half 0.3260
+    assert (found["accuracy"]["low"], found["accuracy"]["high"]) == pytest.approx((0.1176, 0.7693), abs=2e-4)
+    assert "seconds" not in str(found)
+
+
+def test_an_answer_after_unfinished_reasoning_does_not_count():
+    rows = metrics.score([answer(0, "<think>\nAnswer: B")], [record(0)], "think")
+    assert rows[0]["correct"] is False and rows[0]["reasoning_tokens"] is None
+
+
+def test_answers_must_belong_to_the_records():
+    with pytest.raises(ValueError, match="1 answers do not match 1 records"):
+        metrics.score([answer(1, "x")], [record(0)], "think")
+
+
+def test_latency_by_hand():
+    given = [{"seconds": s, "tokens": 2} for s in (4, 1, 3, 2)]
+    assert metrics.latency(given) == {"median_s": 2.5, "p95_s": 4, "tokens": 8}
+
+
+def log_probabilities(model, ids):
+    """Of each token but the first, given those before it, one sequence at a time."""
+    with torch.inference_mode():
+        logits = model(torch.tensor([ids])).logits[0, :-1]
+    return torch.log_softmax(logits, -1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+
+
+def test_likelihood_equals_one_option_at_a_time(model, tokenizer):
+    records = [record(0), record(12345), record(2, "A", ("Yes", "No")), record(3, "C", ("a b c", "d", "eee"))]
+    rows = metrics.likelihood(model, tokenizer, records, batch_size=3)
+    for row, rec in zip(rows, records, strict=True):
+        prompt = tokenizer(rec["instruction"] + "\n\nAnswer:")["input_ids"]
+        expected = []
+        for option in rec["options"]:
+            tail = tokenizer(" " + option)["input_ids"]
+            expected.append(float(log_probabilities(model, prompt + tail)[-len(tail) :].mean()))
+        assert row["scores"] == pytest.approx(expected, abs=1e-5)
+        best = "ABCD"[expected.index(max(expected))]
+        assert (row["id"], row["picked"], row["correct"]) == (rec["id"], best, best == rec["letter"])
+
+
+def test_likelihood_wants_options(model, tokenizer):
+    with pytest.raises(ValueError, match="1 records have no options.*q7"):
+        metrics.likelihood(model, tokenizer, [record(7, None, ())])
+
+
+def test_perplexity_equals_the_sum_over_single_rows(model, tokenizer):
+    rows = []
+    for text, prompt in (("a fever of unknown origin", 8), ("cough", 2), ("x" * 60, 30)):
+        ids = tokenizer(text)["input_ids"]
+        rows.append((ids, [-100] * prompt + ids[prompt:]))
+    logs = torch.cat(
+        [log_probabilities(model, ids)[sum(x == -100 for x in labels) - 1 :] for ids, labels in rows]
+    ).tolist()
+    got = metrics.perplexity(model, rows, batch_size=2)
+    loss = -sum(logs) / len(logs)
+    assert (got["tokens"], got["rows"]) == (len(logs), 3)
+    assert (got["loss"], got["perplexity"]) == (pytest.approx(loss, abs=1e-5), pytest.approx(math.exp(loss), rel=1e-5))
+
+
+def test_perplexity_without_labels_is_refused(model):
+    with pytest.raises(ValueError, match="none of the 1 rows"):
+        metrics.perplexity(model, [([1, 2, 3], [-100, -100, -100])])
