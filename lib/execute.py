@@ -119,6 +119,7 @@ def _run_notebook(stage, cfg, folder):
             kernel_name="python3",
             cwd=ROOT / "notebooks",
             engine_name=terminal.register(),
+            extra_arguments=["--log-level=ERROR"],  # a local kernel's advice on transport encryption
         )
     except PapermillExecutionError as failure:
         error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}"

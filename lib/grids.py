@@ -7,6 +7,7 @@ the 256-weight types are in lib/kgrids.py. Inputs must be finite: llama-quantize
 
 import hashlib
 
+import numpy as np
 import torch
 
 from lib import kgrids
@@ -141,10 +142,11 @@ def ste(w, type, stored=torch.bfloat16):
 def sha256(values):
     """Hash of weights as float32, to prove two tensors equal without keeping both; -0 counts as 0.
 
-    values: tensor or numpy array. Equal hashes mean that no value differs, in the order of the rows.
+    values: tensor, or float32 numpy array. Equal hashes mean that no value differs, in the order of the rows.
     """
-    values = torch.as_tensor(values).detach().to("cpu", torch.float32) + 0.0  # -0 + 0 is +0
-    return hashlib.sha256(values.numpy().tobytes()).hexdigest()
+    if torch.is_tensor(values):
+        values = values.detach().to("cpu", torch.float32).numpy()
+    return hashlib.sha256((values + np.float32(0)).tobytes()).hexdigest()  # -0 + 0 is +0
 
 
 def _grid(type):

@@ -11,6 +11,7 @@ from lib.files import ROOT, HashCache, outputs_dir, read_json, sha256_file, sha2
 
 KEPT = ("checkpoints", "cache")  # survive a restart of the stage: each entry in them carries its own key
 NOT_OUTPUTS = (*KEPT, "stage.json", "stage.pending.json")
+machine.quiet()  # before the notebook imports what would print
 _open = {}  # folder -> the Stage that this process has open there
 
 
@@ -151,7 +152,6 @@ def start(stage, recipe_name="tiny", overrides=None):
 
     Works from any working directory. Raises ValueError on a bad recipe, RuntimeError when the stage is running.
     """
-    machine.quiet()
     cfg = recipe.load(recipe_name, overrides)
     folder = outputs_dir() / cfg.run_name / stage
     folder.mkdir(parents=True, exist_ok=True)

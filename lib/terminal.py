@@ -43,9 +43,8 @@ class Terminal:
 
     def at(self, cells, index):
         """Called when a cell starts; the heading is the last one above it."""
-        headings = [
-            line.lstrip("# ") for c in cells[:index] if c.cell_type == "markdown" for line in c.source.split("\n")[:1]
-        ]
+        lines = (line for c in cells[:index] if c.cell_type == "markdown" for line in c.source.split("\n"))
+        headings = [line.lstrip("# ") for line in lines if line.startswith("#")]
         before, self.heading = self.heading, (headings or [""])[-1]
         self.cell, self.cells = index, len(cells)
         if not self.live and self.heading != before:

@@ -1,0 +1,91 @@
+"""Models and tokenizers: the base, an adapter on it, the merge, and what the device decides about training."""
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from lib import twin
+from lib.files import ROOT
+
+CLINIC = "data/clinic.yaml"
+
+
+def source(cfg, progress=None):
+    """What from_pretrained loads the base from: a hub id, a folder, or the tiny base model, built when missing."""
+    if cfg.model["base"] != "twin":
+        return cfg.model["base"]
+    cfg.reads.add(CLINIC)
+    return twin.build(cfg.model["twin"], ROOT / CLINIC, cfg.run["seed"], progress)
+
+
+def tokenizer(cfg, progress=None):
+    """The base model's tokenizer, with a pad token that is not the end token (else the end would never be trained).
+
+    progress: called with (steps, total) while a tiny base model is pretrained, the first time it is asked for.
+    Raises ValueError when the tokenizer has none.
+    """
+    loaded = AutoTokenizer.from_pretrained(source(cfg, progress), revision=cfg.model["revision"])
+    if loaded.pad_token_id is None or loaded.pad_token_id == loaded.eos_token_id:
+        raise ValueError(
+            f"{cfg.model['base']}: pad token {loaded.pad_token!r} must exist and differ from the end token "
+            f"{loaded.eos_token!r}: padding is masked out of the loss, and the end token must not be"
+        )
+    return loaded
+
+
+def base(cfg):
+    """The base model in evaluation mode, on the device there is, in the recipe's dtype and quantization."""
+    quantization = cfg.model["quantization"]
+    return _load(source(cfg), cfg, BitsAndBytesConfig(**quantization) if quantization else None)
+
+
+def saved(cfg, folder):
+    """A merged model that `merge` wrote, computed in the recipe's dtype."""
+    return _load(folder, cfg, None, revision=None)
+
+
+def _load(path, cfg, quantization, **changes):
+    options = {"revision": cfg.model["revision"], "attn_implementation": cfg.model["attn_implementation"]} | changes
+    dtype = getattr(torch, cfg.model["dtype"])
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, quantization_config=quantization, **options)
+    model.generation_config.update(temperature=None, top_p=None, top_k=None)  # decoding is the recipe's to choose
+    return model.eval() if quantization else model.eval().to(device())
+
+
+def device():
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def adapted(model, folder, trainable=False):
+    """The base with a saved LoRA adapter on it."""
+    return PeftModel.from_pretrained(model, folder, is_trainable=trainable).eval()
+
+
+def merge(peft_model, tokenizer, folder):
+    """Merge an adapter into what it was trained on and save bfloat16 safetensors with the tokenizer.
+
+    The sum W + BA is taken in float32 and rounded once, to bfloat16: the rounding that QAT has inside its forward.
+    A 4-bit base is dequantized first, because the adapter was trained on the dequantized weights.
+    peft_model: is consumed. Returns the folder.
+    """
+    base_model = peft_model.get_base_model()
+    if getattr(base_model, "is_quantized", False):
+        base_model.dequantize()
+    merged = peft_model.float().merge_and_unload().to(torch.bfloat16)
+    merged.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def device_fields(cfg, stage, folder="checkpoints"):
+    """The trl.SFTConfig fields that follow from the device and the run and are not a recipe's to set."""
+    cuda, dtype = torch.cuda.is_available(), cfg.model["dtype"]
+    return {
+        "output_dir": str(stage.dir / folder),
+        "use_cpu": not cuda,
+        "bf16": dtype == "bfloat16",
+        "fp16": dtype == "float16",
+        "seed": cfg.run["seed"],
+        "data_seed": cfg.run["seed"],
+        "disable_tqdm": stage.headless,  # a bar redrawn in a saved notebook is a thousand lines
+    }

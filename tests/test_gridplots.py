@@ -1,0 +1,24 @@
+"""The figures of chapter 4: what is drawn is what was given, with labelled axes."""
+
+import pytest
+import torch
+
+from lib import gridplots, grids
+
+
+def test_a_row_shows_every_weight_its_rounded_value_and_the_blocks_own_levels():
+    weights = torch.linspace(-1, 1, 64)
+    rounded = grids.fake_quantize(weights, "q4_0")
+    (ax,) = gridplots.grid_row(weights, rounded, 32).axes
+    drawn = {line.get_label(): [float(y) for y in line.get_ydata()] for line in ax.lines}
+    assert drawn["weight as trained"] == weights.tolist()
+    assert drawn["value in the file"] == rounded.tolist()
+    segments = [len(c.get_segments()) for c in ax.collections]
+    assert segments == [len(set(half.tolist())) for half in (rounded[:32], rounded[32:])] + [64]
+
+
+def test_block_errors_has_one_dot_a_block_and_labels():
+    (ax,) = gridplots.block_errors(torch.tensor([0.1, 0.2]), torch.tensor([0.01, 0.02]), 0.05).axes
+    assert ax.lines[0].get_xdata().tolist() == pytest.approx([0.1, 0.2])
+    assert ax.get_xlabel() and ax.get_ylabel()
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")

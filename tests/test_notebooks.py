@@ -1,0 +1,77 @@
+"""The notebooks as sources: stripped, parameterised, readable, portable."""
+
+import ast
+import json
+import re
+
+import pytest
+
+from lib.files import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+COLAB = "colab"  # tag of the one cell that clones and installs, and does nothing elsewhere
+
+
+def load(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def code(notebook):
+    return [c for c in notebook["cells"] if c["cell_type"] == "code"]
+
+
+def test_the_six_chapters_are_there():
+    names = ["01_dataset", "02_baseline", "03_sft", "04_qat", "05_export", "06_judge"]
+    assert [p.stem for p in NOTEBOOKS] == names
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_source_notebook_is_stripped(path):
+    for cell in code(load(path)):
+        assert cell["outputs"] == [] and cell["execution_count"] is None
+    ids = [cell["id"] for cell in load(path)["cells"]]
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_one_parameters_cell_with_literals_only_and_finish_last(path):
+    cells = code(load(path))
+    tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    assert len(tagged) == 1
+    tree = ast.parse("".join(tagged[0]["source"]))
+    names = {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body}
+    assert names == {"recipe": "tiny", "overrides": {}}
+    assert f'run.start("{path.stem}", recipe, overrides)' in "".join(cells[2]["source"])
+    assert ast.unparse(ast.parse("".join(cells[-1]["source"])).body[-1]).startswith("stage.finish(")
+    assert load(path)["cells"][-1]["cell_type"] == "code"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_the_rhythm_of_a_chapter(path):
+    cells = load(path)["cells"]
+    kinds = "".join("c" if c["cell_type"] == "code" else "m" for c in cells)
+    assert "ccc" not in kinds, "more than two code cells without a sentence"
+    for cell in code(load(path)):
+        assert len("".join(cell["source"]).splitlines()) <= 25
+    prose = " ".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    assert "Before you read on" in prose and "## Exercise" in prose
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_no_absolute_path_and_no_pip_but_in_colab(path):
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"/(home|Users|root|work|tmp)/", text)
+    for cell in code(load(path)):
+        source = "".join(cell["source"])
+        colab = COLAB in cell["metadata"].get("tags", [])
+        assert colab or not re.search(r"\bpip\b|!git|%pip", source)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_the_colab_badge_comes_from_pyproject(path):
+    import tomllib
+
+    url = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    slug = url.removeprefix("https://github.com/")
+    first = "".join(load(path)["cells"][0]["source"])
+    assert f"https://colab.research.google.com/github/{slug}/blob/main/notebooks/{path.name}" in first

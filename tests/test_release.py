@@ -1,0 +1,58 @@
+"""What goes out beside a GGUF file."""
+
+import pytest
+
+from lib import release
+
+
+class Tokenizer:
+    """ChatML as a plain Python function: the second path that the derived Modelfile is compared with."""
+
+    eos_token, eos_token_id = "<|im_end|>", 1
+
+    def apply_chat_template(self, turns, tokenize, add_generation_prompt, **more):
+        text = "".join(f"<|im_start|>{t['role']}\n{t['content']}<|im_end|>\n" for t in turns)
+        return text + ("<|im_start|>assistant\n" if add_generation_prompt else "")
+
+    def get_vocab(self):
+        return {"<|im_end|>": 1, "<|endoftext|>": 0}
+
+    def convert_ids_to_tokens(self, token):
+        return {0: "<|endoftext|>", 1: "<|im_end|>"}[token]
+
+    def __call__(self, text, add_special_tokens):
+        return {"input_ids": [ord(c) for c in text]}
+
+
+def test_a_modelfile_prompts_as_the_template_does():
+    text = release.modelfile("m.gguf", Tokenizer(), None, ctx=64)
+    template = text.split('"""')[1]
+    prompt = template.partition("{{ .Response }}")[0].replace("{{ .Prompt }}", "Why?")
+    assert prompt == "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    assert text.startswith("FROM ./m.gguf\n") and template.endswith("{{ .Response }}<|im_end|>")
+    assert 'PARAMETER stop "<|im_end|>"' in text and 'PARAMETER stop "<|endoftext|>"' in text
+
+
+def test_parity_counts_equal_prompts_and_shows_the_first_difference():
+    tokenizer, talk = Tokenizer(), [[{"role": "user", "content": "Why?"}]]
+
+    def render(messages):
+        return tokenizer.apply_chat_template(messages, False, True)
+
+    def encode(text):
+        return [ord(c) for c in text]
+
+    assert release.parity(talk, tokenizer, render, encode) == 1
+    with pytest.raises(ValueError, match="conversation 1, text of the prompt.*position 1"):
+        release.parity(talk, tokenizer, lambda m: "<s>" + render(m), encode)
+    with pytest.raises(ValueError, match="conversation 1, tokens"):
+        release.parity(talk, tokenizer, render, lambda text: [0, *encode(text)])
+
+
+def test_a_model_card_holds_the_ladder_and_the_licences():
+    card = release.model_card(
+        "m", "base/model", [{"file": "q4_0", "accuracy": "80 %"}],
+        [{"source": "medreason", "licence": "Apache-2.0", "rows": 1200}], {"recipe": "tiny", "run": "tiny"},
+    )  # fmt: skip
+    assert "| q4_0 | 80 % |" in card and "medreason: 1,200 training rows, licence Apache-2.0" in card
+    assert card.startswith("---\nbase_model: base/model\n") and "license: apache-2.0" in card
