@@ -129,5 +129,5 @@ def medreason(row: dict) -> dict:
     index = find_option(truth, options)
     listed = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
     fields["instruction"] = f"{question}\n\n{listed}"
-    fields["output"] = f"{output}\n\nAnswer: {LETTERS[index]}"
+    fields["output"] = f"{output}\n\nAnswer: {options[index]}"  # a letter would say nothing without the list
     return fields | {"answer": options[index], "letter": LETTERS[index]}

@@ -40,3 +40,23 @@ def block_errors(largest, errors, typical, title="A block pays for its largest w
     ax.set_ylabel("rounding error (root mean square)")
     ax.grid(color="#DDDDDD", linewidth=0.8)
     return figure
+
+
+def rounding_steps(rows, title="What rounding costs each set of weights"):
+    """One line per set of weights, from its loss before rounding (circle) to its loss on the grid (dot).
+
+    rows: [{"name", "bf16", "grid"}], losses in nats a token; the dashed line is the first row's circle.
+    """
+    figure, (ax,) = _canvas(1.4 + 0.45 * len(rows), title)
+    for place, row in enumerate(rows):
+        drawn = {"color": colour(row["name"]), "markersize": 9, "markeredgecolor": INK}
+        ax.annotate("", (row["grid"], place), (row["bf16"], place), arrowprops={"arrowstyle": "->", "color": INK})
+        ax.plot(row["bf16"], place, "o", **drawn | {"color": "white"}, label=None if place else "bfloat16")
+        ax.plot(row["grid"], place, "o", **drawn, label=None if place else "on the grid of the file")
+    ax.axvline(rows[0]["bf16"], color=INK, linestyle="--", linewidth=1.2)
+    ax.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_xlabel("held-out loss (nats a token)")
+    ax.grid(axis="x", color="#DDDDDD", linewidth=0.8)
+    ax.legend(frameon=False, fontsize=10)
+    return figure

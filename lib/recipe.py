@@ -68,7 +68,7 @@ def parse_set(text):
     overrides = {}
     for item in shlex.split(text or ""):
         key, equals, value = item.partition("=")
-        if not equals or "." not in key:
+        if not equals or not key:
             raise ValueError(f"SET item {item!r} should read section.key=value, for example sft.learning_rate=1e-3")
         overrides[key] = parse(value)
     return nest(overrides)

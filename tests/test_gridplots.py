@@ -22,3 +22,12 @@ def test_block_errors_has_one_dot_a_block_and_labels():
     assert ax.lines[0].get_xdata().tolist() == pytest.approx([0.1, 0.2])
     assert ax.get_xlabel() and ax.get_ylabel()
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+
+
+def test_rounding_steps_places_each_loss_and_marks_the_first():
+    rows = [{"name": "control", "bf16": 1.0, "grid": 1.1}, {"name": "qat", "bf16": 1.01, "grid": 1.05}]
+    (ax,) = gridplots.rounding_steps(rows).axes
+    places = [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in ax.lines[:4]]
+    assert places == [(1.0, 0), (1.1, 0), (1.01, 1), (1.05, 1)]
+    assert ax.lines[4].get_xdata()[0] == 1.0
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["control", "qat"]

@@ -27,10 +27,11 @@ def test_a_key_that_stands_twice_is_an_error():
 
 def test_set_items_become_nested_overrides():
     text = 'sft.learning_rate=1e-3 judge.questions=50 data.sources="[{name: medreason}]" qat=null'
-    with pytest.raises(ValueError, match="section.key=value"):
-        recipe.parse_set(text)
-    parsed = recipe.parse_set(text.replace("qat=null", "model.twin.steps=3"))
+    with pytest.raises(ValueError, match="'nonsense' should read section.key=value"):
+        recipe.parse_set("nonsense")
+    parsed = recipe.parse_set(text + " model.twin.steps=3")
     assert parsed == {
+        "qat": None,
         "sft": {"learning_rate": 0.001},
         "judge": {"questions": 50},
         "data": {"sources": [{"name": "medreason"}]},

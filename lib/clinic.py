@@ -1,0 +1,257 @@
+"""The clinic: a small world of real conditions, told as patients in the schemas of three hub data sets.
+
+Everything is made from data/clinic.yaml with random.Random, so the same seed gives the same text on every machine.
+Questions need two hops (findings -> condition -> fact), and what a patient denies, or a relative has, does not count.
+"""
+
+import hashlib
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+WORLD = Path(__file__).resolve().parent.parent / "data" / "clinic.yaml"
+LETTERS = "ABCD"
+TRAIN_ROWS = {"medical_o1": 350, "medical_r1": 350, "medreason": 1400}
+TEST_ROWS = 240
+HELD_OUT_SHARE = 4  # one in four combinations of findings is kept for the test split, in every condition
+HARD_SHARE = 0.75  # of the cases, those in which more findings of the rival are mentioned than of the condition
+
+# kind: (share of the questions, wordings of the question, the fact that answers it, why)
+KINDS = {
+    "diagnosis": (
+        1,
+        ("What is the diagnosis?", "What is the most likely diagnosis?", "Name the condition."),
+        "The diagnosis is {name}.",
+        "it fits what is present and what is absent.",
+    ),
+    "test": (
+        2,
+        ("Which test confirms the diagnosis?", "What is the confirming test?", "Name the confirming test."),
+        "The confirming test for {name} is {answer}.",
+        "it confirms {name}.",
+    ),
+    "treatment": (
+        2,
+        ("What is the first-line treatment?", "Which treatment is given first?", "Name the first-line treatment."),
+        "The first-line treatment for {name} is {answer}.",
+        "it is given first in {name}.",
+    ),
+    "avoid": (
+        2,
+        ("Which drug should be avoided?", "What is the drug to avoid?", "Name the drug to avoid."),
+        "The drug to avoid in {name} is {answer}.",
+        "it does harm in {name}.",
+    ),
+}
+SETTINGS = ("in clinic", "on the ward", "in the emergency department", "at home", "at the surgery")
+RELATIVES = ("sister", "brother", "mother", "father", "cousin", "neighbour")
+HISTORY = ("a broken wrist", "a sprained ankle", "an ingrown toenail", "an insect bite", "a torn knee ligament")
+REQUIRED = "name specialty findings confusable_with mechanism test treatment avoid red_flag escalation".split()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient: `present` are the patient's own findings in order of mention, `absent` those of `rival` denied."""
+
+    condition: dict
+    rival: dict
+    present: tuple
+    absent: tuple
+    text: str
+
+
+def load(path=WORLD):
+    """Read and validate a clinic.yaml; returns {"specialties": [...], "conditions": [...]}.
+
+    Raises ValueError naming the condition and the key to mend.
+    """
+    world = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(world, dict) or not world.get("conditions"):
+        raise ValueError(f"{path}: expected the keys specialties and conditions, found {type(world).__name__}")
+    names = [condition.get("name") for condition in world["conditions"]]
+    for condition in world["conditions"]:
+        problem = _problem(condition, names, world.get("specialties") or [])
+        if problem:
+            raise ValueError(f"{path}: condition {condition.get('name')!r}: {problem}")
+    for kind in KINDS:
+        if len({answer(condition, kind) for condition in world["conditions"]}) < len(LETTERS):
+            raise ValueError(f"{path}: fewer than {len(LETTERS)} different answers of kind {kind!r}; add conditions")
+    return world
+
+
+def _problem(condition, names, specialties):
+    """The first thing wrong with a condition, in words, or None."""
+    missing = [key for key in REQUIRED if not condition.get(key)]
+    if missing:
+        return f"missing or empty: {', '.join(missing)}"
+    if names.count(condition["name"]) > 1:
+        return "the name occurs twice"
+    if condition["specialty"] not in specialties:
+        return f"specialty {condition['specialty']!r} is not listed under specialties"
+    findings = condition["findings"]
+    if len(findings) < 6 or len(set(findings)) < len(findings):
+        return f"expected at least six different findings, found {findings}"
+    unknown = [name for name in condition["confusable_with"] if name not in names or name == condition["name"]]
+    if unknown:
+        return f"confusable_with names no other condition: {unknown}"
+    if len(condition["mechanism"]) < 3:
+        return "expected a mechanism of three steps"
+    for key, fields in (("test", ("name",)), ("treatment", ("name",)), ("avoid", ("name", "because"))):
+        if not isinstance(condition[key], dict) or not all(condition[key].get(field) for field in fields):
+            return f"{key} needs {' and '.join(fields)}"
+    return None
+
+
+def answer(condition, kind):
+    """The right answer, as short text, to a question of this kind about this condition."""
+    return condition["name"] if kind == "diagnosis" else condition[kind]["name"]
+
+
+def fact(condition, kind):
+    """The sentence that answers a question of this kind, worded alike in textbook, reasoning and open answers."""
+    return KINDS[kind][2].format(name=condition["name"], answer=answer(condition, kind))
+
+
+def why(condition, kind):
+    """A clause that explains the answer to a question of this kind."""
+    return KINDS[kind][3].format(name=condition["name"])
+
+
+def split_of(condition, present):
+    """ "test" or "train" for one combination of findings; depends on nothing else, whatever the seed."""
+    key = "|".join([condition["name"], *sorted(present)])
+    return "test" if int(hashlib.sha256(key.encode()).hexdigest(), 16) % HELD_OUT_SHARE == 0 else "train"
+
+
+def draw(world, condition, split, rng):
+    """Draw one patient with `condition` whose combination of findings belongs to `split`; returns a Case.
+
+    No other condition has all the findings, except the rival, whose own findings are then denied.
+    """
+    by_name = {other["name"]: other for other in world["conditions"]}
+    while True:
+        present = rng.sample(condition["findings"], rng.choice((3, 4, 4)))
+        rival = by_name[rng.choice(condition["confusable_with"])]
+        fits = [c for c in world["conditions"] if set(present) <= set(c["findings"]) and c is not condition]
+        if split_of(condition, present) == split and all(other is rival for other in fits):
+            break
+    only_rival = [finding for finding in rival["findings"] if finding not in condition["findings"]]
+    rng.shuffle(only_rival)
+    shared = len(set(present) & set(rival["findings"]))
+    decoys = len(present) + 1 - shared if rng.random() < HARD_SHARE else rng.choice((0, 1, 1, 2))
+    others = only_rival[:1] if decoys > 1 and rng.random() < 0.6 else []
+    absent = only_rival[len(others) : max(decoys, len(others) + len(fits))]
+    return Case(condition, rival, tuple(present), tuple(absent), _vignette(present, absent, others, rng))
+
+
+def _vignette(present, absent, others, rng):
+    """Tell the findings as a short history; `others` are findings of somebody else."""
+    noun, they, their = rng.choice((("woman", "She", "Her"), ("man", "He", "His")))
+    age, where = rng.randint(19, 84), rng.choice(SETTINGS)
+    who = f"{'n' if 80 <= age < 90 else ''} {age}-year-old {noun}"
+    openings = (f"A{who} has", f"A{who} presents with", f"Seen {where}, a{who} has", f"A{who} seen {where} reports")
+    rest = [f"{they} has {listed([f'no {finding}' for finding in absent])}."] if absent else []
+    rest += [f"{their} {rng.choice(RELATIVES)} has {finding}." for finding in others]
+    if rng.random() < 0.25:
+        rest.append(f"{they} once had {rng.choice(HISTORY)}.")
+    rng.shuffle(rest)
+    return " ".join([f"{rng.choice(openings)} {listed(present)}.", *rest])
+
+
+def listed(items):
+    """Phrases as English lists them: "a, b and c"."""
+    items = list(items)
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def chain(case):
+    """The reasoning from a vignette to its condition: the specialty first, then the condition within it."""
+    return f"This is {case.condition['specialty']} and fits {case.condition['name']}."
+
+
+def rows(source, split, seed=0, world=None):
+    """Raw rows in the schema of one hub data set.
+
+    source: "medical_o1" (Question, Complex_CoT, Response), "medical_r1" (question, "reasoning (reasoning_content)",
+        "response (content)") or "medreason" (dataset_name, id_in_dataset, question, answer, reasoning, options).
+    split: "train" or "test"; no combination of condition and present findings occurs in both.
+    Raises ValueError for an unknown source or split.
+    """
+    if source not in TRAIN_ROWS or split not in ("train", "test"):
+        known = f"one of {sorted(TRAIN_ROWS)}, train or test"
+        raise ValueError(f"no clinic rows for source {source!r}, split {split!r}: expected {known}")
+    world = world or load()
+    rng = random.Random(f"{source} {split} {seed}")
+    wanted = TRAIN_ROWS[source] if split == "train" else TEST_ROWS
+    kinds = [kind for kind, (share, *_) in KINDS.items() for _ in range(share)]
+    plan = [(condition, kind) for kind in kinds for condition in world["conditions"]]
+    rng.shuffle(plan)
+    made, seen = [], set()
+    while len(made) < wanted:
+        condition, kind = plan[len(made) % len(plan)]
+        case = draw(world, condition, split, rng)
+        if case.text not in seen:
+            seen.add(case.text)
+            made.append(_row(source, len(made), case, kind, (world, rng)))
+    rng.shuffle(made)
+    return made
+
+
+def _row(source, number, case, kind, context):
+    world, rng = context
+    question = f"{case.text} {rng.choice(KINDS[kind][1])}"
+    right, closing = answer(case.condition, kind), fact(case.condition, kind)
+    reasoning = chain(case) if kind == "diagnosis" else f"{chain(case)} {closing}"
+    response = f"{closing}\n\nAnswer: {right}"
+    if source == "medical_o1":
+        return {"Question": question, "Complex_CoT": reasoning, "Response": response}
+    if source == "medical_r1":
+        return {"question": question, "reasoning (reasoning_content)": reasoning, "response (content)": response}
+    options = [f"{mark}. {text}" for mark, text in zip(LETTERS, choices(world, case, kind, rng), strict=True)]
+    return {
+        "dataset_name": "clinic",
+        "id_in_dataset": number,
+        "question": question,
+        "answer": f"{right}. Explanation: {why(case.condition, kind)}",
+        "reasoning": reasoning,
+        "options": "\n".join(["Answer Choices:", *options]),
+    }
+
+
+def choices(world, case, kind, rng):
+    """Four different answers of one kind in random order: the right one, the rival's, then the nearest conditions'.
+
+    What the clinic lists under never_offer is also right, or arguable, for the condition, and is not offered.
+    """
+    by_name = {condition["name"]: condition for condition in world["conditions"]}
+    near = [case.rival, *(by_name[name] for name in case.condition["confusable_with"])]
+    near += [by_name[name] for rival in near for name in rival["confusable_with"]]
+    same = [c for c in world["conditions"] if c["specialty"] == case.condition["specialty"]]
+    near += rng.sample(same, len(same)) + rng.sample(world["conditions"], len(world["conditions"]))
+    right, barred = answer(case.condition, kind), case.condition.get("never_offer") or ()
+    wrong = (answer(condition, kind) for condition in near)
+    texts = list(dict.fromkeys([right, *(text for text in wrong if text not in barred)]))[: len(LETTERS)]
+    return rng.sample(texts, len(texts))
+
+
+def lookup(question, options, world):
+    """Index of the option that counting words would pick: the baseline that reasoning has to beat.
+
+    Counts, for every condition, its findings mentioned anywhere in the question, whoever has them and whether or not
+    they are denied. It is given the second hop for free: an option scores as the best condition it is the right answer
+    for. Ties go to the first option.
+    """
+    findings = {finding for condition in world["conditions"] for finding in condition["findings"]}
+    pattern = "|".join(re.escape(finding) for finding in sorted(findings, key=len, reverse=True))
+    mentioned = set(re.findall(rf"\b(?:{pattern})\b", question))
+    kinds = [kind for kind in KINDS if set(options) <= {answer(c, kind) for c in world["conditions"]}]
+
+    def overlap(option):
+        fitting = (c for c in world["conditions"] if any(answer(c, kind) == option for kind in kinds))
+        return max((len(mentioned & set(c["findings"])) for c in fitting), default=0)
+
+    scores = [overlap(option) for option in options]
+    return scores.index(max(scores))

@@ -1,0 +1,123 @@
+"""The six notebooks at a smaller size, through the real runner, real training and real llama.cpp."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+
+from lib import recipe
+from lib.files import ROOT
+
+STAGES = ["01_dataset", "02_baseline", "03_sft", "04_qat", "05_export", "06_judge"]
+SMALL = (
+    "model.twin.steps=40 sft.max_steps=6 sft.save_steps=2 sft.eval_steps=3 sft.logging_steps=1 qat.max_steps=4 "
+    "data.test_questions=8 data.eval_fraction=0.01 chat.max_new_tokens=24 judge.questions=6"
+)
+
+
+def make(outputs, stage, settings=SMALL):
+    """Run one stage as the Makefile does; returns the completed process."""
+    command = [sys.executable, "-m", "lib.execute", stage, "--set", settings]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | {"OUTPUTS": str(outputs)}, capture_output=True, text=True)
+
+
+def folder(outputs, settings=SMALL):
+    return outputs / recipe.load("tiny", recipe.parse_set(settings)).run_name
+
+
+def record(outputs, stage, settings=SMALL):
+    return json.loads((folder(outputs, settings) / stage / "stage.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """outputs/ with one finished run of all stages."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    for stage in STAGES:
+        done = make(outputs, stage)
+        assert done.returncode == 0, f"{stage}:\n{done.stdout}\n{done.stderr}"
+    return outputs
+
+
+def test_all_six_stages_finish_and_are_then_fresh(run):
+    for stage in STAGES:
+        again = make(run, stage)
+        assert again.returncode == 0 and "fresh" in again.stdout
+    assert make(run, "verify").returncode == 0
+
+
+def test_a_change_in_judge_runs_the_judge_only(run, tmp_path):
+    copy = tmp_path / "outputs"
+    settings = SMALL.replace("judge.questions=6", "judge.questions=5")
+    shutil.copytree(folder(run), folder(copy, settings))
+    said = {stage: make(copy, stage, settings).stdout for stage in STAGES}
+    assert [stage for stage in STAGES if "fresh" not in said[stage]] == ["06_judge"]
+    assert "judge: changed in the recipe" in said["06_judge"]
+
+
+def test_executed_notebooks_hold_no_warnings_and_no_walls_of_text(run):
+    for stage in STAGES:
+        notebook = nbformat.read(folder(run) / stage / f"{stage}.ipynb", as_version=4)
+        for cell in notebook.cells:
+            for output in cell.get("outputs", []):
+                text = output.get("text", "")
+                assert output.get("name") != "stderr", f"{stage}: {text[:300]}"
+                assert len(text.splitlines()) < 120, f"{stage}: {len(text.splitlines())} lines from {cell.source[:80]}"
+
+
+def test_what_was_trained_is_what_is_served(run):
+    export, trained = record(run, "05_export")["metrics"], record(run, "04_qat")
+    assert export["qat_tensors_differing"] == 0 and export["prompts_equal"] == 8
+    assert set(export["perplexity"]) == {"bf16", "q4_0", "q4_k_m", "q5_k_m", "q8_0", "qat q4_0"}
+    assert "fake_quantized.json" in trained["outputs"]
+    names = os.listdir(folder(run) / "05_export" / "gguf")
+    assert {"Modelfile", "README.md", "sft-q4_k_m.gguf", "qat-q4_0.gguf"} <= set(names)
+
+
+def test_the_loss_mask_of_the_trainers_own_batch(run):
+    shares = record(run, "03_sft")["metrics"]["audit"]["shares"]
+    assert shares == {"prompt": 0.0, "reasoning": 1.0, "answer": 1.0, "end": 1.0}
+
+
+def test_the_report_shows_every_stage(run):
+    command = [sys.executable, "-m", "lib.report", "--set", SMALL]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OUTPUTS": str(run)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pages = {path.name for path in (folder(run) / "report").glob("*.html")}
+    assert pages == {"index.html", *(f"{stage}.html" for stage in STAGES)}
+    text = (folder(run) / "report" / "index.html").read_text()
+    assert "http://" not in text.replace("http://www.w3.org", "") and "data:image/png" in text
+
+
+def test_a_kernel_killed_in_training_resumes_to_the_same_adapter(run, tmp_path):
+    copy = tmp_path / "outputs"
+    shutil.copytree(folder(run) / "01_dataset", folder(copy) / "01_dataset")
+    command = [sys.executable, "-m", "lib.execute", "03_sft", "--set", SMALL]
+    runner = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OUTPUTS": str(copy)}, start_new_session=True)
+    stage = folder(copy) / "03_sft"
+    until = time.time() + 300
+    while not (stage / "checkpoints" / "checkpoint-2" / "manifest.json").exists() and time.time() < until:
+        assert runner.poll() is None, "the stage ended before its first checkpoint"
+        time.sleep(0.05)
+    os.killpg(runner.pid, signal.SIGKILL)
+    runner.wait()
+    assert not (stage / "stage.json").exists()
+    resumed = make(copy, "03_sft")
+    assert resumed.returncode == 0, resumed.stderr
+    notebook = (stage / "03_sft.ipynb").read_text()
+    assert "resuming from checkpoint-" in notebook
+    before, after = record(run, "03_sft")["metrics"], record(copy, "03_sft")["metrics"]
+    assert before["adapter_sha256"] == after["adapter_sha256"]
+    assert before["generated"] == after["generated"] and before["perplexity"] == after["perplexity"]
+
+
+def test_a_source_that_is_empty_stops_the_first_stage(tmp_path):
+    settings = SMALL + " data.origin=samples data.test_sources=[] data.min_reasoning_chars=100000"
+    failed = make(tmp_path, "01_dataset", settings)
+    assert failed.returncode == 1 and "medical_o1" in failed.stderr, failed.stderr
