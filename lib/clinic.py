@@ -25,25 +25,25 @@ KINDS = {
         1,
         ("What is the diagnosis?", "What is the most likely diagnosis?", "Name the condition."),
         "The diagnosis is {name}.",
-        "it fits what is present and what is absent.",
+        "It fits what is present and what is absent.",
     ),
     "test": (
         2,
         ("Which test confirms the diagnosis?", "What is the confirming test?", "Name the confirming test."),
         "The confirming test for {name} is {answer}.",
-        "it confirms {name}.",
+        "It confirms {name}.",
     ),
     "treatment": (
         2,
         ("What is the first-line treatment?", "Which treatment is given first?", "Name the first-line treatment."),
         "The first-line treatment for {name} is {answer}.",
-        "it is given first in {name}.",
+        "It is given first in {name}.",
     ),
     "avoid": (
         2,
         ("Which drug should be avoided?", "What is the drug to avoid?", "Name the drug to avoid."),
         "The drug to avoid in {name} is {answer}.",
-        "it does harm in {name}.",
+        "It does harm in {name}.",
     ),
 }
 SETTINGS = ("in clinic", "on the ward", "in the emergency department", "at home", "at the surgery")
@@ -116,7 +116,7 @@ def fact(condition, kind):
 
 
 def why(condition, kind):
-    """A clause that explains the answer to a question of this kind."""
+    """A sentence that explains the answer to a question of this kind."""
     return KINDS[kind][3].format(name=condition["name"])
 
 
@@ -167,9 +167,10 @@ def listed(items):
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
-def chain(case):
-    """The reasoning from a vignette to its condition: the specialty first, then the condition within it."""
-    return f"This is {case.condition['specialty']} and fits {case.condition['name']}."
+def reasoning(case, kind):
+    """From a vignette to an answer: the specialty, the condition within it, and the fact that is asked for."""
+    found = f"This is {case.condition['specialty']} and fits {case.condition['name']}."
+    return found if kind == "diagnosis" else f"{found} {fact(case.condition, kind)}"
 
 
 def rows(source, split, seed=0, world=None):
@@ -203,20 +204,19 @@ def rows(source, split, seed=0, world=None):
 def _row(source, number, case, kind, context):
     world, rng = context
     question = f"{case.text} {rng.choice(KINDS[kind][1])}"
-    right, closing = answer(case.condition, kind), fact(case.condition, kind)
-    reasoning = chain(case) if kind == "diagnosis" else f"{chain(case)} {closing}"
-    response = f"{closing}\n\nAnswer: {right}"
+    right, thought = answer(case.condition, kind), reasoning(case, kind)
+    response = f"{fact(case.condition, kind)}\n\nAnswer: {right}"
     if source == "medical_o1":
-        return {"Question": question, "Complex_CoT": reasoning, "Response": response}
+        return {"Question": question, "Complex_CoT": thought, "Response": response}
     if source == "medical_r1":
-        return {"question": question, "reasoning (reasoning_content)": reasoning, "response (content)": response}
+        return {"question": question, "reasoning (reasoning_content)": thought, "response (content)": response}
     options = [f"{mark}. {text}" for mark, text in zip(LETTERS, choices(world, case, kind, rng), strict=True)]
     return {
         "dataset_name": "clinic",
         "id_in_dataset": number,
         "question": question,
         "answer": f"{right}. Explanation: {why(case.condition, kind)}",
-        "reasoning": reasoning,
+        "reasoning": thought,
         "options": "\n".join(["Answer Choices:", *options]),
     }
 

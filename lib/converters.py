@@ -120,7 +120,7 @@ def medreason(row: dict) -> dict:
     block = row["options"] or ""
     is_open = isinstance(block, str) and not block.strip()
     options = [] if is_open else parse_options(text_cell(row, "options", "options_unparsable"))
-    truth = EXPLANATION.split(output, maxsplit=1)[0].strip()
+    truth, *explanation = (part.strip() for part in EXPLANATION.split(output, maxsplit=1))
     if not truth:
         raise Reject("empty_answer")
     fields = {"instruction": question, "reasoning": reasoning, "output": output, "options": options}
@@ -129,5 +129,6 @@ def medreason(row: dict) -> dict:
     index = find_option(truth, options)
     listed = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
     fields["instruction"] = f"{question}\n\n{listed}"
-    fields["output"] = f"{output}\n\nAnswer: {options[index]}"  # a letter would say nothing without the list
+    # The option's text, not its letter: a letter says nothing without the list.
+    fields["output"] = "\n\n".join([*filter(None, explanation), f"Answer: {options[index]}"])
     return fields | {"answer": options[index], "letter": LETTERS[index]}

@@ -4,8 +4,14 @@ import random
 
 from lib import clinic
 
-CASE_NOTES = 60  # case notes per condition
-REPEATS = 16  # how often each fact that questions ask for is stated
+CASE_NOTES = 80  # case notes per condition
+REPEATS = 8  # how often each fact that questions ask for is stated by itself
+TOPICS = {
+    "diagnosis": "Noted for the diagnosis.",
+    "test": "Noted for the confirming test.",
+    "treatment": "Noted for the first-line treatment.",
+    "avoid": "Noted for the drug to avoid.",
+}
 PREFACE = (
     "The reader of this book learns what is present, what is absent and which condition the findings fit.",
     "Answer and explanation belong together. Explanation without findings is a guess, and a guess is no answer.",
@@ -27,10 +33,16 @@ def paragraphs(world, seed=0):
         lines = _statements(condition, rng)
         rng.shuffle(lines)
         text += [" ".join(lines[start : start + 3]) for start in range(0, len(lines), 3)]
-        cases = (clinic.draw(world, condition, "train", rng) for _ in range(CASE_NOTES))
-        text += [f"{case.text}\n{clinic.chain(case)}" for case in cases]
+        text += [
+            _note(clinic.draw(world, condition, "train", rng), rng.choice(list(TOPICS))) for _ in range(CASE_NOTES)
+        ]
     rng.shuffle(text)
     return text
+
+
+def _note(case, kind):
+    """A case note: what was found, what it was noted for, and what follows from it."""
+    return f"{case.text} {TOPICS[kind]}\n{clinic.reasoning(case, kind)}"
 
 
 def _statements(condition, rng):

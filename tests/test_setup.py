@@ -27,7 +27,14 @@ def clone(tmp_path):
     """A fresh clone's files, as far as the set-up reads them, with no requirements and llama.cpp already cached."""
     folder = tmp_path / "clone"
     (folder / "lib").mkdir(parents=True)
-    for name in ("lib/__init__.py", "lib/setup.py", "lib/toolchain.py", "pyproject.toml", "toolchain.txt"):
+    for name in (
+        "lib/__init__.py",
+        "lib/files.py",
+        "lib/setup.py",
+        "lib/toolchain.py",
+        "pyproject.toml",
+        "toolchain.txt",
+    ):
         shutil.copy(ROOT / name, folder / name)
     (folder / "requirements.txt").write_text("")
     (folder / "requirements-gpu.txt").write_text("")
@@ -41,7 +48,7 @@ def run_setup(folder, *args, **env):
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("name", ["setup", "toolchain"])
+@pytest.mark.parametrize("name", ["files", "setup", "toolchain"])
 def test_an_old_python_can_read_the_file_and_say_so(name):
     ast.parse((ROOT / "lib" / f"{name}.py").read_text(), feature_version=(3, 6))
 

@@ -83,7 +83,7 @@ def test_multiple_choice_record_is_complete():
         "licence": "Apache-2.0",
         "instruction": "Which vitamin prevents scurvy?\n\nA. Vitamin A\nB. Vitamin C\nC. Vitamin K",
         "reasoning": "Weak collagen points to ascorbic acid.",
-        "output": "Vitamin C. Explanation: It hydroxylates collagen.\n\nAnswer: Vitamin C",
+        "output": "It hydroxylates collagen.\n\nAnswer: Vitamin C",
         "options": ["Vitamin A", "Vitamin C", "Vitamin K"],
         "answer": "Vitamin C",
         "letter": "B",
@@ -120,7 +120,7 @@ def test_answer_is_found_among_options(answer, options, letter):
         "medreason", [GOOD["medreason"] | {"answer": answer, "options": options}], {"name": "medreason"}
     )
     assert record["letter"] == letter
-    assert record["output"].endswith(f"\n\nAnswer: {record['answer']}")
+    assert record["output"].endswith(f"Answer: {record['answer']}")
     assert answers.choice(record["output"], record["options"]) == letter, "the scorer reads what the converter writes"
 
 
