@@ -10,6 +10,7 @@ import time
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from lib import recipe
 from lib.files import ROOT
@@ -115,6 +116,18 @@ def test_a_kernel_killed_in_training_resumes_to_the_same_adapter(run, tmp_path):
     before, after = record(run, "03_sft")["metrics"], record(copy, "03_sft")["metrics"]
     assert before["adapter_sha256"] == after["adapter_sha256"]
     assert before["generated"] == after["generated"] and before["perplexity"] == after["perplexity"]
+
+
+def test_stepping_through_by_hand_gives_the_same_files(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("OUTPUTS", str(tmp_path))
+    notebook = nbformat.read(ROOT / "notebooks" / "01_dataset.ipynb", as_version=4)
+    cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+    cell.source = f'recipe = "tiny"\noverrides = {recipe.parse_set(SMALL)!r}'
+    place = {"metadata": {"path": str(ROOT / "notebooks")}}  # where JupyterLab starts a notebook's kernel
+    NotebookClient(notebook, kernel_name="python3", resources=place).execute()
+    by_hand = record(tmp_path, "01_dataset")
+    assert by_hand["interactive"] and by_hand["outputs"] == record(run, "01_dataset")["outputs"]
+    assert "fresh" in make(tmp_path, "01_dataset").stdout
 
 
 def test_a_source_that_is_empty_stops_the_first_stage(tmp_path):
