@@ -14,7 +14,7 @@ import yaml
 
 WORLD = Path(__file__).resolve().parent.parent / "data" / "clinic.yaml"
 LETTERS = "ABCD"
-TRAIN_ROWS = {"medical_o1": 350, "medical_r1": 350, "medreason": 1420}
+TRAIN_ROWS = {"medical_o1": 350, "medical_r1": 350, "medreason": 1400}
 TEST_ROWS = 240
 HELD_OUT_SHARE = 4  # one in four combinations of findings is kept for the test split, in every condition
 HARD_SHARE = 0.75  # of the cases, those in which more findings of the rival are mentioned than of the condition
@@ -133,7 +133,7 @@ def draw(world, condition, split, rng):
     """
     by_name = {other["name"]: other for other in world["conditions"]}
     while True:
-        present = rng.sample(condition["findings"], rng.choice((3, 3, 4)))
+        present = rng.sample(condition["findings"], rng.choice((3, 4, 4)))
         rival = by_name[rng.choice(condition["confusable_with"])]
         fits = [c for c in world["conditions"] if set(present) <= set(c["findings"]) and c is not condition]
         if split_of(condition, present) == split and all(other is rival for other in fits):
