@@ -73,6 +73,9 @@ def stale(folder, cfg, hashes):
     for name, sha in record["files"].items():
         if not (ROOT / name).exists() or sha256_file(ROOT / name) != sha:
             return f"{name} changed"
+    for name, was_set in record.get("environment", {}).items():
+        if (run.setting(name) is not None) != was_set:
+            return f"{name} is {'no longer' if was_set else 'now'} set"
     return _changed_input(folder, record, hashes) or _changed_output(folder, record, hashes)
 
 

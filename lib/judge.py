@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from lib import answers as reading
 from lib.endpoint import LOOPBACK
 
+ENVIRONMENT = ("OPENAI_API_KEY", "JUDGE_BASE_URL", "JUDGE_API_KEY", "JUDGE_MODEL", "JUDGE_USD_PER_MTOK")
 MAX_INVALID = 0.05  # above this share of questions without a verdict a panel is INCOMPLETE
 ASSUMED_USD_PER_MTOK = (10.0, 40.0)  # input, output; on the high side, so that the cap errs towards spending less
 DEFAULT_MODEL = "gpt-4.1-2025-04-14"  # dated: an undated name changes under the run's feet
@@ -75,10 +76,11 @@ class Judge:
         return f"{self.model} at {at.hostname}" + (f":{at.port}" if at.port else "")
 
 
-def configured(names, environ=os.environ):
+def configured(names, environ):
     """The LLM judges that the recipe names and the environment can reach; [] where there is neither key nor URL.
 
-    names: judge.judges of the recipe; "lexical" is no LLM. OPENAI_API_KEY opens api.openai.com; JUDGE_BASE_URL
+    names: judge.judges of the recipe; "lexical" is no LLM. environ: {variable: value or None} with ENVIRONMENT's names,
+    for example from stage.environ. OPENAI_API_KEY opens api.openai.com; JUDGE_BASE_URL
     (with JUDGE_API_KEY) any other server, which never sees the OpenAI key. JUDGE_MODEL is used where the recipe
     names no model. JUDGE_USD_PER_MTOK="2,8" states the price; a server on this machine costs nothing.
     """
@@ -93,7 +95,7 @@ def configured(names, environ=os.environ):
             _, _ = price
         except ValueError:
             raise ValueError(f'JUDGE_USD_PER_MTOK is {stated!r}: expected "input,output", such as "2,8"') from None
-    key = environ.get("JUDGE_API_KEY", "none") if base_url else key
+    key = environ.get("JUDGE_API_KEY") or "none" if base_url else key
     models = [name for name in names if name != "lexical"]
     models = models or [environ.get("JUDGE_MODEL") or ("local" if base_url else DEFAULT_MODEL)]
     return [Judge(model, base_url, key, price) for model in models]

@@ -15,7 +15,10 @@ def interval(metric, unit="%"):
     """A measured value in words: {"value": .842, "low": .79, "high": .883, "n": 240} is "84.2 % (79.0-88.3, n = 240)".
 
     unit "%" multiplies proportions by 100 and shows one decimal; any other unit shows four significant digits.
+    A value of None, measured on nothing, is "not scored".
     """
+    if metric["value"] is None:
+        return "not scored"
 
     def number(value):
         return f"{100 * value:.1f}" if unit == "%" else f"{value:,.4g}"

@@ -54,7 +54,7 @@ class Stage:
         self.nonce = os.environ.get("MEDTUNE_STAGE_NONCE", "")  # set by lib.execute, absent in JupyterLab
         self.hashes = HashCache(folder.parent / ".hashes.json")
         self.code = fingerprint.of_stage(name)
-        self.inputs, self.files, self.timings = {}, {}, {}
+        self.inputs, self.files, self.timings, self.environment = {}, {}, {}, {}
         self._started, self._cpu = time.time(), time.process_time()
         self._lock = lock(folder, ".kernel.lock" if self.nonce else ".lock", wait_s=20 if self.nonce else 0)
 
@@ -84,6 +84,12 @@ class Stage:
         """A file of the repository that this stage reads, recorded so that changing it makes the stage stale."""
         self.files[path] = sha256_file(ROOT / path)
         return ROOT / path
+
+    def environ(self, *names):
+        """Variables of the environment or of .env, set or None; that one is set, not its value, decides freshness."""
+        found = {name: setting(name) for name in names}
+        self.environment |= {name: value is not None for name, value in found.items()}
+        return found
 
     @contextlib.contextmanager
     def timer(self, name):
@@ -123,6 +129,7 @@ class Stage:
             "sections": self.recipe.sections(self.recipe.used),
             "inputs": self.inputs,
             "files": self.files,
+            "environment": self.environment,
             "code": self.code,
             "outputs": outputs,
             "metrics": metrics,
@@ -162,6 +169,18 @@ def start(stage, recipe_name="tiny", overrides=None):
         clear(folder, stage)
     machine.seed(cfg.run["seed"], cfg.run["threads"])
     return opened
+
+
+def setting(name):
+    """A variable of the environment, else of the file .env in the repository (KEY=value lines); None where unset."""
+    if os.environ.get(name):
+        return os.environ[name]
+    with contextlib.suppress(FileNotFoundError):
+        for line in (ROOT / ".env").read_text(encoding="utf-8").splitlines():
+            key, equals, value = line.partition("=")
+            if equals and key.strip().removeprefix("export ").strip() == name:
+                return value.strip().strip("\"'") or None
+    return None
 
 
 def lock(folder, name=".lock", wait_s=0):

@@ -70,6 +70,7 @@ class ExportSection:
     outtype: typing.Literal["bf16", "f16"] = "bf16"
     quantizations: list = field(default_factory=lambda: list(QUANTIZATIONS))
     slots: int = 1
+    servers: int = 1
 
 
 @dataclass

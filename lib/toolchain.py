@@ -23,6 +23,7 @@ PROGRAMS = ["llama-quantize", "llama-perplexity", "llama-server"]
 KEEP = ["convert_hf_to_gguf.py", "conversion", "gguf-py/gguf", "LICENSE"]
 FLAGS = [
     "-DCMAKE_BUILD_TYPE=Release",
+    "-DCMAKE_CXX_FLAGS_RELEASE=-O1 -DNDEBUG",  # most of the build is C++ that is not hot; ggml gets -O3 below
     "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON",  # programs find their libraries beside them, wherever the folder is moved
     "-DGGML_NATIVE=OFF",  # AVX2 at most: one cache serves several machines, and AMX kernels crashed in virtual machines
     "-DGGML_CCACHE=OFF",
@@ -39,7 +40,11 @@ PATCHES = {  # file: (line, what follows it); each must be found exactly once
     "common/log.cpp": (
         "        log = new common_log;\n",
         "        std::atexit([] { common_log_main()->pause(); });\n",
-    )
+    ),
+    "ggml/CMakeLists.txt": (
+        'project("ggml" C CXX ASM)\n',
+        'set(CMAKE_CXX_FLAGS_RELEASE "-O3 -DNDEBUG")\n',
+    ),
 }
 GIB_PER_COMPILER = 1.0  # measured peak of one compiler process is below this; more jobs than memory means swapping
 

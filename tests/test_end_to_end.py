@@ -118,6 +118,37 @@ def test_a_kernel_killed_in_training_resumes_to_the_same_adapter(run, tmp_path):
     assert before["generated"] == after["generated"] and before["perplexity"] == after["perplexity"]
 
 
+@pytest.mark.slow
+def test_many_kills_end_in_the_same_adapter(run, tmp_path):
+    copy = tmp_path / "outputs"
+    shutil.copytree(folder(run) / "01_dataset", folder(copy) / "01_dataset")
+    command = [sys.executable, "-m", "lib.execute", "03_sft", "--set", SMALL]
+    for after_s in (3, 7, 10, 12, 14, 16, 18, 20, 22, 24):
+        runner = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OUTPUTS": str(copy)}, start_new_session=True)
+        try:
+            runner.wait(timeout=after_s)
+            break
+        except subprocess.TimeoutExpired:
+            os.killpg(runner.pid, signal.SIGKILL)
+            runner.wait()
+            assert not (folder(copy) / "03_sft" / "stage.json").exists()
+    assert make(copy, "03_sft").returncode == 0
+    before, after = record(run, "03_sft")["metrics"], record(copy, "03_sft")["metrics"]
+    assert before["adapter_sha256"] == after["adapter_sha256"]
+
+
+@pytest.mark.slow
+def test_questions_without_a_ground_truth_are_answered_and_not_scored(tmp_path):
+    settings = SMALL.replace("data.test_questions=8", "data.test_questions=2").replace("0.01", "0.3")
+    settings += " data.origin=samples 'data.sources=[{name: medical_o1, config: en}]' data.test_sources=[]"
+    settings += " sft.max_length=64 judge=null"
+    for stage in STAGES:
+        done = make(tmp_path, stage, settings)
+        assert done.returncode == 0, f"{stage}:\n{done.stdout}\n{done.stderr}"
+    metrics = record(tmp_path, "05_export", settings)["metrics"]
+    assert all(row["value"] is None for row in metrics["ladder"])
+
+
 def test_stepping_through_by_hand_gives_the_same_files(run, tmp_path, monkeypatch):
     monkeypatch.setenv("OUTPUTS", str(tmp_path))
     notebook = nbformat.read(ROOT / "notebooks" / "01_dataset.ipynb", as_version=4)

@@ -188,3 +188,15 @@ def test_unknown_names_are_one_clear_line(project):
     ):
         failed = project.execute(*args)
         assert failed.returncode == 1 and said in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_a_key_that_is_set_later_makes_the_stage_stale(project):
+    project.notebook("01_key", 'print(sorted(stage.environ("MEDTUNE_A_KEY").values(), key=str))', WRITE, FINISH)
+    assert project.execute("01_key").returncode == 0
+    assert "fresh" in project.execute("01_key").stdout
+    (project.root / ".env").write_text("# keys\nMEDTUNE_A_KEY='secret-7'\n")
+    again = project.execute("01_key")
+    assert again.returncode == 0 and "MEDTUNE_A_KEY is now set" in again.stdout
+    assert project.record("01_key")["environment"] == {"MEDTUNE_A_KEY": True}
+    assert "secret-7" not in (project.outputs / "tiny" / "01_key" / "stage.json").read_text()
+    assert "fresh" in project.execute("01_key").stdout

@@ -179,11 +179,12 @@ def test_an_archive_cannot_write_outside_its_folder(tmp_path):
 
 
 def test_a_patch_that_no_longer_fits_stops_the_build(tmp_path):
-    [(name, (line, addition))] = toolchain.PATCHES.items()
-    (tmp_path / name).parent.mkdir(parents=True)
-    (tmp_path / name).write_text(f"a\n{line}b\n")
+    for name, (line, _) in toolchain.PATCHES.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(f"a\n{line}b\n")
     toolchain.patch(tmp_path)
-    assert (tmp_path / name).read_text() == f"a\n{line}{addition}b\n"
+    for name, (line, addition) in toolchain.PATCHES.items():
+        assert (tmp_path / name).read_text() == f"a\n{line}{addition}b\n"
     (tmp_path / name).write_text("another version\n")
     with pytest.raises(toolchain.BuildError, match="found 0 times"):
         toolchain.patch(tmp_path)
