@@ -20,12 +20,16 @@ def outputs_dir():
 
 def write_text(path, text):
     """Write `text` so that `path` is either the old file or the whole new one, also after a kill or on a full disk."""
+    return _write(path, [text])
+
+
+def _write(path, parts):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -48,20 +52,23 @@ def read_json(path):
 
 
 def write_jsonl(path, rows):
-    """Write an iterable of JSON-able rows, one a line, atomically."""
-    return write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+    """Write an iterable of JSON-able rows, one a line, atomically, one at a time."""
+    return _write(path, (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
-def read_jsonl(path):
-    """Read a JSON-lines file into a list. Raises ValueError naming file and line when a line is not JSON."""
-    rows = []
+def iter_jsonl(path):
+    """Yield the rows of a JSON-lines file. Raises ValueError naming file and line when a line is not JSON."""
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
-                rows.append(json.loads(line))
+                yield json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {number}, is not valid JSON ({error})") from error
-    return rows
+
+
+def read_jsonl(path):
+    """All rows of a JSON-lines file as a list."""
+    return list(iter_jsonl(path))
 
 
 def sha256_text(text):
