@@ -7,7 +7,6 @@ does not check is asked again, and what never checks is dropped for all candidat
 
 import hashlib
 import json
-import os
 import random
 import re
 from dataclasses import dataclass
