@@ -36,9 +36,14 @@ class DataSection:
     origin: typing.Literal["hub", "clinic", "samples"] = "hub"
     sources: list = field(default_factory=list)
     test_sources: list = field(default_factory=list)
+    truth_sources: list = field(default_factory=list)  # joined by question: a short ground truth for open questions
     test_questions: int = 200
     eval_fraction: float = 0.05
     min_reasoning_chars: int = 0
+    drop_overlaps: list = field(default_factory=lambda: ["provenance", "exact", "near", "gram_13"])  # others are listed
+    banned: list = field(default_factory=list)  # benchmarks no training row may come from
+    stages: list = field(default_factory=list)  # [{name, weights: {source: epochs}}], in training order
+    max_cut: float = 0.05  # share of training rows that may lose their end to sft.max_length
 
 
 @dataclass
@@ -53,8 +58,9 @@ class ModelSection:
 
 @dataclass
 class ChatSection:
-    format: typing.Literal["think"] = "think"
-    date: str | None = None
+    format: typing.Literal["think", "harmony", "thinking_response", "instruction"] = "think"
+    reasoning_effort: typing.Literal["low", "medium", "high"] | None = None  # harmony writes it into its system turn
+    date: str | None = None  # YYYY-MM-DD for templates that write today's
     max_new_tokens: int = 512
     batch_size: int = 16
     temperature: float = 0.0
