@@ -110,6 +110,7 @@ def _run_notebook(stage, cfg, folder):
         JUPYTER_PREFER_ENV_PATH="1",
         OMP_NUM_THREADS=str(cfg.run["threads"]),
         TQDM_DISABLE="1",
+        PYTHONHASHSEED="0",  # sets are saved in one order, in adapter_config.json for example
     )
     executed, error, started = folder / f"{stage}.ipynb", "", time.time()
     terminal = Terminal(stage, folder)
