@@ -204,13 +204,14 @@ def command(args, sink, step, report=None):
 
 
 def main():
-    """`python -m lib.toolchain LOG [pip arguments]`: build at low priority; exit status 1 on failure."""
+    """`python -m lib.toolchain [LOG [pip arguments]]`: build at low priority; exit status 1 on failure."""
+    log = sys.argv[1] if len(sys.argv) > 1 else "toolchain.log"
     with contextlib.suppress(AttributeError, OSError):
         os.nice(5)  # the pip install beside it should not wait
     try:
-        build(sys.argv[1], sys.argv[2:])
+        build(log, sys.argv[2:])
     except BuildError as error:
-        print(error, f"Full log: {sys.argv[1]}", sep="\n", file=sys.stderr)
+        print(error, f"Full log: {log}", sep="\n", file=sys.stderr)
         return 1
     return 0
 
