@@ -66,12 +66,16 @@ def _same(ours, theirs, where):
 def model_card(title, base, ladder, sources, run):
     """Text of a model card in the hub's form: front matter, what it is, the measured ladder, data, limits.
 
-    ladder: rows of one dict each, printed as a table; sources: [{"source", "licence", "rows"}]; run: commit and recipe.
+    ladder: rows of one dict each, printed as a table; run: recipe and run name. sources: [{"source", "licence", "rows",
+    "commercial", "citation"}]; commercial is whether the licence allows such use, None where nobody says: anything but
+    True is warned of in the card.
     """
     heads = list(ladder[0])
     table = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     table += ["| " + " | ".join(str(row[h]) for h in heads) + " |" for row in ladder]
     data = [f"- {s['source']}: {s['rows']:,} training rows, licence {s['licence']}" for s in sources]
+    data += [f"- cite: {citation}" for citation in dict.fromkeys(s["citation"] for s in sources if s.get("citation"))]
+    data += licence_warnings(sources)
     licences = sorted({s["licence"] for s in sources})
     return "\n".join([
         "---",
@@ -95,3 +99,14 @@ def model_card(title, base, ladder, sources, run):
         *data,
         "",
     ])  # fmt: skip
+
+
+def licence_warnings(sources):
+    """A sentence for every source whose licence is unknown or excludes commercial use. sources: as in model_card."""
+    unclear = [s for s in sources if s.get("commercial") is not True]
+    return [
+        f"\n**Licence of {s['source']}: {s['licence']}, "
+        f"{'commercial use excluded' if s.get('commercial') is False else 'terms not known'}.** "
+        f"{s['rows']:,} rows of it went into this model: clear its terms before you publish or sell anything."
+        for s in unclear
+    ]

@@ -49,10 +49,22 @@ def test_parity_counts_equal_prompts_and_shows_the_first_difference():
         release.parity(talk, tokenizer, render, lambda text: [0, *encode(text)])
 
 
+SOURCE = {"source": "medreason", "licence": "Apache-2.0", "rows": 1200, "commercial": True, "citation": "Wu (2025)"}
+
+
+def test_a_licence_that_is_unknown_or_not_commercial_is_in_the_card():
+    odd = [SOURCE | {"source": "a", "licence": "unknown", "commercial": None},
+           SOURCE | {"source": "b", "licence": "CC-BY-NC-4.0", "commercial": False}]  # fmt: skip
+    assert release.licence_warnings([SOURCE]) == []
+    card = release.model_card("m", "base", [{"file": "f"}], [SOURCE, *odd], {"recipe": "tiny", "run": "tiny"})
+    assert "Licence of a: unknown, terms not known" in card and card.count("Wu (2025)") == 1
+    assert "Licence of b: CC-BY-NC-4.0, commercial use excluded" in card and "license: other" in card
+
+
 def test_a_model_card_holds_the_ladder_and_the_licences():
     card = release.model_card(
         "m", "base/model", [{"file": "q4_0", "accuracy": "80 %"}],
-        [{"source": "medreason", "licence": "Apache-2.0", "rows": 1200}], {"recipe": "tiny", "run": "tiny"},
+        [SOURCE], {"recipe": "tiny", "run": "tiny"},
     )  # fmt: skip
     assert "| q4_0 | 80 % |" in card and "medreason: 1,200 training rows, licence Apache-2.0" in card
     assert card.startswith("---\nbase_model: base/model\n") and "license: apache-2.0" in card
