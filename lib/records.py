@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
-from datasets import Dataset
 
 BATCH = 1000  # records held in memory while writing
 SCHEMA = pa.schema(
@@ -52,5 +52,16 @@ def write(path, records):
 
 
 def read(path):
-    """The records of an Arrow file as a memory-mapped datasets.Dataset of len() rows, indexed and iterated as dicts."""
-    return Dataset.from_file(str(path))
+    """The records of an Arrow file as a memory-mapped pyarrow.Table: text is read from disk when it is used."""
+    return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+
+
+def rows(table, keep=None):
+    """Yield the records of a table as dicts, in order; with keep, one truth value per record, only those marked."""
+    start = 0
+    for batch in table.to_batches(max_chunksize=BATCH):
+        if keep is None:
+            yield from batch.to_pylist()
+        elif (wanted := np.flatnonzero(keep[start : start + len(batch)])).size:
+            yield from batch.take(pa.array(wanted)).to_pylist()
+        start += len(batch)

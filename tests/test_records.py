@@ -1,5 +1,6 @@
 """Records survive the disk unchanged, in batches, and a failed write leaves nothing."""
 
+import numpy as np
 import pytest
 
 from lib import records
@@ -16,7 +17,10 @@ def test_round_trip_over_several_batches(tmp_path, monkeypatch):
     rows = [RECORD | {"row": number, "instruction": f"Frage {number} ä\u2028"} for number in range(25)]
     assert records.write(tmp_path / "pool.arrow", iter(rows)) == 25
     table = records.read(tmp_path / "pool.arrow")
-    assert list(table) == rows and len(table) == 25 and table[24] == rows[24]
+    assert list(records.rows(table)) == rows and len(table) == 25
+    keep = np.arange(25) % 7 == 3
+    assert [r["row"] for r in records.rows(table, keep)] == [3, 10, 17, 24]
+    assert list(records.rows(table, np.zeros(25, bool))) == []
 
 
 def test_nothing_half_written_is_left(tmp_path):

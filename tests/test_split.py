@@ -1,15 +1,26 @@
 """No question on two sides, whatever its punctuation, source or options; same seed, same split."""
 
+import hashlib
 import random
 
+import numpy as np
 import pytest
 
 from lib import split
 
 
-def record(text, source="a", options=()):
+def record(text, source="a", options=(), answer=None):
     listed = "\n\n" + "\n".join(f"{letter}. {o}" for letter, o in zip("ABCD", options, strict=False)) if options else ""
-    return {"id": f"{source}:{text}{options}", "source": source, "instruction": text + listed, "options": list(options)}
+    identity = f"{source}:{text}{options}"
+    return {"id": identity, "source": source, "instruction": text + listed, "options": list(options), "answer": answer}
+
+
+def marked(records, mask):
+    return [r["id"] for r, kept in zip(records, mask, strict=True) if kept]
+
+
+def everything(keys):
+    return np.ones(len(keys), bool)
 
 
 def test_normalisation_by_hand():
@@ -24,7 +35,7 @@ def test_stem_leaves_out_options():
     assert split.question(record("Read:\n\nA. fumigatus grows. What now?")) == "read a fumigatus grows what now"
 
 
-def test_deduplicate_keeps_the_first_and_counts_by_source():
+def test_duplicates_are_all_but_the_first_and_counted_by_source():
     records = [
         record("Why?"),
         record("why", "b"),
@@ -32,15 +43,21 @@ def test_deduplicate_keeps_the_first_and_counts_by_source():
         record("Why?", "b", ("x", "y")),
         record("How?"),
     ]
-    kept, removed = split.deduplicate(records)
-    assert [r["id"] for r in kept] == ["a:Why?()", "b:Why?('x', 'y')", "a:How?()"]
-    assert removed == {"b": 2}
+    keys = split.keys(records, 0)
+    assert marked(records, ~split.duplicates(keys)) == ["a:Why?()", "b:Why?('x', 'y')", "a:How?()"]
+    assert keys.by_source(split.duplicates(keys)) == {"b": 2}
 
 
-def test_without_removes_the_same_question_in_another_form():
-    train = [record("Why?"), record("WHY", "b", ("x", "y")), record("How?")]
-    kept, removed = split.without(train, [record("why", "test", ("p", "q"))])
-    assert [r["id"] for r in kept] == ["a:How?()"] and removed == {"a": 1, "b": 1}
+def test_conflicting_answers_lose_every_copy():
+    records = [
+        record("Why?", answer="Iron"),
+        record("why", "b", answer="iron."),
+        record("How?", answer="A"),
+        record("How", "b", answer="B"),
+        record("how", answer=None),
+        record("How?", options=("p", "q"), answer="p"),
+    ]
+    assert split.conflicting(split.keys(records, 0)).tolist() == [False, False, True, True, True, False]
 
 
 def many():
@@ -54,41 +71,61 @@ def many():
     return records
 
 
+def parts_of(records, fraction, questions, seed=1):
+    keys = split.keys(iter(records), seed)
+    return split.split(keys, everything(keys), fraction, questions)
+
+
 def test_no_question_is_on_two_sides_and_none_is_lost():
-    parts = split.split(many(), 0.1, 60, seed=1)
+    parts = parts_of(many(), 0.1, 60)
     asked = {
-        name: {split.normalise_question(r["instruction"].split("\n")[0]) for r in part} for name, part in parts.items()
+        name: {split.question(r) for r, kept in zip(many(), mask, strict=True) if kept} for name, mask in parts.items()
     }
-    assert not asked["train"] & asked["test"] | asked["train"] & asked["eval"] | asked["eval"] & asked["test"]
+    assert not (asked["train"] & asked["test"] or asked["train"] & asked["eval"] or asked["eval"] & asked["test"])
     assert len(asked["test"]) == 60 and len(asked["eval"]) == 24 and len(asked["train"]) == 216
-    assert sorted(r["id"] for part in parts.values() for r in part) == sorted(r["id"] for r in many())
+    assert (sum(mask.astype(int) for mask in parts.values()) == 1).all()
 
 
 def test_each_source_gives_its_share():
-    taken, _ = split.take(many(), 30, seed=3)
-    first = [r["source"] for r in taken if r["source"] != "d"]
+    keys = split.keys(many(), 3)
+    first = [i.split(":")[0] for i in marked(many(), split.take(keys, everything(keys), 30)) if not i.startswith("d")]
     assert [first.count(source) for source in "abc"] == [10, 10, 10]
     assert split._quotas({"a": 1, "b": 1, "c": 8}, 5) == {"a": 1, "b": 0, "c": 4}  # 0.5, 0.5, 4.0: the tie goes to "a"
+
+
+def test_the_draw_is_the_published_one():
+    """Those questions whose SHA-256 of "seed:question" is smallest, source by source."""
+    records = [r for r in many() if r["source"] == "a"]
+    keys = split.keys(records, 5)
+    order = sorted(records, key=lambda r: hashlib.sha256(f"5:{split.question(r)}".encode()).hexdigest())
+    assert set(marked(records, split.take(keys, everything(keys), 17))) == {r["id"] for r in order[:17]}
 
 
 def test_split_depends_on_seed_and_content_not_on_order():
     shuffled = many()
     random.Random(0).shuffle(shuffled)
-    one, two, other = (split.take(r, 60, s)[0] for r, s in ((many(), 1), (shuffled, 1), (many(), 2)))
-    questions = [{split.question(r) for r in part} for part in (one, two, other)]
-    assert questions[0] == questions[1] != questions[2]
-    assert split.split(many(), 0.1, 60, seed=1) == split.split(many(), 0.1, 60, seed=1)
+    drawn = []
+    for records, seed in ((many(), 1), (shuffled, 1), (many(), 2)):
+        keys = split.keys(records, seed)
+        drawn.append(set(marked(records, split.take(keys, everything(keys), 60))))
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_only_allowed_records_are_divided():
+    keys = split.keys(many(), 1)
+    allowed = keys.source == 0
+    parts = split.split(keys, allowed, 0.1, 10)
+    assert (sum(mask.astype(int) for mask in parts.values()) == allowed).all()
 
 
 def test_impossible_splits_say_what_to_mend():
     with pytest.raises(ValueError, match="301 questions to hold out, but the sources hold 300"):
-        split.split(many(), 0.1, 301, seed=1)
+        parts_of(many(), 0.1, 301)
     with pytest.raises(ValueError, match="no record is left to train on: 2 records, 1 held out"):
-        split.split([record("a"), record("b")], 0.5, 1, seed=1)
+        parts_of([record("a"), record("b")], 0.5, 1)
     with pytest.raises(ValueError, match="eval_fraction is 1.5"):
-        split.split(many(), 1.5, 0, seed=1)
+        parts_of(many(), 1.5, 0)
 
 
 def test_no_eval_and_no_test():
-    parts = split.split(many(), 0, 0, seed=1)
-    assert [len(parts[name]) for name in ("train", "eval", "test")] == [360, 0, 0]
+    assert [int(mask.sum()) for mask in parts_of(many(), 0, 0).values()] == [360, 0, 0]
