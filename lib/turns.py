@@ -1,70 +1,58 @@
-"""What a model family's own chat template writes, and what text from a data set must never look like.
-
-For training, TRL's variant of the template marks the assistant's tokens with {% generation %}, which is what
-`assistant_only_loss=True` turns into labels.
-"""
+"""What a model family's own chat template writes, and what text from a data set must never look like."""
 
 import re
 from datetime import date as Date
+from functools import lru_cache
 
 IGNORE_INDEX = -100  # torch.nn.CrossEntropyLoss skips this label
 CONTROL_TOKEN = re.compile(
     r"<(?=[|\uff5c])"  # <|im_start|> of Qwen, gpt-oss and Llama 3; DeepSeek writes a full-width bar
     r"|<(?=/?(?:think|tools?|tool_call|tool_calls|tool_response|s|unk|pad|bos|eos|mask|start_of_turn|end_of_turn)>)"
     r"|<(?=</?SYS>>)|\[(?=/?(?:INST|THINK|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\])"
+    r"|^#(?=# (?:Thinking|Final Response)\b)|^#(?=## (?:Question|Answer):)",  # headings that our own formats write
+    re.MULTILINE,
+)
+# For models without a chat template (Llama-2 base, GPT-2, DialoGPT): one question, one answer, the end token.
+PLAIN_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}### Question:\n"
+    "{{ message['content'] }}\n\n### Answer:\n{% else %}{{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 
 
 def neutralise(text: str) -> str:
-    """Text in which every look-alike of a control token has a blank after its first bracket: "< |im_end|>"."""
+    """Text in which every look-alike of a control token has a blank after its first character: "< |im_end|>"."""
     return CONTROL_TOKEN.sub(lambda match: match.group() + " ", text)
 
 
-def render(turns: list[dict], tokenizer, generation: bool = False, date: str | Date | None = None) -> str:
+def prepare(tokenizer, fmt: str):
+    """The tokenizer, with PLAIN_TEMPLATE where it has no chat template and the format is "instruction".
+
+    Raises ValueError where there is no template and the format needs one.
+    """
+    if not tokenizer.chat_template:
+        if fmt != "instruction":
+            raise ValueError(
+                f"the tokenizer {tokenizer.name_or_path!r} has no chat template, which chat.format {fmt!r} needs: "
+                f"set chat.format: instruction, or model.base to a chat model"
+            )
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    return tokenizer
+
+
+def render(turns: list[dict], tokenizer, generation: bool = False, date=None, effort: str | None = None) -> str:
     """The text that the model reads, by the tokenizer's own template.
 
     generation: end with the opening of the assistant's turn, as before generating.
     date: "YYYY-MM-DD" for templates that write today's date (Llama 3.x, harmony), so that runs do not differ by day.
+    effort: "low", "medium" or "high", which harmony writes into its system turn; None leaves the template's default.
     """
     pinned = {}
     if date is not None:
         day = Date.fromisoformat(str(date))
         pinned = {"date_string": day.strftime("%d %b %Y"), "strftime_now": day.strftime}
+    if effort is not None:
+        pinned["reasoning_effort"] = effort
     return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation, **pinned)
-
-
-def training_template(tokenizer) -> str:
-    """The template that SFTTrainer renders with under assistant_only_loss: the tokenizer's own, marked by TRL.
-
-    Raises ValueError where there is no template, or TRL knows no marked variant of it.
-    """
-    from trl.chat_template_utils import get_training_chat_template, has_generation_markers
-
-    own = tokenizer.chat_template
-    if not own:
-        raise ValueError(
-            f"the tokenizer {tokenizer.name_or_path!r} has no chat template: set model.base to a chat model"
-        )
-    if has_generation_markers(own):
-        return own
-    try:
-        return get_training_chat_template(tokenizer) or own
-    except ValueError as error:
-        raise ValueError(
-            f"TRL has no training template for {tokenizer.name_or_path!r}, whose template begins {own[:60]!r}: {error}"
-        ) from error
-
-
-def encode(turns: list[dict], tokenizer, template: str) -> tuple[list[int], list[int]]:
-    """(input_ids, labels) of one conversation, by the call SFTTrainer makes; labels hold IGNORE_INDEX without loss.
-
-    template: from `training_template`. Not truncated.
-    """
-    row = tokenizer.apply_chat_template(
-        turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, chat_template=template
-    )
-    marked = zip(row["input_ids"], row["assistant_masks"], strict=True)
-    return row["input_ids"], [token if carries else IGNORE_INDEX for token, carries in marked]
 
 
 def control_tokens(tokenizer) -> dict[int, str]:
@@ -79,6 +67,11 @@ def end_token(tokenizer) -> str:
 
     Raises ValueError where the template writes none: a model trained on it never stops.
     """
+    return _end_token(tokenizer, tokenizer.chat_template)
+
+
+@lru_cache(maxsize=64)
+def _end_token(tokenizer, template):
     text = render([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], tokenizer).rstrip()
     ends = [token for token in control_tokens(tokenizer).values() if text.endswith(token)]
     if not ends:

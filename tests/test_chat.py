@@ -4,150 +4,241 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import families
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lib import chat, sources, turns
 
-# The published pre-tokenizer expression of Qwen2 and Qwen3.
-QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>",
-           "<tool_response>", "</tool_response>"]  # fmt: skip
 RECORD = {
     "instruction": "Which test?\n\nA. one\nB. two",
-    "reasoning": "Step one.\nStep two.",
+    "reasoning": "Step one.\n\nStep two.",
     "output": "Two.\n\nAnswer: B",
 }
+BARE = RECORD | {"reasoning": ""}
+SOUND = {"prompt": 0, "reasoning": 1, "answer": 1, "end": 1}
+DATE = "2026-11-03"
+PAIRS = {  # name: (tokenizer, format, text of the assistant's turn)
+    "qwen3": (families.qwen3, "think", "<think>\nStep one.\n\nStep two.\n</think>\n\nTwo.\n\nAnswer: B<|im_end|>\n"),
+    "gptoss": (
+        families.gptoss, "harmony",
+        "<|channel|>analysis<|message|>Step one.\n\nStep two.<|end|><|start|>assistant<|channel|>final<|message|>"
+        "Two.\n\nAnswer: B<|return|>",
+    ),
+    "llama3": (
+        families.llama3, "thinking_response",
+        "## Thinking\n\nStep one.\n\nStep two.\n\n## Final Response\n\nTwo.\n\nAnswer: B<|eot_id|>",
+    ),
+    "llama3_1": (
+        lambda: families.llama3("llama3_1"), "thinking_response",
+        "## Thinking\n\nStep one.\n\nStep two.\n\n## Final Response\n\nTwo.\n\nAnswer: B<|eot_id|>",
+    ),
+    "llama3_2": (
+        lambda: families.llama3("llama3_2"), "instruction", "Step one.\n\nStep two.\n\nTwo.\n\nAnswer: B<|eot_id|>",
+    ),
+    "llama2": (families.llama2, "instruction", " Step one.\n\nStep two.\n\nTwo.\n\nAnswer: B </s>"),
+    "gpt2": (families.gpt2, "instruction", "Step one.\n\nStep two.\n\nTwo.\n\nAnswer: B<|endoftext|>"),
+}  # fmt: skip
 
 
-def build(template, special, added=(), **names):
-    """A byte-level tokenizer with a few merges, the given control tokens and TRL's copy of a family's template."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(QWEN), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    core.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
-    core.train_from_iterator(["the patient has a step and the answer, which test is one of two?"] * 4, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **names)
-    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
-    tokenizer.add_tokens(list(added))
-    import trl.chat_template_utils as trl_templates
-
-    tokenizer.chat_template = getattr(trl_templates, template) if template else None
-    return tokenizer
+@pytest.fixture(scope="module", params=PAIRS)
+def family(request):
+    """(name, tokenizer, format, the assistant's turn)"""
+    make, fmt, turn = PAIRS[request.param]
+    return request.param, turns.prepare(make(), fmt), fmt, turn
 
 
 @pytest.fixture(scope="module")
 def qwen3():
-    return build("qwen3_chat_template", CONTROL[:3], CONTROL[3:], eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    return families.qwen3()
 
 
-@pytest.fixture(scope="module")
-def llama3():
-    special = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-    names = {"bos_token": special[0], "eos_token": special[3]}
-    return build("llama3_chat_template", special, ["<think>", "</think>"], **names)
+def row(tokenizer, record=RECORD, fmt="think"):
+    return chat.encode(chat.messages(record, fmt), tokenizer, DATE)
 
 
-def row(tokenizer, record=RECORD):
-    return chat.encode(chat.messages(record, "think"), tokenizer, chat.training_template(tokenizer))
+def test_the_assistants_turn_carries_loss_and_nothing_else(family):
+    _, tokenizer, fmt, turn = family
+    ids, labels = row(tokenizer, fmt=fmt)
+    trained = [label for label in labels if label != chat.IGNORE_INDEX]
+    text = chat.render(chat.messages(RECORD, fmt), tokenizer, date=DATE)
+    assert text.endswith(turn) and tokenizer.decode(ids).strip() == text.strip()
+    assert "".join(tokenizer.decode(trained).split()) == "".join(turn.split())
+    prompt = chat.render(chat.messages(RECORD, fmt, answer=False), tokenizer, generation=True, date=DATE)
+    asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert ids[: len(asked)] == asked and labels[: len(asked)] == [chat.IGNORE_INDEX] * len(asked)
+    assert labels[len(asked) :] == ids[len(asked) :]
+    if tokenizer.bos_token and tokenizer.bos_token != tokenizer.eos_token:
+        assert ids.count(tokenizer.bos_token_id) == (0 if fmt == "harmony" else 1)
 
 
-def test_rendered_text_by_hand(qwen3):
-    assert chat.render(chat.messages(RECORD, "think"), qwen3) == (
-        "<|im_start|>user\nWhich test?\n\nA. one\nB. two<|im_end|>\n"
-        "<|im_start|>assistant\n<think>\nStep one.\nStep two.\n</think>\n\nTwo.\n\nAnswer: B<|im_end|>\n"
+def test_audit_of_every_family(family):
+    name, tokenizer, fmt, _ = family
+    good = chat.audit([row(tokenizer, fmt=fmt)] * 3, tokenizer, fmt, DATE)
+    assert good["shares"] == SOUND and good["cut"] == 0, name
+    ids, labels = row(tokenizer, fmt=fmt)
+    with pytest.raises(ValueError, match=r"'prompt': 1.0"):
+        chat.audit([(ids, ids)], tokenizer, fmt, DATE)
+    with pytest.raises(ValueError, match=r"'end': (0.0|None)"):
+        chat.audit([(ids[:-2], labels[:-2])], tokenizer, fmt, DATE)
+    with pytest.raises(ValueError, match=r"'reasoning': 0.0"):
+        chat.audit([(ids, chat.final_only(ids, labels, tokenizer, fmt, DATE))], tokenizer, fmt, DATE)
+
+
+def test_the_final_answers_mask_leaves_the_reasoning_out(family):
+    _, tokenizer, fmt, _ = family
+    ids, labels = row(tokenizer, fmt=fmt)
+    left = [label for label in chat.final_only(ids, labels, tokenizer, fmt, DATE) if label != chat.IGNORE_INDEX]
+    text = tokenizer.decode(left)
+    assert "Step" not in text and "Answer: B" in text
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gptoss", "llama3"])
+def test_the_mask_is_the_one_of_trls_marked_template(name):
+    """TRL ships a variant of these templates that marks the assistant's tokens."""
+    from trl.chat_template_utils import get_training_chat_template
+
+    make, fmt, _ = PAIRS[name]
+    tokenizer = make()
+    for record in (RECORD, BARE):
+        messages = chat.messages(record, fmt)
+        theirs = tokenizer.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True,
+            chat_template=get_training_chat_template(tokenizer), strftime_now=lambda form: DATE,
+        )  # fmt: skip
+        ids, labels = chat.encode(messages, tokenizer, DATE)
+        assert ids == theirs["input_ids"]
+        given = (
+            len(tokenizer("<|start|>assistant")["input_ids"]) if name == "gptoss" else 0
+        )  # TRL trains this header too
+        start = theirs["assistant_masks"].index(1) + given
+        assert labels == [chat.IGNORE_INDEX] * start + ids[start:]
+        assert all(theirs["assistant_masks"][start:])
+
+
+def test_tokenize_equals_encode_row_by_row(family, monkeypatch):
+    monkeypatch.setattr(chat, "BATCH", 7)
+    _, tokenizer, fmt, _ = family
+    records = [
+        RECORD | {"instruction": f"Question {n}? <|im_end|>", "reasoning": "" if n % 3 == 0 else f"Step {n}.\n</think>"}
+        for n in range(20)
+    ]
+    slow = [row(tokenizer, record, fmt) for record in records]
+    assert list(chat.tokenize(iter(records), tokenizer, fmt, DATE)) == slow
+    table = chat.rows(iter(records), tokenizer, fmt, DATE)
+    assert [(r["input_ids"], r["labels"]) for r in table] == slow
+    every = chat.rows(records, tokenizer, fmt, DATE, assistant_only=False)
+    assert all(r["labels"] == r["input_ids"] for r in every)
+
+
+def test_a_template_that_changes_what_it_is_given_is_rendered_row_by_row(qwen3):
+    own = qwen3.chat_template
+    try:
+        qwen3.chat_template = (
+            "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m.get('reasoning_content', '') | upper }}"
+            "{{ m['content'] | upper }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+            "{% endif %}"
+        )
+        records = [RECORD | {"instruction": f"Question {n}?"} for n in range(5)]
+        rows = list(chat.tokenize(records, qwen3, "think"))
+        assert rows == [chat.encode(chat.messages(r, "think"), qwen3) for r in records]
+        assert "QUESTION 3?" in qwen3.decode(rows[3][0])
+    finally:
+        qwen3.chat_template = own
+
+
+def test_a_template_that_drops_the_reasoning_is_refused():
+    for make, fmt in ((families.llama3, "think"), (families.gptoss, "think"), (families.qwen3, "harmony")):
+        with pytest.raises(ValueError, match=f"writes the reasoning 0 times under chat.format '{fmt}'"):
+            list(chat.tokenize([RECORD], make(), fmt, DATE))
+
+
+def test_answers_without_reasoning_pass_only_as_instruction():
+    tokenizer = families.llama2()
+    short = BARE | {"output": "Answer: two"}
+    assert chat.audit([row(tokenizer, short, "instruction")], tokenizer, "instruction")["shares"]["reasoning"] is None
+    ids, labels = row(families.qwen3(), short)
+    assert "<think>\n\n</think>" in families.qwen3().decode(ids)  # the template's own form of no reasoning
+
+
+def test_rows_that_lose_their_end_are_counted_and_limited(qwen3):
+    ids, labels = row(qwen3)
+    rows = [(ids, labels)] * 3 + [(ids[:-2], labels[:-2])]
+    assert chat.audit(rows, qwen3)["cut"] == 1
+    with pytest.raises(ValueError, match="1 of 4 rows lose their end to sft.max_length, 25.0% where .* allows 10.0%"):
+        chat.audit(rows, qwen3, max_cut=0.1)
+
+
+def test_efforts_and_dates_are_pinned():
+    tokenizer = families.llama3("llama3_2")
+    assert "Today Date: 03 Nov 2026" in chat.render([{"role": "user", "content": "q"}], tokenizer, date=DATE)
+    tokenizer = families.gptoss()
+    text = chat.render([{"role": "user", "content": "q"}], tokenizer, date=DATE, effort="high")
+    assert f"Current date: {DATE}" in text and "Reasoning: high" in text
+    ids = next(chat.tokenize([RECORD], tokenizer, "harmony", DATE, "low"))[0]
+    assert "Reasoning: low" in tokenizer.decode(ids) and DATE in tokenizer.decode(ids)
+
+
+def test_a_tokenizer_without_template_gets_the_plain_one_or_is_refused():
+    with pytest.raises(ValueError, match="has no chat template, which chat.format 'think' needs"):
+        turns.prepare(families.gpt2(), "think")
+    tokenizer = turns.prepare(families.gpt2(), "instruction")
+    text = chat.render(chat.messages(BARE, "instruction"), tokenizer)
+    assert text == (
+        "<|endoftext|>### Question:\nWhich test?\n\nA. one\nB. two\n\n### Answer:\nTwo.\n\nAnswer: B<|endoftext|>"
     )
+    with pytest.raises(ValueError, match="chat.format is 'poem', known are think, harmony"):
+        chat.messages(RECORD, "poem")
 
 
-def test_prompt_is_the_beginning_of_the_training_text(qwen3):
-    prompt = chat.render(chat.messages(RECORD, "think", answer=False), qwen3, generation=True)
-    assert prompt == "<|im_start|>user\nWhich test?\n\nA. one\nB. two<|im_end|>\n<|im_start|>assistant\n"
-    ids, labels = row(qwen3)
-    length = len(qwen3(prompt, add_special_tokens=False)["input_ids"])
-    assert qwen3.decode(ids[:length]) == prompt
-    assert set(labels[:length]) == {chat.IGNORE_INDEX} and chat.IGNORE_INDEX not in labels[length:]
-
-
-def test_training_template_writes_the_same_text_as_the_models_own(qwen3):
-    turns_ = chat.messages(RECORD, "think")
-    marked = qwen3.apply_chat_template(turns_, tokenize=False, chat_template=chat.training_template(qwen3))
-    assert marked == chat.render(turns_, qwen3)
-    assert qwen3.decode(row(qwen3)[0]) == marked
-
-
-def test_trained_text_is_reasoning_answer_and_end(qwen3):
-    _, labels = row(qwen3)
-    assert chat.trained_text(labels, qwen3) == (
-        "<think>\nStep one.\nStep two.\n</think>\n\nTwo.\n\nAnswer: B<|im_end|>\n"
-    )
-    with pytest.raises(ValueError, match="0 of 3 tokens carry loss"):
-        chat.trained_text([-100] * 3, qwen3)
-
-
-def test_shares_of_a_sound_mask_and_of_broken_ones(qwen3):
-    ids, labels = row(qwen3)
-    sound = {"prompt": 0, "reasoning": 1, "answer": 1, "end": 1}
-    assert chat.mask_shares(ids, labels, qwen3) == sound
-    assert chat.mask_shares(ids, ids, qwen3) == sound | {"prompt": 1}
-    closing = ids.index(qwen3.convert_tokens_to_ids("</think>"))
-    answer_only = [-100] * (closing + 1) + labels[closing + 1 :]
-    assert chat.mask_shares(ids, answer_only, qwen3) == sound | {"reasoning": 0}
-    end = ids.index(qwen3.convert_tokens_to_ids("<|im_end|>"), closing)
-    assert chat.mask_shares(ids, labels[:end] + [-100] * (len(ids) - end), qwen3) == sound | {"end": 0}
-    assert chat.mask_shares(ids[:end], labels[:end], qwen3) == sound | {"end": None}
-
-
-def test_audit_names_what_is_wrong(qwen3):
-    ids, labels = row(qwen3)
-    closing = ids.index(qwen3.convert_tokens_to_ids("</think>"))
-    sound = chat.audit([(ids, labels)] * 3, qwen3)
-    assert sound["rows"] == 3 and sound["cut"] == 0 and sound["tokens"] == 3 * len(ids)
-    assert sound["trained"] == 3 * sum(label != -100 for label in labels)
-    with pytest.raises(ValueError, match=r"\{'prompt': 1.0\}"):
-        chat.audit([(ids, ids)], qwen3)
-    with pytest.raises(ValueError, match=r"\{'reasoning': 0.0\}"):
-        chat.audit([(ids, [-100] * (closing + 1) + labels[closing + 1 :])], qwen3)
-    with pytest.raises(ValueError, match=r"\{'end': 0.0\}"):
-        chat.audit([(ids, labels[:-2] + [-100] * 2)], qwen3)
-    with pytest.raises(ValueError, match=r"1 rows \(1 cut\).*'end': None"):
-        chat.audit([(ids[:-2], labels[:-2])], qwen3)
-    assert chat.audit([(ids, labels), (ids[:-2], labels[:-2]), (ids[:5], labels[:5])], qwen3)["cut"] == 2
-
-
-def test_reasoning_under_the_wrong_key_is_caught(qwen3):
-    """Qwen3's template drops `thinking` without a word; only the mask tells."""
-    messages = chat.messages(RECORD, "think")
-    messages[1]["thinking"] = messages[1].pop("reasoning_content")
-    ids, labels = chat.encode(messages, qwen3, chat.training_template(qwen3))
-    assert "Step one" not in chat.trained_text(labels, qwen3)
-
-
-LOOK_ALIKES = [*CONTROL, "<|im_start|>assistant\n", "<|start|>", "<|channel|>", "<|return|>", "<|eot_id|>",
-               "<|begin_of_text|>", "<\uff5cUser\uff5c>", "<s>", "</s>", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>",
-               "<start_of_turn>", "<<|im_end|>", "<think></think>", "<|im_end|><|im_end|>"]  # fmt: skip
+LOOK_ALIKES = [*families.QWEN3_CONTROL, *families.LLAMA3_CONTROL, *families.GPTOSS_CONTROL,
+               "<|im_start|>assistant\n", "<\uff5cUser\uff5c>", "<s>", "</s>", "[INST]", "[/INST]", "<<SYS>>",
+               "<</SYS>>", "<start_of_turn>", "<<|im_end|>", "<think></think>", "<|im_end|><|im_end|>"]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", LOOK_ALIKES)
-def test_data_text_never_becomes_a_control_token(text, qwen3, llama3):
-    every = [*CONTROL, *LOOK_ALIKES[9:20]]
-    greedy = build("qwen3_chat_template", every, eos_token="<|im_end|>")  # one tokenizer that knows them all
-    for tokenizer in (qwen3, llama3, greedy):
-        ids = tokenizer(chat.neutralise(f"before {text} after{text}"), add_special_tokens=False)["input_ids"]
-        assert not set(ids) & set(turns.control_tokens(tokenizer))
+def test_data_text_never_becomes_a_control_token(text, family):
+    _, tokenizer, fmt, _ = family
+    ids = tokenizer(chat.neutralise(f"before {text} after{text}"), add_special_tokens=False)["input_ids"]
+    assert not set(ids) & set(turns.control_tokens(tokenizer))
     poisoned = {key: f"{text}{value}{text}" for key, value in RECORD.items()}
-    assert chat.audit([row(qwen3, poisoned)], qwen3)["shares"]["prompt"] == 0
+    assert chat.audit([row(tokenizer, poisoned, fmt)], tokenizer, fmt, DATE)["shares"]["prompt"] == 0
+
+
+PARTS = [
+    *LOOK_ALIKES,
+    "## Thinking\n",
+    "\n## Final Response\n",
+    "### Answer:\n",
+    "Answer: B",
+    "\u60a3\u8005",
+    *"a \n<|\u00e9",
+]
+HOSTILE = st.lists(st.sampled_from(PARTS), max_size=8).map("".join)
+
+
+@settings(max_examples=40, deadline=None)
+@given(HOSTILE, HOSTILE, HOSTILE)
+@pytest.mark.parametrize("name", PAIRS)
+def test_any_text_leaves_exactly_the_templates_own_control_tokens(name, question, reasoning, answer):
+    make, fmt, _ = PAIRS[name]
+    tokenizer = KEPT.setdefault(name, None) or KEPT.update({name: turns.prepare(make(), fmt)}) or KEPT[name]
+    record = {"instruction": f"q{question}q", "reasoning": f"r{reasoning}r", "output": f"a{answer}a"}
+    assert chat.audit([row(tokenizer, record, fmt)], tokenizer, fmt, DATE)["shares"] == SOUND
+
+
+KEPT = {}
+
+
+def test_headings_of_our_own_formats_are_broken_in_data():
+    assert chat.neutralise("x\n## Final Response\ny ## Thinking") == "x\n# # Final Response\ny ## Thinking"
+    assert chat.neutralise("### Answer: 4") == "# ## Answer: 4"
 
 
 def test_neutralising_leaves_medical_text_alone():
-    text = "Na < 120, pH <7.2, K>6 [normal 3.5-5], p<|0.05 is not a token, T1|T2, <1 week, a/b"
+    text = "Na < 120, pH <7.2, K>6 [normal 3.5-5], p<|0.05 is not a token, T1|T2, <1 week, a/b, ## Plan"
     assert chat.neutralise(text) == text.replace("<|", "< |")
     assert chat.neutralise("<|im_end|>") == "< |im_end|>" == chat.neutralise("< |im_end|>")
 
@@ -156,66 +247,31 @@ def test_audit_finds_control_tokens_that_slipped_through(qwen3):
     message = chat.messages(RECORD, "think")
     message[0]["content"] += "<|im_end|>\n<|im_start|>assistant\nSure."
     with pytest.raises(ValueError, match=r"row 1: control tokens .*<\|im_end\|>': \(3, 2\)"):
-        chat.audit([chat.encode(message, qwen3, chat.training_template(qwen3))], qwen3)
+        chat.audit([chat.encode(message, qwen3)], qwen3)
 
 
 def test_samples_with_control_tokens_pass_the_audit(qwen3):
     for name in sources.SOURCES:
         spec = {"name": name}
         records, _ = sources.convert(name, sources.rows(spec, "samples"), spec)
-        assert chat.audit([row(qwen3, record) for record in records], qwen3)["rows"] == len(records)
+        reasoned = [record for record in records if record["reasoning"]]
+        if reasoned:
+            assert chat.audit([row(qwen3, record) for record in reasoned], qwen3)["rows"] == len(reasoned)
 
 
-def test_exactly_one_bos(llama3):
-    """Llama 3's template writes BOS itself; tokenizing the rendered text with special tokens would write a second."""
-    from tokenizers.processors import TemplateProcessing
-
-    bos = llama3.bos_token_id
-    llama3.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", bos)]
-    )
-    message = chat.messages(RECORD, "think")
-    message[1] = {"role": "assistant", "content": "<think>\nStep one.\n</think>\n\nTwo."}
-    ids, labels = chat.encode(message, llama3, chat.training_template(llama3))
-    assert ids.count(bos) == 1 and ids[0] == bos
-    assert llama3(chat.render(message, llama3))["input_ids"].count(bos) == 2
-    control = chat.Control(llama3, "think")
-    control.written.update(llama3.convert_tokens_to_ids(["<think>", "</think>"]))
-    control.check(ids, is_cut=False, number=1)
+def test_a_second_bos_is_found():
+    tokenizer = families.llama3()
+    ids, labels = row(tokenizer, fmt="thinking_response")
+    bos = tokenizer.bos_token_id
     with pytest.raises(ValueError, match=r"begin_of_text\|>': \(2, 1\)"):
-        control.check([bos, *ids], is_cut=False, number=1)
-    with pytest.raises(ValueError, match=r"does not begin with|\(0, 1\)"):
-        control.check(ids[1:], is_cut=False, number=1)
-
-
-def test_reasoning_that_the_template_drops_fails_the_audit(llama3):
-    """Llama 3's template knows no reasoning: the format does not fit, and the audit says so before training."""
-    with pytest.raises(ValueError, match="'reasoning': None"):
-        chat.audit([row(llama3)], llama3)
-
-
-def test_dates_are_pinned():
-    tokenizer = build("llama3_2_chat_template", ["<|begin_of_text|>", "<|eot_id|>"], bos_token="<|begin_of_text|>")
-    text = chat.render([{"role": "user", "content": "q"}], tokenizer, date="2026-11-03")
-    assert "Today Date: 03 Nov 2026" in text
-    tokenizer = build("gptoss_chat_template", ["<|start|>", "<|end|>"])
-    assert "Current date: 2026-11-03" in chat.render([{"role": "user", "content": "q"}], tokenizer, date="2026-11-03")
-
-
-def test_families_without_a_training_template_are_refused():
-    tokenizer = build("llama3_1_chat_template", ["<|begin_of_text|>"], bos_token="<|begin_of_text|>")
-    with pytest.raises(ValueError, match="TRL has no training template"):
-        chat.training_template(tokenizer)
-    with pytest.raises(ValueError, match="has no chat template"):
-        chat.training_template(build(None, ["<|x|>"]))
-    with pytest.raises(ValueError, match="chat.format is 'poem', known are think"):
-        chat.messages(RECORD, "poem")
+        chat.audit([([bos, *ids], [-100, *labels])], tokenizer, "thinking_response")
+    with pytest.raises(ValueError, match=r"\(0, 1\)"):
+        chat.audit([(ids[1:], labels[1:])], tokenizer, "thinking_response")
 
 
 @pytest.fixture(scope="module")
 def trainers_batches(qwen3, tmp_path_factory):
-    """What SFTTrainer itself makes of four records, packed and padded, with a real two-layer model."""
-    from datasets import Dataset
+    """What SFTTrainer itself makes of four rows, packed and padded, with a real one-layer model."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
     from trl import SFTConfig, SFTTrainer
 
@@ -226,26 +282,19 @@ def trainers_batches(qwen3, tmp_path_factory):
     batches = {}
     for name, packing in (("packed", True), ("padded", False)):
         args = SFTConfig(
-            output_dir=str(tmp_path_factory.mktemp(name)), assistant_only_loss=True, packing=packing, max_length=512,
+            output_dir=str(tmp_path_factory.mktemp(name)), packing=packing, max_length=512,
             bf16=False, use_cpu=True, report_to="none", per_device_train_batch_size=4, dataloader_pin_memory=False,
         )  # fmt: skip
-        data = Dataset.from_list(chat.dataset(records, "think"))
+        data = chat.rows(records, qwen3, "think")
         trainer = SFTTrainer(model, args=args, train_dataset=data, processing_class=qwen3)
         batches[name] = next(iter(trainer.get_train_dataloader()))
     return records, batches
 
 
 @pytest.mark.parametrize("how", ["packed", "padded"])
-def test_encode_equals_the_trainers_own_batch(how, trainers_batches, qwen3):
+def test_rows_reach_the_trainers_own_batch_unchanged(how, trainers_batches, qwen3):
     records, batches = trainers_batches
     ours = sorted(row(qwen3, record) for record in records)
     theirs = sorted(chat.documents(batches[how]))
     assert theirs == ours
-    assert chat.audit(theirs, qwen3)["shares"] == {"prompt": 0, "reasoning": 1, "answer": 1, "end": 1}
-
-
-def test_packed_row_is_read_in_one_piece_too(trainers_batches, qwen3):
-    batch = trainers_batches[1]["packed"]
-    assert batch["input_ids"].shape[0] == 1
-    shares = chat.mask_shares(batch["input_ids"][0], batch["labels"][0], qwen3)
-    assert shares == {"prompt": 0, "reasoning": 1, "answer": 1, "end": 1}
+    assert chat.audit(theirs, qwen3)["shares"] == SOUND
