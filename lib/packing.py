@@ -1,0 +1,78 @@
+"""Whether several conversations may share one row: does each still see only itself, on this model and this device?
+
+Packing saves all padding. It is exact only where attention stops at the borders of the conversations, and neither the
+trainer nor the model says when it does not: so it is measured, on a small model of the same architecture.
+"""
+
+import copy
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
+
+LIMIT = 1e-5  # nats per token, in float32
+LENGTHS = (11, 17, 7)  # tokens of the conversations that are packed
+SMALL = {
+    "vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2,
+    "max_position_embeddings": 128, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "n_inner": 64,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+def small(config, attn_implementation, seed=0):
+    """A random float32 model of `config`'s architecture, two layers of 64 features, with the given attention."""
+    config = copy.deepcopy(config)
+    for name, value in SMALL.items():
+        if hasattr(config, name):
+            setattr(config, name, value)
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:2]
+    config.quantization_config = None
+    del config.quantization_config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation, dtype=torch.float32)
+
+
+def exact(config, attn_implementation, device="cpu", seed=0) -> dict:
+    """{"difference", "exact", "architecture", "attention"}: the largest change of a token's loss by packing, in nats.
+
+    Three conversations in one row, told apart by position numbers that start again, as TRL's collator passes them,
+    against each by itself. config: the model's, whose sizes are replaced by small ones.
+    """
+    model = small(config, attn_implementation, seed).to(device).eval()
+    generator = torch.Generator().manual_seed(seed)
+    texts = [torch.randint(3, 64, (1, length), generator=generator).to(device) for length in LENGTHS]
+    places = torch.cat([torch.arange(length) for length in LENGTHS]).unsqueeze(0).to(device)
+    with torch.no_grad():
+        packed = _losses(model, torch.cat(texts, 1), position_ids=places)
+        alone = torch.cat([torch.cat([_losses(model, text), packed.new_zeros(1)]) for text in texts])[:-1]
+    inside = torch.ones(sum(LENGTHS) - 1, dtype=torch.bool)
+    for border in torch.cumsum(torch.tensor(LENGTHS), 0)[:-1]:
+        inside[border - 1] = False  # the first token of the next conversation is nobody's to predict
+    difference = float((packed - alone).abs()[inside.to(device)].max())
+    about = {"architecture": config.model_type, "attention": attn_implementation}
+    return {"difference": difference, "exact": difference <= LIMIT, **about}
+
+
+def _losses(model, ids, **inputs):
+    logits = model(input_ids=ids, use_cache=False, **inputs).logits
+    return cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")
+
+
+def fields(sft: dict, gate: dict) -> tuple[dict, str]:
+    """(changes to the trl.SFTConfig fields, why, in a sentence); no change where packing is exact or not asked for."""
+    measured = (
+        f"With packing, a token's loss changes by up to {gate['difference']:.1e} nats ({gate['architecture']}, "
+        f"{gate['attention']} attention, float32)"
+    )
+    if not sft.get("packing"):
+        return {}, f"{measured}; the recipe does not pack."
+    if gate["exact"]:
+        return {}, f"{measured}, below the limit of {LIMIT:.0e}: conversations share rows and do not see each other."
+    changes = {"packing": False, "padding_free": False, "train_sampling_strategy": "group_by_length"}
+    return changes, (
+        f"{measured}, above the limit of {LIMIT:.0e}: conversations would read each other. Rows hold one conversation "
+        f"instead, and batches take rows of similar length to save padding."
+    )

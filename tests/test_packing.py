@@ -1,0 +1,65 @@
+"""Packing is exact where attention stops at the borders, and is refused where it does not."""
+
+import pytest
+import torch
+from transformers import GPT2Config, GptOssConfig, LlamaConfig, Qwen3Config
+
+from lib import chat, packing
+
+
+@pytest.mark.parametrize("config", [LlamaConfig(), Qwen3Config()], ids=["llama", "qwen3"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_llama_and_qwen3_are_exact(config, attention):
+    found = packing.exact(config, attention)
+    assert found["exact"] and found["difference"] <= 1e-5 and found["architecture"] == config.model_type
+
+
+def test_gpt_oss_without_flash_kernels_leaks_and_is_not_packed():
+    found = packing.exact(GptOssConfig(), "eager")
+    assert not found["exact"] and found["difference"] > 1e-3
+    changes, why = packing.fields({"packing": True}, found)
+    assert changes["packing"] is False and "read each other" in why and "gpt_oss" in why
+
+
+def test_the_gate_measures_what_a_border_changes():
+    """Ignoring the position numbers is the fault it is there to find."""
+    model = packing.small(LlamaConfig(), "sdpa")
+    ids = torch.randint(3, 64, (1, 20))
+    places = torch.cat([torch.arange(10), torch.arange(10)]).unsqueeze(0)
+    with torch.no_grad():
+        apart, leaking = (packing._losses(model, ids, **kw) for kw in ({"position_ids": places}, {}))
+    assert (apart - leaking)[:9].abs().max() < 1e-5 < 1e-3 < (apart - leaking)[10:].abs().max()
+
+
+def test_other_architectures_are_measured_too():
+    found = packing.exact(GPT2Config(), "sdpa")
+    assert found["architecture"] == "gpt2" and found["exact"] == (found["difference"] <= 1e-5)
+
+
+def test_what_the_recipe_asks_for_stays_where_it_is_exact():
+    found = packing.exact(Qwen3Config(), "sdpa")
+    assert packing.fields({"packing": True}, found)[0] == {}
+    assert packing.fields({"packing": False}, found | {"exact": False})[0] == {}
+
+
+def test_the_real_trainer_takes_the_changes(tmp_path):
+    import families
+    from trl import SFTConfig, SFTTrainer
+
+    tokenizer = families.gptoss()
+    config = GptOssConfig()
+    config.vocab_size = len(tokenizer)
+    model = packing.small(config, "eager")
+    model.resize_token_embeddings(len(tokenizer))
+    sft = {"packing": True, "max_length": 256, "max_steps": 2, "per_device_train_batch_size": 2, "report_to": "none"}
+    changes, _ = packing.fields(sft, packing.exact(config, "eager"))
+    record = {"instruction": "Which test?", "reasoning": "Step one.", "output": "Two."}
+    records = [record | {"output": "Two. " * n} for n in range(1, 9)]
+    rows = chat.rows(records, tokenizer, "harmony", "2026-11-03")
+    device = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "disable_tqdm": True}
+    trainer = SFTTrainer(
+        model, args=SFTConfig(**(sft | changes | device)), train_dataset=rows, processing_class=tokenizer
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch["input_ids"].shape[0] == 2 and "attention_mask" in batch
+    assert trainer.train().global_step == 2
