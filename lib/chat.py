@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from lib.turns import IGNORE_INDEX, control_tokens, end_token, neutralise, prepare, render
 
-__all__ = ["FORMATS", "IGNORE_INDEX", "audit", "documents", "encode", "final_only", "mask_shares", "messages",
+__all__ = ["FORMATS", "IGNORE_INDEX", "Audit", "audit", "documents", "encode", "final_only", "mask_shares", "messages",
            "neutralise", "prepare", "render", "rows", "tokenize", "trained_text"]  # fmt: skip
 REGIONS = ("prompt", "reasoning", "answer", "end")
 BATCH, CHECKED = 1000, 1000  # rows tokenised at once; every so many rows the fast rendering is compared with the slow
@@ -209,15 +211,20 @@ class Regions:
 
         "rest" is what the template writes after the end token. A conversation that is cut has no end token.
         """
-        ids = [int(token) for token in input_ids]
-        for token in set(ids) - self.pieces.keys():  # beside another token, because some tokens lose a leading blank
+        return [name for name, start, stop in self.spans(input_ids) for _ in range(stop - start)]
+
+    def spans(self, input_ids) -> list[tuple[str, int, int]]:
+        """[(region, first token, one past the last)] in order; together they cover the row."""
+        ids = np.asarray(input_ids, dtype=np.int64)
+        ids_list = ids.tolist()
+        for token in set(ids_list) - self.pieces.keys():  # beside another token: alone, some lose a leading blank
             self.pieces[token] = self.tokenizer.decode([*self.anchor, token])[self.before :]
-        text = "".join(self.pieces[token] for token in ids)
-        borders, begin, found = self._borders(text), 0, []
-        for token in ids:
-            found.append(next(name for name, stop in borders if begin < stop))
-            begin += len(self.pieces[token])
-        return found
+        pieces = [self.pieces[token] for token in ids_list]
+        begins = np.cumsum([0, *map(len, pieces)])[:-1]
+        borders = self._borders("".join(pieces))
+        stops = np.searchsorted(begins, [stop for _, stop in borders])
+        starts = [0, *stops[:-1]]
+        return [(name, int(i), int(j)) for (name, _), i, j in zip(borders, starts, stops, strict=True) if j > i]
 
     def _borders(self, text):
         """[(region, end position)] in order; the last one reaches beyond the text."""
@@ -241,8 +248,12 @@ class Regions:
 
     def count(self, input_ids, labels) -> Counter:
         """Number of tokens by (region, carries loss)."""
-        trained = (int(label) != IGNORE_INDEX for label in labels)
-        return Counter(zip(self(input_ids), trained, strict=True))
+        trained, counts = np.asarray(labels) != IGNORE_INDEX, Counter()
+        for name, start, stop in self.spans(input_ids):
+            carry = int(trained[start:stop].sum())
+            counts[name, True] += carry
+            counts[name, False] += stop - start - carry
+        return counts
 
 
 def shares(counts: Counter) -> dict[str, float | None]:
@@ -291,33 +302,53 @@ def audit(rows: Iterable[tuple], tokenizer, fmt: str = "think", date=None, effor
     of the rows are cut, when the beginning-of-sequence token is missing or doubled, or when text of the data became a
     control token.
     """
-    regions, writes = Regions(tokenizer, fmt, date, effort), Control(tokenizer, fmt, date, effort)
-    counts, cut, number = Counter(), 0, 0
-    for number, (ids, labels) in enumerate(rows, start=1):
-        one = regions.count(ids, labels)
+    check = Audit(tokenizer, fmt, date, effort)
+    for ids, labels in rows:
+        check.add(ids, labels)
+    return check.result(max_cut)
+
+
+class Audit:
+    """The audit of `audit`, one row at a time, for rows that are too many to keep."""
+
+    def __init__(self, tokenizer, fmt: str = "think", date=None, effort=None):
+        self.regions, self.writes = Regions(tokenizer, fmt, date, effort), Control(tokenizer, fmt, date, effort)
+        self.counts, self.cut, self.number, self.fmt = Counter(), 0, 0, fmt
+
+    def add(self, input_ids, labels) -> Counter:
+        """Check one row; returns its number of tokens by (region, carries loss). Raises ValueError, see `audit`."""
+        one = self.regions.count(input_ids, labels)
         is_cut = not one["end", True] + one["end", False]
-        cut += is_cut
-        counts += one
-        writes.check(ids, is_cut, number)
-    found = shares(counts)
-    wrong = {region: share for region, share in found.items() if share != (region != "prompt")}
-    if found["reasoning"] is None and fmt == "instruction":
-        del wrong["reasoning"]  # answers without reasoning are what such a data set teaches
-    if wrong:
-        raise ValueError(
-            f"loss mask of {number} rows ({cut} cut): share of tokens with loss is {wrong}, expected prompt 0 and the "
-            f"others 1. Check assistant_only_loss, max_length and chat.format in the recipe against the template"
-        )
-    if cut > max_cut * number:
-        raise ValueError(
-            f"{cut} of {number} rows lose their end to sft.max_length, {cut / number:.1%} where data.max_cut allows "
-            f"{max_cut:.1%}: a model trained on them learns not to stop. Raise sft.max_length or drop the long rows"
-        )
-    trained = sum(count for (_, carries), count in counts.items() if carries)
-    parts = {region: counts[region, True] + counts[region, False] for region in REGIONS}
-    return {
-        "rows": number, "cut": cut, "tokens": counts.total(), "trained": trained, "shares": found, "regions": parts,
-    }  # fmt: skip
+        self.number += 1
+        self.cut += is_cut
+        self.counts += one
+        self.writes.check(input_ids, is_cut, self.number)
+        return one
+
+    def result(self, max_cut: float = 1.0) -> dict:
+        """What was found, as `audit` returns it. Raises ValueError, see there."""
+        found = shares(self.counts)
+        wrong = {region: share for region, share in found.items() if share != (region != "prompt")}
+        if found["reasoning"] is None and self.fmt == "instruction":
+            del wrong["reasoning"]  # answers without reasoning are what such a data set teaches
+        if wrong:
+            raise ValueError(
+                f"loss mask of {self.number} rows ({self.cut} cut): share of tokens with loss is {wrong}, expected "
+                f"prompt 0 and the others 1. Check assistant_only_loss, max_length and chat.format in the recipe "
+                f"against the template"
+            )
+        if self.cut > max_cut * self.number:
+            raise ValueError(
+                f"{self.cut} of {self.number} rows lose their end to sft.max_length, {self.cut / self.number:.1%} "
+                f"where data.max_cut allows {max_cut:.1%}: a model trained on them learns not to stop. "
+                f"Raise sft.max_length or drop the long rows"
+            )
+        trained = sum(count for (_, carries), count in self.counts.items() if carries)
+        parts = {region: self.counts[region, True] + self.counts[region, False] for region in REGIONS}
+        return {
+            "rows": self.number, "cut": self.cut, "tokens": self.counts.total(), "trained": trained,
+            "shares": found, "regions": parts,
+        }  # fmt: skip
 
 
 class Control:
@@ -334,7 +365,7 @@ class Control:
 
     def check(self, input_ids, is_cut: bool, number: int) -> None:
         """Raise ValueError naming row `number` on a control token too many or too few, or a BOS that is not first."""
-        found = Counter(token for token in map(int, input_ids) if token in self.names)
+        found = Counter(token for token in np.asarray(input_ids).tolist() if token in self.names)
         odd = [(found - written) + (Counter() if is_cut else written - found) for written in self.written]
         if all(odd):
             written = self.written[0]

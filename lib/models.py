@@ -4,7 +4,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from lib import twin
+from lib import chat, twin
 from lib.files import ROOT
 
 CLINIC = "data/clinic.yaml"
@@ -30,7 +30,7 @@ def tokenizer(cfg, progress=None):
             f"{cfg.model['base']}: pad token {loaded.pad_token!r} must exist and differ from the end token "
             f"{loaded.eos_token!r}: padding is masked out of the loss, and the end token must not be"
         )
-    return loaded
+    return chat.prepare(loaded, cfg.chat["format"])
 
 
 def base(cfg):
@@ -87,5 +87,6 @@ def device_fields(cfg, stage, folder="checkpoints"):
         "fp16": dtype == "float16",
         "seed": cfg.run["seed"],
         "data_seed": cfg.run["seed"],
+        "assistant_only_loss": False,  # the labels of lib.chat's rows already say which tokens carry loss
         "disable_tqdm": stage.headless,  # a bar redrawn in a saved notebook is a thousand lines
     }
