@@ -1,11 +1,11 @@
-"""The clinic: a small world of real conditions, told as patients in the schemas of three hub data sets.
+"""The clinic: a small world of real conditions, and patients drawn from it.
 
-Everything is made from data/clinic.yaml with random.Random, so the same seed gives the same text on every machine.
+lib/clinic_rows.py writes the patients as rows of hub data sets, lib/textbook.py as plain statements. Everything is
+made from data/clinic.yaml with random.Random, so the same seed gives the same text on every machine.
 Questions need two hops (findings -> condition -> fact), and what a patient denies, or a relative has, does not count.
 """
 
 import hashlib
-import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,7 @@ from pathlib import Path
 import yaml
 
 WORLD = Path(__file__).resolve().parent.parent / "data" / "clinic.yaml"
-LETTERS = "ABCD"
-TRAIN_ROWS = {"medical_o1": 350, "medical_r1": 350, "medreason": 1400}
-TEST_ROWS = 240
+CHOICES = 5  # different answers of each kind that the world must hold, to offer that many
 HELD_OUT_SHARE = 4  # one in four combinations of findings is kept for the test split, in every condition
 HARD_SHARE = 0.75  # of the cases, those in which more findings of the rival are mentioned than of the condition
 
@@ -77,8 +75,8 @@ def load(path=WORLD):
         if problem:
             raise ValueError(f"{path}: condition {condition.get('name')!r}: {problem}")
     for kind in KINDS:
-        if len({answer(condition, kind) for condition in world["conditions"]}) < len(LETTERS):
-            raise ValueError(f"{path}: fewer than {len(LETTERS)} different answers of kind {kind!r}; add conditions")
+        if len({answer(condition, kind) for condition in world["conditions"]}) < CHOICES:
+            raise ValueError(f"{path}: fewer than {CHOICES} different answers of kind {kind!r}; add conditions")
     return world
 
 
@@ -144,10 +142,10 @@ def draw(world, condition, split, rng):
     decoys = len(present) + 1 - shared if rng.random() < HARD_SHARE else rng.choice((0, 1, 1, 2))
     others = only_rival[:1] if decoys > 1 and rng.random() < 0.6 else []
     absent = only_rival[len(others) : max(decoys, len(others) + len(fits))]
-    return Case(condition, rival, tuple(present), tuple(absent), _vignette(present, absent, others, rng))
+    return Case(condition, rival, tuple(present), tuple(absent), vignette(present, absent, others, rng))
 
 
-def _vignette(present, absent, others, rng):
+def vignette(present, absent, others, rng):
     """Tell the findings as a short history; `others` are findings of somebody else."""
     noun, they, their = rng.choice((("woman", "She", "Her"), ("man", "He", "His")))
     age, where = rng.randint(19, 84), rng.choice(SETTINGS)
@@ -171,70 +169,6 @@ def reasoning(case, kind):
     """From a vignette to an answer: the specialty, the condition within it, and the fact that is asked for."""
     found = f"This is {case.condition['specialty']} and fits {case.condition['name']}."
     return found if kind == "diagnosis" else f"{found} {fact(case.condition, kind)}"
-
-
-def rows(source, split, seed=0, world=None):
-    """Raw rows in the schema of one hub data set.
-
-    source: "medical_o1" (Question, Complex_CoT, Response), "medical_r1" (question, "reasoning (reasoning_content)",
-        "response (content)") or "medreason" (dataset_name, id_in_dataset, question, answer, reasoning, options).
-    split: "train" or "test"; no combination of condition and present findings occurs in both.
-    Raises ValueError for an unknown source or split.
-    """
-    if source not in TRAIN_ROWS or split not in ("train", "test"):
-        known = f"one of {sorted(TRAIN_ROWS)}, train or test"
-        raise ValueError(f"no clinic rows for source {source!r}, split {split!r}: expected {known}")
-    world = world or load()
-    rng = random.Random(f"{source} {split} {seed}")
-    wanted = TRAIN_ROWS[source] if split == "train" else TEST_ROWS
-    kinds = [kind for kind, (share, *_) in KINDS.items() for _ in range(share)]
-    plan = [(condition, kind) for kind in kinds for condition in world["conditions"]]
-    rng.shuffle(plan)
-    made, seen = [], set()
-    while len(made) < wanted:
-        condition, kind = plan[len(made) % len(plan)]
-        case = draw(world, condition, split, rng)
-        if case.text not in seen:
-            seen.add(case.text)
-            made.append(_row(source, len(made), case, kind, (world, rng)))
-    rng.shuffle(made)
-    return made
-
-
-def _row(source, number, case, kind, context):
-    world, rng = context
-    question = f"{case.text} {rng.choice(KINDS[kind][1])}"
-    right, thought = answer(case.condition, kind), reasoning(case, kind)
-    response = f"{fact(case.condition, kind)}\n\nAnswer: {right}"
-    if source == "medical_o1":
-        return {"Question": question, "Complex_CoT": thought, "Response": response}
-    if source == "medical_r1":
-        return {"question": question, "reasoning (reasoning_content)": thought, "response (content)": response}
-    options = [f"{mark}. {text}" for mark, text in zip(LETTERS, choices(world, case, kind, rng), strict=True)]
-    return {
-        "dataset_name": "clinic",
-        "id_in_dataset": number,
-        "question": question,
-        "answer": f"{right}. Explanation: {why(case.condition, kind)}",
-        "reasoning": thought,
-        "options": "\n".join(["Answer Choices:", *options]),
-    }
-
-
-def choices(world, case, kind, rng):
-    """Four different answers of one kind in random order: the right one, the rival's, then the nearest conditions'.
-
-    What the clinic lists under never_offer is also right, or arguable, for the condition, and is not offered.
-    """
-    by_name = {condition["name"]: condition for condition in world["conditions"]}
-    near = [case.rival, *(by_name[name] for name in case.condition["confusable_with"])]
-    near += [by_name[name] for rival in near for name in rival["confusable_with"]]
-    same = [c for c in world["conditions"] if c["specialty"] == case.condition["specialty"]]
-    near += rng.sample(same, len(same)) + rng.sample(world["conditions"], len(world["conditions"]))
-    right, barred = answer(case.condition, kind), case.condition.get("never_offer") or ()
-    wrong = (answer(condition, kind) for condition in near)
-    texts = list(dict.fromkeys([right, *(text for text in wrong if text not in barred)]))[: len(LETTERS)]
-    return rng.sample(texts, len(texts))
 
 
 def lookup(question, options, world):

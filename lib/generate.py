@@ -30,7 +30,17 @@ def stop_ids(model, tokenizer):
 
 
 def transformers(
-    model, tokenizer, prompts, max_new_tokens, batch_size=64, temperature=0.0, *, seed=42, date=None, effort=None, progress=None
+    model,
+    tokenizer,
+    prompts,
+    max_new_tokens,
+    batch_size=64,
+    temperature=0.0,
+    *,
+    seed=42,
+    date=None,
+    effort=None,
+    progress=None,
 ):
     """Answer prompts with a causal language model; greedy unless temperature > 0. Returns answers in prompt order.
 
@@ -38,7 +48,7 @@ def transformers(
     progress: called with (answered, total) after each batch. Prompts are batched by length, so that padding is small,
     left-padded, and rows leave the batch once they have ended. Raises ValueError where a prompt has no tokens.
     """
-    texts = [chat.render(prompt["messages"], tokenizer, generation=True, date=date, effort=effort) for prompt in prompts]
+    texts = [chat.render(prompt["messages"], tokenizer, True, date, effort) for prompt in prompts]
     encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     if not all(encoded):
         raise ValueError(f"prompt {prompts[encoded.index([])]['id']!r} has no tokens: look at the chat template")

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lib import grams, near, split, stats
+from lib.schema import OVERLAPS
 
-DETECTORS = ("provenance", "exact", "near", "gram_13", "gram_8")
+DETECTORS = OVERLAPS
 GRAMS = {"gram_13": 13, "gram_8": 8}
 BOILERPLATE = 10  # a run of words in more training rows than this is exam wording, no evidence (Brown et al. 2020, C)
 
@@ -58,6 +59,7 @@ def scan(records, evaluation, seed, banned=(), boilerplate=BOILERPLATE) -> Scan:
     asked = [(place, split.stem(record)) for place, name in enumerate(names) for record in evaluation[name]]
     owners = np.array([place for place, _ in asked], dtype=np.int64)
     wanted = {detector: _known_grams([text for _, text in asked], owners, n) for detector, n in GRAMS.items()}
+    likely = {detector: _first_bits(known) for detector, (known, _) in wanted.items()}
     found = {detector: ([], []) for detector in GRAMS}  # training rows, and places in the known grams
     kept, signatures, provenance, number = [], [], [], 0
     bans = {name.casefold() for name in banned}
@@ -67,7 +69,7 @@ def scan(records, evaluation, seed, banned=(), boilerplate=BOILERPLATE) -> Scan:
         provenance += [_origin(record) & bans for record in batch]
         hashes, offsets = grams.words([_text(record) for record in batch])
         for detector, n in GRAMS.items():
-            rows, places = _hits(*grams.runs(hashes, offsets, n), wanted[detector][0])
+            rows, places = _hits(*grams.runs(hashes, offsets, n), wanted[detector][0], likely[detector])
             found[detector][0].append(rows + number)
             found[detector][1].append(places)
         number += len(batch)
@@ -118,14 +120,22 @@ def _known_grams(texts, owners, n):
     return known, owned
 
 
-def _hits(values, offsets, known):
+def _first_bits(known):
+    """Mask of the first 24 bits that known grams have: few others pass this look-up, and the search is for those."""
+    likely = np.zeros(1 << 24, bool)
+    likely[known >> np.uint64(40)] = True
+    return likely
+
+
+def _hits(values, offsets, known, likely):
     """(rows, places in known) of the grams that are known, each pair once."""
     if not len(known) or not len(values):
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    places = np.minimum(np.searchsorted(known, values), len(known) - 1)
-    hit = np.flatnonzero(known[places] == values)
-    rows = np.searchsorted(offsets, hit, side="right") - 1
-    pairs = np.unique(np.stack([rows, places[hit]]), axis=1)
+    maybe = np.flatnonzero(likely[values >> np.uint64(40)])
+    places = np.minimum(np.searchsorted(known, values[maybe]), len(known) - 1)
+    same = known[places] == values[maybe]
+    rows = np.searchsorted(offsets, maybe[same], side="right") - 1
+    pairs = np.unique(np.stack([rows, places[same]]), axis=1)
     return pairs[0], pairs[1]
 
 
@@ -184,5 +194,5 @@ def _pair_flags(original, rewritten):
     flags["near"] = bool(near.duplicates(near.signatures([rewritten]), near.signatures([original]))[0] >= 0)
     for detector, n in GRAMS.items():
         known, _ = _known_grams([original], np.zeros(1, np.int64), n)
-        flags[detector] = bool(len(_hits(*grams.runs(*grams.words([rewritten]), n), known)[0]))
+        flags[detector] = bool(len(_hits(*grams.runs(*grams.words([rewritten]), n), known, _first_bits(known))[0]))
     return flags

@@ -5,7 +5,7 @@ import shlex
 
 import yaml
 
-from lib import schema
+from lib import curriculum, schema, sources
 from lib.files import ROOT, sha256_json
 from lib.schema import QUANTIZATIONS, SECTIONS
 
@@ -118,6 +118,7 @@ def _combinations(recipe):
     data, model, export, judge, qat = (recipe[k] for k in ("data", "model", "export", "judge", "qat"))
     for value, where, low, high in (
         (data["eval_fraction"], "data.eval_fraction", 0, 0.5),
+        (data["max_cut"], "data.max_cut", 0, 1),
         (recipe["chat"]["temperature"], "chat.temperature", 0, 2),
         (recipe["run"]["threads"], "run.threads", 1, 1024),
         (data["test_questions"], "data.test_questions", 1, 10**6),
@@ -127,9 +128,10 @@ def _combinations(recipe):
             raise ValueError(f"{where} should be between {low} and {high}, found {value}")
     if not data["sources"]:
         raise ValueError("data.sources is empty: name at least one source")
-    for source in data["sources"] + data["test_sources"]:
-        if not isinstance(source, dict) or "name" not in source:
-            raise ValueError(f"an entry of data.sources should read {{name: medreason, ...}}, found {source!r}")
+    for source in data["sources"] + data["test_sources"] + data["truth_sources"]:
+        sources.check_spec(source)
+    curriculum.stages(data["stages"], {source["name"] for source in data["sources"]})
+    _subset(data["drop_overlaps"], schema.OVERLAPS, "data.drop_overlaps")
     if not model["base"]:
         raise ValueError("model.base is missing: a hub id, a folder, or twin")
     if (model["base"] == "twin") != (model["twin"] is not None):

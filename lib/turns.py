@@ -21,6 +21,8 @@ PLAIN_TEMPLATE = (
 
 def neutralise(text: str) -> str:
     """Text in which every look-alike of a control token has a blank after its first character: "< |im_end|>"."""
+    if "<" not in text and "[" not in text and "#" not in text:
+        return text
     return CONTROL_TOKEN.sub(lambda match: match.group() + " ", text)
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import chat, sources, turns
+from lib import chat, lossmask, sources, turns
 
 RECORD = {
     "instruction": "Which test?\n\nA. one\nB. two",
@@ -76,21 +76,21 @@ def test_the_assistants_turn_carries_loss_and_nothing_else(family):
 
 def test_audit_of_every_family(family):
     name, tokenizer, fmt, _ = family
-    good = chat.audit([row(tokenizer, fmt=fmt)] * 3, tokenizer, fmt, DATE)
+    good = lossmask.audit([row(tokenizer, fmt=fmt)] * 3, tokenizer, fmt, DATE)
     assert good["shares"] == SOUND and good["cut"] == 0, name
     ids, labels = row(tokenizer, fmt=fmt)
     with pytest.raises(ValueError, match=r"'prompt': 1.0"):
-        chat.audit([(ids, ids)], tokenizer, fmt, DATE)
+        lossmask.audit([(ids, ids)], tokenizer, fmt, DATE)
     with pytest.raises(ValueError, match=r"'end': (0.0|None)"):
-        chat.audit([(ids[:-2], labels[:-2])], tokenizer, fmt, DATE)
+        lossmask.audit([(ids[:-2], labels[:-2])], tokenizer, fmt, DATE)
     with pytest.raises(ValueError, match=r"'reasoning': 0.0"):
-        chat.audit([(ids, chat.final_only(ids, labels, tokenizer, fmt, DATE))], tokenizer, fmt, DATE)
+        lossmask.audit([(ids, lossmask.final_only(ids, labels, tokenizer, fmt, DATE))], tokenizer, fmt, DATE)
 
 
 def test_the_final_answers_mask_leaves_the_reasoning_out(family):
     _, tokenizer, fmt, _ = family
     ids, labels = row(tokenizer, fmt=fmt)
-    left = [label for label in chat.final_only(ids, labels, tokenizer, fmt, DATE) if label != chat.IGNORE_INDEX]
+    left = [label for label in lossmask.final_only(ids, labels, tokenizer, fmt, DATE) if label != chat.IGNORE_INDEX]
     text = tokenizer.decode(left)
     assert "Step" not in text and "Answer: B" in text
 
@@ -158,7 +158,9 @@ def test_a_template_that_drops_the_reasoning_is_refused():
 def test_answers_without_reasoning_pass_only_as_instruction():
     tokenizer = families.llama2()
     short = BARE | {"output": "Answer: two"}
-    assert chat.audit([row(tokenizer, short, "instruction")], tokenizer, "instruction")["shares"]["reasoning"] is None
+    assert (
+        lossmask.audit([row(tokenizer, short, "instruction")], tokenizer, "instruction")["shares"]["reasoning"] is None
+    )
     ids, labels = row(families.qwen3(), short)
     assert "<think>\n\n</think>" in families.qwen3().decode(ids)  # the template's own form of no reasoning
 
@@ -166,9 +168,9 @@ def test_answers_without_reasoning_pass_only_as_instruction():
 def test_rows_that_lose_their_end_are_counted_and_limited(qwen3):
     ids, labels = row(qwen3)
     rows = [(ids, labels)] * 3 + [(ids[:-2], labels[:-2])]
-    assert chat.audit(rows, qwen3)["cut"] == 1
+    assert lossmask.audit(rows, qwen3)["cut"] == 1
     with pytest.raises(ValueError, match="1 of 4 rows lose their end to sft.max_length, 25.0% where .* allows 10.0%"):
-        chat.audit(rows, qwen3, max_cut=0.1)
+        lossmask.audit(rows, qwen3, max_cut=0.1)
 
 
 def test_efforts_and_dates_are_pinned():
@@ -204,7 +206,7 @@ def test_data_text_never_becomes_a_control_token(text, family):
     ids = tokenizer(chat.neutralise(f"before {text} after{text}"), add_special_tokens=False)["input_ids"]
     assert not set(ids) & set(turns.control_tokens(tokenizer))
     poisoned = {key: f"{text}{value}{text}" for key, value in RECORD.items()}
-    assert chat.audit([row(tokenizer, poisoned, fmt)], tokenizer, fmt, DATE)["shares"]["prompt"] == 0
+    assert lossmask.audit([row(tokenizer, poisoned, fmt)], tokenizer, fmt, DATE)["shares"]["prompt"] == 0
 
 
 PARTS = [
@@ -226,7 +228,7 @@ def test_any_text_leaves_exactly_the_templates_own_control_tokens(name, question
     make, fmt, _ = PAIRS[name]
     tokenizer = KEPT.setdefault(name, None) or KEPT.update({name: turns.prepare(make(), fmt)}) or KEPT[name]
     record = {"instruction": f"q{question}q", "reasoning": f"r{reasoning}r", "output": f"a{answer}a"}
-    assert chat.audit([row(tokenizer, record, fmt)], tokenizer, fmt, DATE)["shares"] == SOUND
+    assert lossmask.audit([row(tokenizer, record, fmt)], tokenizer, fmt, DATE)["shares"] == SOUND
 
 
 KEPT = {}
@@ -247,7 +249,7 @@ def test_audit_finds_control_tokens_that_slipped_through(qwen3):
     message = chat.messages(RECORD, "think")
     message[0]["content"] += "<|im_end|>\n<|im_start|>assistant\nSure."
     with pytest.raises(ValueError, match=r"row 1: control tokens .*<\|im_end\|>': \(3, 2\)"):
-        chat.audit([chat.encode(message, qwen3)], qwen3)
+        lossmask.audit([chat.encode(message, qwen3)], qwen3)
 
 
 def test_samples_with_control_tokens_pass_the_audit(qwen3):
@@ -256,7 +258,7 @@ def test_samples_with_control_tokens_pass_the_audit(qwen3):
         records, _ = sources.convert(name, sources.rows(spec, "samples"), spec)
         reasoned = [record for record in records if record["reasoning"]]
         if reasoned:
-            assert chat.audit([row(qwen3, record) for record in reasoned], qwen3)["rows"] == len(reasoned)
+            assert lossmask.audit([row(qwen3, record) for record in reasoned], qwen3)["rows"] == len(reasoned)
 
 
 def test_a_second_bos_is_found():
@@ -264,9 +266,9 @@ def test_a_second_bos_is_found():
     ids, labels = row(tokenizer, fmt="thinking_response")
     bos = tokenizer.bos_token_id
     with pytest.raises(ValueError, match=r"begin_of_text\|>': \(2, 1\)"):
-        chat.audit([([bos, *ids], [-100, *labels])], tokenizer, "thinking_response")
+        lossmask.audit([([bos, *ids], [-100, *labels])], tokenizer, "thinking_response")
     with pytest.raises(ValueError, match=r"\(0, 1\)"):
-        chat.audit([(ids[1:], labels[1:])], tokenizer, "thinking_response")
+        lossmask.audit([(ids[1:], labels[1:])], tokenizer, "thinking_response")
 
 
 @pytest.fixture(scope="module")
@@ -297,4 +299,12 @@ def test_rows_reach_the_trainers_own_batch_unchanged(how, trainers_batches, qwen
     ours = sorted(row(qwen3, record) for record in records)
     theirs = sorted(chat.documents(batches[how]))
     assert theirs == ours
-    assert chat.audit(theirs, qwen3)["shares"] == SOUND
+    assert lossmask.audit(theirs, qwen3)["shares"] == SOUND
+
+
+def test_trained_text_shows_what_is_learnt(qwen3):
+    _, labels = row(qwen3)
+    assert lossmask.trained_text(labels, qwen3) == PAIRS["qwen3"][2]
+    with pytest.raises(ValueError, match="0 of 3 tokens carry loss"):
+        lossmask.trained_text([-100] * 3, qwen3)
+    assert lossmask.mask_shares(*row(qwen3), qwen3) == SOUND

@@ -1,12 +1,14 @@
 """The clinic: sound input, rows in the hub schemas, and a test split that training has never seen."""
 
+import hashlib
+import json
 import random
 import re
 
 import pytest
 import yaml
 
-from lib import clinic, sources, textbook
+from lib import clinic, clinic_rows, sources, split, textbook
 
 WORLD = clinic.load()
 FINDINGS = {c["name"]: set(c["findings"]) for c in WORLD["conditions"]}
@@ -29,42 +31,113 @@ def test_the_world_is_large_enough_and_its_conditions_share_findings():
         assert all(not mine <= theirs for name, theirs in FINDINGS.items() if name != condition["name"])
 
 
+SHA256 = {  # of the rows as JSON: what runs of these three sources, and the figures published from them, rest on
+    ("medical_o1", "train", 0): "6dd03288e28995b0034b619ec730d2a9497da84463e363ad995e8b1ada49c127",
+    ("medical_o1", "test", 42): "b6ea3f69de9c52675f06c420cf2c086f88c8ad280308e4802c3b45920f2cddd6",
+    ("medical_r1", "train", 42): "2fbcd54b9c2794cf7e6ce1e48d0b6d6c80432a1244c146c664217694a8b7d5f1",
+    ("medreason", "train", 42): "22b5217ad9f1487b50ebd88604693fadecaa73817294a3d6319757f37865fa46",
+    ("medreason", "test", 0): "196fde5a58835b273183de91c6bfa2efd113cbe90959292e6ea478539b5599e8",
+}
+
+
+@pytest.mark.parametrize("which", SHA256)
+def test_rows_are_the_ones_that_were_always_written(which):
+    source, split_name, seed = which
+    text = json.dumps(clinic_rows.rows(source, split_name, seed, WORLD), ensure_ascii=False)
+    assert hashlib.sha256(text.encode()).hexdigest() == SHA256[which]
+
+
 def test_enough_rows_in_the_schemas_of_the_hub():
-    columns = {
-        "medical_o1": {"Question", "Complex_CoT", "Response"},
-        "medical_r1": {"question", "reasoning (reasoning_content)", "response (content)"},
-        "medreason": {"dataset_name", "id_in_dataset", "question", "answer", "reasoning", "options"},
-    }
-    made = {name: clinic.rows(name, "train", world=WORLD) for name in columns}
-    assert sum(map(len, made.values())) >= 2000
-    assert all(set(row) == columns[name] for name, found in made.items() for row in found)
-    assert len(clinic.rows("medreason", "test", world=WORLD)) >= 200
+    made = {name: clinic_rows.rows(name, "train", world=WORLD) for name in clinic_rows.TRAIN_ROWS}
+    assert sum(map(len, made.values())) >= 4000
+    for name, rows in made.items():
+        known = set(sources.SOURCES[name].columns) | set(sources.SOURCES[name].optional)
+        assert all(set(row) >= known for row in rows)
+    assert len(clinic_rows.rows("medreason", "test", world=WORLD)) >= 200
 
 
-@pytest.mark.parametrize("name", clinic.TRAIN_ROWS)
-def test_converters_keep_every_row(name):
-    rows = clinic.rows(name, "train", world=WORLD)
-    records, reasons = sources.convert(name, rows, {"name": name})
-    assert reasons == {"kept": len(rows)} and all(record["answer"] for record in records)
+CASES = [(name, config) for name in clinic_rows.TRAIN_ROWS for config in sources.SOURCES[name].configs or (None,)]
+
+
+@pytest.mark.parametrize(("name", "config"), CASES)
+def test_converters_keep_every_row(name, config):
+    for part in ("train", "test"):
+        rows = clinic_rows.rows(name, part, world=WORLD, config=config)
+        records, reasons = sources.convert(name, rows, {"name": name, "config": config, "split": part})
+        assert reasons == {"kept": len(rows)} and all(record["answer"] for record in records)
+
+
+def test_what_configs_change():
+    five, four = (
+        clinic_rows.rows("medqa_bigbio", "test", 1, WORLD, c) for c in sources.SOURCES["medqa_bigbio"].configs
+    )
+    assert {len(row["options"]) for row in five} == {5} and {len(row["options"]) for row in four} == {4}
+    said = {row["final_decision"] for row in clinic_rows.rows("pubmedqa", "train", 1, WORLD, "pqa_artificial")}
+    assert said == {"yes", "no"}
+
+
+def test_verifiable_asks_what_medical_o1_asks_and_holds_its_truth():
+    asked = clinic_rows.rows("medical_o1", "train", 7, WORLD)
+    truths = clinic_rows.rows("verifiable", "train", 7, WORLD)
+    assert [row["Question"] for row in asked] == [row["Open-ended Verifiable Question"] for row in truths]
+    assert all(row["Response"].endswith(f"Answer: {truth['Ground-True Answer']}")
+               for row, truth in zip(asked, truths, strict=True))  # fmt: skip
+
+
+def test_pubmedqa_says_maybe_where_the_findings_fit_two_conditions_and_only_there():
+    rows = clinic_rows.rows("pubmedqa", "train", 0, WORLD) + clinic_rows.rows("pubmedqa", "test", 0, WORLD)
+    assert len({row["final_decision"] for row in rows}) == 3
+    for row in rows:
+        if row["final_decision"] == "maybe":
+            (case,) = row["context"]["contexts"]
+            fits = {name for name, findings in FINDINGS.items() if own_findings(case) <= findings}
+            assert len(fits) >= 2 and any(name in row["question"] for name in fits)
+
+
+def vignette_of(name, row):
+    if name == "pubmedqa":
+        return row["context"]["contexts"][0]
+    column = {"medical_o1": "Question", "verifiable": "Open-ended Verifiable Question", "reasonmed": "instruction"}
+    return row[column.get(name, "question")]
 
 
 def test_no_combination_of_findings_of_the_test_occurs_in_training_or_textbook():
-    trained = set()
-    for name in clinic.TRAIN_ROWS:
-        column = "Question" if name == "medical_o1" else "question"
-        trained |= {own_findings(row[column]) for row in clinic.rows(name, "train", world=WORLD)}
+    found = {"train": set(), "test": set()}
+    for name in clinic_rows.TRAIN_ROWS:
+        for part in found:
+            rows = clinic_rows.rows(name, part, world=WORLD)
+            found[part] |= {own_findings(vignette_of(name, row)) for row in rows}
     notes = [p.split("\n")[0] for p in textbook.paragraphs(WORLD, 42) if "\n" in p]
-    trained |= {own_findings(note) for note in notes}
-    tested = {own_findings(row["question"]) for row in clinic.rows("medreason", "test", world=WORLD)}
-    assert len(tested) >= 150 and all(len(found) >= 3 for found in tested)
-    assert not trained & tested
+    found["train"] |= {own_findings(note) for note in notes}
+    assert len(found["test"]) >= 300 and all(len(present) >= 2 for present in found["test"])
+    assert not found["train"] & found["test"]
+
+
+def test_known_questions_told_again_keep_what_their_level_keeps():
+    pairs = clinic_rows.rewritten(WORLD, 0, 60)
+    assert pairs == clinic_rows.rewritten(WORLD, 0, 60) != clinic_rows.rewritten(WORLD, 1, 60)
+    assert [p["level"] for p in pairs].count("retold") == 60 and len(pairs) == 60 * len(clinic_rows.LEVELS)
+    for pair in pairs:
+        before, after = pair["original"], pair["rewritten"]
+        known, words = split.normalise_question(before), set(split.normalise_question(after).split())
+        same_words = words == set(known.split())
+        findings = own_findings(before)
+        assert before != after
+        assert (split.normalise_question(after) == known) == (pair["level"] == "punctuation")
+        assert same_words == (pair["level"] in ("punctuation", "reordered"))
+        if pair["level"] == "retold":
+            assert all(finding in after for finding in findings)
+            age = re.search(r"\d+", before)[0]
+            assert age not in after and re.search(r"\d+", after)
+        if pair["level"] == "unrelated":
+            assert own_findings(after) != findings
 
 
 def test_the_findings_fit_one_condition_only_unless_its_rival_is_denied():
     rng = random.Random(1)
     for condition in WORLD["conditions"]:
-        for split in ("train", "test"):
-            case = clinic.draw(WORLD, condition, split, rng)
+        for part in ("train", "test"):
+            case = clinic.draw(WORLD, condition, part, rng)
             fits = {name for name, found in FINDINGS.items() if set(case.present) <= found}
             assert fits <= {condition["name"], case.rival["name"]}
             assert fits == {condition["name"]} or case.absent
@@ -75,13 +148,13 @@ def test_options_hold_the_right_answer_and_none_that_could_be_defended():
     for condition in WORLD["conditions"]:
         for kind in clinic.KINDS:
             case = clinic.draw(WORLD, condition, "train", rng)
-            options = clinic.choices(WORLD, case, kind, rng)
+            options = clinic_rows.choices(WORLD, case, kind, rng)
             assert len(set(options)) == 4 and clinic.answer(condition, kind) in options
             assert not set(options) & set(condition.get("never_offer") or []) - {clinic.answer(condition, kind)}
 
 
 def test_the_same_seed_gives_the_same_rows_and_another_one_others():
-    again = [clinic.rows("medreason", "train", seed, WORLD) for seed in (1, 1, 2)]
+    again = [clinic_rows.rows("medreason", "train", seed, WORLD) for seed in (1, 1, 2)]
     assert again[0] == again[1] != again[2]
     assert textbook.paragraphs(WORLD, 1) == textbook.paragraphs(WORLD, 1) != textbook.paragraphs(WORLD, 2)
 

@@ -5,10 +5,16 @@ import json
 import math
 import random
 import string
+import subprocess
+import sys
+from collections import Counter
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
-from lib import answers, converters, sources
+from lib import answers, sources
+from lib.files import ROOT
 
 GOOD = {
     "medical_o1": {"Question": "Why?", "Complex_CoT": "Because of the mechanism.", "Response": "So.\n\nAnswer: Yes"},
@@ -25,11 +31,6 @@ GOOD = {
         "reasoning": "Weak collagen points to ascorbic acid.",
         "options": "Answer Choices:\nA. Vitamin A\nB. Vitamin C\nC. Vitamin K",
     },
-}
-TEXT_COLUMNS = {
-    "medical_o1": ("Question", "Complex_CoT", "Response"),
-    "medical_r1": ("question", "reasoning (reasoning_content)", "response (content)"),
-    "medreason": ("question", "reasoning", "answer"),
 }
 # What the files in data/samples were written to contain, counted by hand.
 SAMPLE_REASONS = {
@@ -50,7 +51,68 @@ SAMPLE_REASONS = {
         "empty_reasoning": 1,
         "wrong_type": 1,
     },
+    "medical_r1_zh": {
+        "kept": 7,
+        "reasoning_too_short": 1,
+        "empty_reasoning": 1,
+        "empty_answer": 1,
+        "wrong_type": 1,
+        "bad_utf8": 1,
+        "control_characters": 1,
+    },
+    "verifiable": {
+        "kept": 9,
+        "empty_answer": 1,
+        "empty_question": 1,
+        "wrong_type": 1,
+        "control_characters": 1,
+        "bad_utf8": 1,
+        "missing_column": 1,
+    },
+    "reasonmed": {"kept": 8, "empty_answer": 1, "options_unparsable": 2, "wrong_type": 1, "missing_column": 1},
+    "pubmedqa": {
+        "kept": 7,
+        "reasoning_too_short": 1,
+        "answer_not_in_options": 1,
+        "empty_context": 1,
+        "wrong_type": 2,
+        "duplicate_id": 1,
+        "empty_answer": 1,
+    },
+    "medmcqa": {
+        "kept": 8,
+        "reasoning_too_short": 1,
+        "answer_hidden": 1,
+        "answer_conflict": 1,
+        "options_unparsable": 2,
+        "answer_not_in_options": 1,
+        "duplicate_id": 1,
+        "empty_question": 1,
+    },
+    "medqa": {
+        "kept": 8,
+        "answer_conflict": 1,
+        "answer_not_in_options": 1,
+        "options_unparsable": 1,
+        "wrong_type": 1,
+        "empty_question": 1,
+        "not_an_object": 1,
+    },
+    "medqa_bigbio": {"kept": 8, "answer_conflict": 1, "options_unparsable": 3, "wrong_type": 1, "empty_answer": 1},
+    "jsonl": {
+        "kept": 4,
+        "reasoning_too_short": 5,  # of these two would fail for their id as well
+        "missing_column": 1,
+        "empty_question": 1,
+        "answer_not_in_options": 1,
+        "answer_ambiguous": 1,
+        "answer_conflict": 1,
+        "options_unparsable": 1,
+        "empty_answer": 1,
+        "wrong_type": 1,
+    },
 }
+SAMPLE_REASONS["parquet"] = SAMPLE_REASONS["jsonl"]
 
 
 def reasons_of(name, row, **options):
@@ -80,6 +142,8 @@ def test_multiple_choice_record_is_complete():
         "split": "test",
         "revision": "abc",
         "row": 0,
+        "row_id": "0",
+        "benchmark": "made_up",
         "licence": "Apache-2.0",
         "instruction": "Which vitamin prevents scurvy?\n\nA. Vitamin A\nB. Vitamin C\nC. Vitamin K",
         "reasoning": "Weak collagen points to ascorbic acid.",
@@ -160,25 +224,13 @@ def test_medreason_without_options_is_an_open_question():
     assert record["instruction"] == row["question"] and record["output"] == row["answer"]
 
 
-@pytest.mark.parametrize("name", sources.SOURCES)
-@pytest.mark.parametrize("place", range(3))
-def test_every_text_cell_is_checked(name, place):
-    column = TEXT_COLUMNS[name][place]
-    empty = ("empty_question", "empty_reasoning", "empty_answer")[place]
-    cases = {
-        empty: (None, "", " \t\r\n"),
-        "wrong_type": (3, 2.5, True, math.nan, [], ["x"], {"x": 1}, b"bytes"),
-        "too_long": ("x" * 10_000_000,),
-        "bad_utf8": ("a\ufffdb", "a\ud800b"),
-        "control_characters": ("a\x00b", "a\x1bb", "a\x7fb"),
-    }
-    for reason, values in cases.items():
-        for value in values:
-            assert reasons_of(name, GOOD[name] | {"id_in_dataset": 1, column: value}) == {reason}, repr(value)[:40]
-    short = GOOD[name] | {"id_in_dataset": 1}
-    kept_length = len(GOOD[name][TEXT_COLUMNS[name][1]])
-    short[TEXT_COLUMNS[name][1]] = "x" * (kept_length - 1)
-    assert reasons_of(name, short, min_reasoning_chars=kept_length) == {"reasoning_too_short"}
+def test_short_reasoning_is_counted_but_where_there_is_none_by_design():
+    column = "Complex_CoT"
+    long = len(GOOD["medical_o1"][column])
+    short = GOOD["medical_o1"] | {column: "x" * (long - 1)}
+    assert reasons_of("medical_o1", short, min_reasoning_chars=long) == {"reasoning_too_short"}
+    row = {"Open-ended Verifiable Question": "Which?", "Ground-True Answer": "That."}
+    assert sources.convert("verifiable", [row], {}, min_reasoning_chars=50)[1] == {"kept": 1}
 
 
 @pytest.mark.parametrize("row", [None, 3, "text", ["list"], b"x"])
@@ -227,7 +279,7 @@ def test_a_renamed_column_is_an_error_with_expected_and_found():
 
 
 def test_unknown_names_are_errors():
-    with pytest.raises(ValueError, match="'medical_o2', known are medical_o1, medical_r1, medreason"):
+    with pytest.raises(ValueError, match="'medical_o2'; the nearest valid name is 'medical_o1'"):
         sources.rows({"name": "medical_o2"}, "samples")
     with pytest.raises(ValueError, match="data.origin is 'web', expected hub, clinic or samples"):
         sources.rows({"name": "medical_o1"}, "web")
@@ -282,6 +334,196 @@ def test_remedies_by_kind_of_failure():
     assert "clinic or samples" in sources.remedy(ConnectionError("Couldn't reach 'x' on the Hub"))
 
 
-def test_options_run_over_lines_and_stop_at_ten():
-    assert converters.parse_options("Answer Choices:\nA. one\n   more\n\nB. two") == ["one more", "two"]
-    assert converters.parse_options("Answer Choices:\n") == []
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("medreason", "should read {name: medreason, ...}, found 'medreason'"),
+        ({"config": "en"}, "should read {name: medreason"),
+        ({"name": "medreson"}, "the nearest valid name is 'medreason'"),
+        ({"name": "medreason", "splt": "test"}, "unknown key 'splt'.*nearest valid name is 'split'"),
+        ({"name": "medreason", "path": "x"}, "unknown key 'path'"),
+        ({"name": "medical_o1", "config": "eng"}, "unknown config 'eng' of medical_o1.*nearest valid name is 'en'"),
+        ({"name": "medqa_bigbio", "config": "med_qa_en_5options_source"}, "'med_qa_en_4options_source'"),
+        ({"name": "medreason", "config": "en"}, "unknown config 'en' of medreason.*it has none"),
+        ({"name": "medreason", "revision": 3}, "revision is 3, expected text"),
+        ({"name": "jsonl"}, "path is missing"),
+        ({"name": "parquet", "path": "x", "config": "en"}, "unknown config 'en'"),
+        ({"name": "pubmedqa", "config": "pqa_artificial", "split": "test"}, "pubmedqa has no split 'test'"),
+        ({"name": "pubmedqa", "config": "pqa_labeled", "split": "validation"}, "no split 'validation'"),
+    ],
+)
+def test_a_wrong_spec_is_refused_before_anything_is_read(spec, said):
+    with pytest.raises(ValueError, match=said):
+        sources.check_spec(spec)
+
+
+def test_good_specs_and_that_checking_them_loads_neither_datasets_nor_torch():
+    specs = [{"name": name} for name in sources.SOURCES if name not in ("jsonl", "parquet")]
+    specs += [{"name": "pubmedqa", "config": "pqa_labeled", "split": "test", "revision": "abc"}]
+    specs += [{"name": "jsonl", "path": "my.jsonl", "licence": "CC0-1.0", "citation": "me", "split": None}]
+    code = f"import sys\nfrom lib import sources\nfor s in {specs!r}: sources.check_spec(s)\n"
+    code += "print(sorted({'torch', 'datasets', 'transformers'} & set(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (ran.stdout.strip(), ran.stderr) == ("[]", "")
+
+
+OWN = [
+    {"instruction": "Which?", "output": "It.", "options": ["x", "y"], "answer": "y", "id": "1"},
+    {"instruction": "Why?", "output": "So.", "options": None, "answer": None, "id": "2"},
+    {"instruction": "", "output": "So.", "options": None, "answer": None, "id": "3"},
+]
+
+
+@pytest.mark.parametrize("name", ["jsonl", "parquet"])
+@pytest.mark.parametrize("origin", ["hub", "clinic", "samples"])
+def test_a_file_of_the_users_own_is_read_whatever_the_origin(tmp_path, name, origin):
+    path = tmp_path / f"mine.{name}"
+    if name == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in OWN))
+    else:
+        parquet.write_table(pa.Table.from_pylist(OWN), path)
+    spec, read = {"name": name, "path": str(path), "licence": "CC0-1.0"}, []
+    found = sources.rows(spec, origin, stage_file=lambda asked: read.append(asked) or path)
+    records, reasons = sources.convert(name, found, spec)
+    assert dict(reasons) == {"kept": 2, "empty_question": 1} and read == [str(path)]
+    assert [(r["row_id"], r["letter"], r["licence"]) for r in records] == [
+        ("1", "B", "CC0-1.0"),
+        ("2", None, "CC0-1.0"),
+    ]
+    assert sources.convert(name, OWN, {"name": name})[0][0]["licence"] == "unknown"
+
+
+def test_a_parquet_cell_that_is_not_utf8_is_counted(tmp_path):
+    raw = pa.array([b"Which?", b"Wh\xffch?", b"Why?"]).view(pa.string())
+    table = pa.table({"instruction": raw, "output": ["a", "b", "c"], "unread": [b"\xff"] * 3})
+    parquet.write_table(table, tmp_path / "mine.parquet")
+    spec = {"name": "parquet", "path": str(tmp_path / "mine.parquet")}
+    assert sources.convert("parquet", sources.rows(spec, "hub"), spec)[1] == {"kept": 2, "bad_utf8": 1}
+
+
+def test_files_that_are_not_there_or_not_what_they_are_called(tmp_path):
+    (tmp_path / "x.parquet").write_text("text")
+    parquet.write_table(pa.table({"prompt": ["x"], "output": ["y"]}), tmp_path / "y.parquet")
+    for path, said in (("gone.parquet", "expected a file"), ("x.parquet", "is no Parquet file"),
+                       ("y.parquet", r"parquet \(your own file\) lacks \['instruction'\]")):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            sources.rows({"name": "parquet", "path": str(tmp_path / path)}, "hub")
+    with pytest.raises(ValueError, match="path is None, expected a file"):
+        sources.rows({"name": "jsonl"}, "hub")
+
+
+def test_a_number_of_too_many_digits_does_not_stop_a_file(tmp_path):
+    (tmp_path / "x.jsonl").write_text(
+        '{"instruction": ' + "9" * 5000 + ', "output": "x"}\n' + json.dumps(OWN[0]) + "\n"
+    )
+    spec = {"name": "jsonl", "path": str(tmp_path / "x.jsonl")}
+    assert sources.convert("jsonl", sources.rows(spec, "hub"), spec)[1] == {"not_an_object": 1, "kept": 1}
+
+
+def test_the_hub_file_of_a_reasonmed_config(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for file, text in (("ReasonMed", "full"), ("CoTMed", "thought"), ("ResponseMed", "said")):
+        row = {"instruction": "Which?", "input": "", "output": f"{text}.\n\nThat."}
+        (tmp_path / f"{file}.json").write_text(json.dumps([row]))
+    monkeypatch.setitem(sources.SOURCES, "reasonmed", dataclasses.replace(REASONMED, hub_id=str(tmp_path)))
+    for config, reasoning, output in (("reasonmed", "full.", "That."), ("cot", "thought.", "That."),
+                                      ("response", "", "said.\n\nThat.")):  # fmt: skip
+        spec = {"name": "reasonmed", "config": config}
+        (record,), _ = sources.convert("reasonmed", sources.rows(spec, "hub"), spec)
+        assert (record["reasoning"], record["output"], record["config"]) == (reasoning, output, config)
+
+
+REASONMED, PUBMEDQA = sources.SOURCES["reasonmed"], sources.SOURCES["pubmedqa"]
+DECISIONS = ["yes"] * 552 + ["no"] * 338 + ["maybe"] * 110  # of pqa_labeled: twice those of its test set
+
+
+@pytest.fixture
+def pubmedqa(tmp_path, monkeypatch):
+    """PubMedQA's hub id pointed at a folder of 1,000 made-up rows, and its published ids at a file of this folder."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    context = {"contexts": ["We looked."], "labels": ["METHODS"], "meshes": ["Humans"]}
+    rows = [
+        {"pubid": n, "question": f"Is it {n}?", "context": context, "long_answer": "It is.", "final_decision": said}
+        for n, said in enumerate(DECISIONS)
+    ]
+    hub = tmp_path / "hub"
+    for config in ("pqa_labeled", "pqa_artificial"):
+        (hub / config).mkdir(parents=True)
+        parquet.write_table(pa.Table.from_pylist(rows), hub / config / "train.parquet")
+    configs = "".join(
+        f"- config_name: {c}\n  data_files: {c}/train.parquet\n" for c in ("pqa_labeled", "pqa_artificial")
+    )
+    (hub / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    monkeypatch.setitem(sources.SOURCES, "pubmedqa", dataclasses.replace(PUBMEDQA, hub_id=str(hub)))
+    published = tmp_path / "test_ground_truth.json"
+    published.write_text(json.dumps({str(n): said for n, said in enumerate(DECISIONS) if n % 2}))
+    monkeypatch.setattr(sources, "PUBMEDQA_IDS", published.as_uri())
+    monkeypatch.setattr(sources, "PUBMEDQA_FILE", str(tmp_path / "ids.txt"))
+    return tmp_path
+
+
+def test_pubmedqa_is_split_by_the_published_ids(pubmedqa):
+    spec = {"name": "pubmedqa", "config": "pqa_labeled"}
+    test, train = (list(sources.rows(spec | {"split": split}, "hub")) for split in ("test", "train"))
+    assert Counter(row["final_decision"] for row in test) == sources.PUBMEDQA_TEST
+    assert {row["pubid"] for row in test} == set(range(1, 1000, 2)) and len(train) == 500
+    assert not {row["pubid"] for row in test} & {row["pubid"] for row in train}
+    records, _ = sources.convert("pubmedqa", test, spec | {"split": "test"})
+    assert records[0]["id"] == "pubmedqa:pqa_labeled:test:0" and records[0]["row_id"] == "1"
+    whole = list(sources.rows({"name": "pubmedqa", "config": "pqa_artificial"}, "hub"))
+    assert len(whole) == 1000
+    with pytest.raises(ValueError, match="pqa_artificial has no split 'test'"):
+        sources.rows({"name": "pubmedqa", "config": "pqa_artificial", "split": "test"}, "hub")
+
+
+def test_pubmedqas_ids_from_a_local_file_and_what_is_said_of_wrong_ones(pubmedqa):
+    spec, ids = {"name": "pubmedqa", "config": "pqa_labeled", "split": "test"}, pubmedqa / "ids.txt"
+    ids.write_text("\n".join(str(n) for n in range(0, 1000, 2)))
+    asked = []
+    rows = sources.rows(spec, "hub", stage_file=lambda name: asked.append(name) or name)
+    assert {row["pubid"] for row in rows} == set(range(0, 1000, 2)) and asked == [str(ids)]
+    ids.write_text("\n".join(str(n) for n in range(500)))
+    with pytest.raises(ValueError, match=r"pick {'yes': 500} of 1000 rows, expected {'yes': 276"):
+        sources.rows(spec, "hub")
+    ids.write_text("1\n2\n")
+    with pytest.raises(ValueError, match="ids.txt holds 2 different ids"):
+        sources.rows(spec, "hub")
+    ids.unlink()
+    (pubmedqa / "test_ground_truth.json").unlink()
+    with pytest.raises(ValueError, match="cannot read the ids of PubMedQA.*put the ids, one a line, into"):
+        sources.rows(spec, "hub")
+
+
+def test_stream_yields_while_it_reads_and_counts_as_it_goes():
+    reasons, read = Counter(), []
+    rows = (read.append(n) or (GOOD["medical_o1"] if n % 2 else None) for n in range(100))
+    records = sources.stream("medical_o1", rows, {"name": "medical_o1"}, reasons)
+    assert not read and next(records)["row"] == 1 and len(read) == 2
+    assert sum(1 for _ in records) == 49 and reasons == {"kept": 50, "not_an_object": 50}
+
+
+def test_a_ground_truth_is_joined_by_question():
+    def truth(question, answer):
+        return {"Open-ended Verifiable Question": question, "Ground-True Answer": answer}
+
+    pairs = [
+        truth("WHY ??", "Mechanism"),
+        truth("Who?", "A"),
+        truth("who", "B"),
+        truth("When?", "Now"),
+        truth("When", "now."),
+    ]
+    truths = sources.truths(sources.convert("verifiable", pairs, {})[0])
+    assert truths == {"why": "Mechanism", "when": "Now"}, "two answers to one question settle nothing"
+    rows = [GOOD["medical_r1"] | {"question": q} for q in ("Why?", "Who?", "Where?")]
+    joined = Counter()
+    answers = [r["answer"] for r in sources.join_truth(sources.convert("medical_r1", rows, {})[0], truths, joined)]
+    assert answers == ["Mechanism", None, None] and joined == {"medical_r1": 1}
+    own = sources.convert("medical_o1", [GOOD["medical_o1"]], {})[0]
+    assert next(sources.join_truth(own, truths, joined))["answer"] == "Yes", "an answer of its own stays"
+
+
+def test_every_source_says_whether_its_licence_allows_commercial_use():
+    unclear = {name for name, source in sources.SOURCES.items() if source.commercial is None}
+    assert unclear == {"medqa", "medqa_bigbio", "jsonl", "parquet"}
+    assert all(source.citation and source.hub_id for name, source in sources.SOURCES.items() if name not in unclear)

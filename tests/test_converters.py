@@ -1,0 +1,328 @@
+"""Every converter: what its good rows become, 20 and more kinds of damage to each cell, and any row at all."""
+
+import json
+import math
+from collections import Counter
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib import answers, choices, records, sources
+from lib.choices import LETTERS
+from lib.files import ROOT
+
+CONFIG = {"medical_o1": "en", "reasonmed": "reasonmed", "pubmedqa": "pqa_labeled"}
+GOOD = {  # the first row of each file in data/samples is a good one
+    name: json.loads(open(ROOT / f"data/samples/{name}.jsonl", encoding="utf-8").readline())
+    for name in sources.SOURCES
+    if name != "parquet"
+} | {
+    "jsonl": {
+        "instruction": "Which?",
+        "output": "It.",
+        "reasoning": "So.",
+        "options": ["x", "y"],
+        "answer": "y",
+        "id": 1,
+    }
+}
+REQUIRED = {  # text columns, and the reason for which a void cell is rejected
+    "medical_o1": {"Question": "empty_question", "Complex_CoT": "empty_reasoning", "Response": "empty_answer"},
+    "medical_r1": dict(zip(sources.MEDICAL_R1, ("empty_question", "empty_reasoning", "empty_answer"), strict=True)),
+    "medical_r1_zh": dict(zip(sources.MEDICAL_R1, ("empty_question", "empty_reasoning", "empty_answer"), strict=True)),
+    "medreason": {"question": "empty_question", "reasoning": "empty_reasoning", "answer": "empty_answer"},
+    "verifiable": {"Open-ended Verifiable Question": "empty_question", "Ground-True Answer": "empty_answer"},
+    "reasonmed": {"instruction": "empty_question", "output": "empty_answer"},
+    "pubmedqa": {"question": "empty_question", "final_decision": "empty_answer"},
+    "medmcqa": {"question": "empty_question", "opa": "options_unparsable", "opd": "options_unparsable"},
+    "medqa": {"question": "empty_question", "answer": "empty_answer", "answer_idx": "empty_answer"},
+    "medqa_bigbio": {"question": "empty_question", "answer": "empty_answer", "answer_idx": "empty_answer"},
+    "jsonl": {"instruction": "empty_question", "output": "empty_answer"},
+}
+OPTIONAL = {"reasonmed": ["input"], "pubmedqa": ["long_answer"], "medmcqa": ["exp"], "jsonl": ["reasoning"]}
+ABSENT = object()
+DAMAGE = {  # kind: (the cell, the reason; None stands for the column's own reason for a void cell)
+    "missing key": (ABSENT, "missing_column"),
+    "None": (None, None),
+    "empty": ("", None),
+    "blanks": (" \t\r\n ", None),
+    "no-break blanks": ("\xa0\u2003", None),
+    "int": (3, "wrong_type"),
+    "huge int": (10**400, "wrong_type"),
+    "float": (2.5, "wrong_type"),
+    "NaN": (math.nan, "wrong_type"),
+    "infinity": (math.inf, "wrong_type"),
+    "bool": (True, "wrong_type"),
+    "empty list": ([], "wrong_type"),
+    "list": (["text"], "wrong_type"),
+    "dict": ({"text": "x"}, "wrong_type"),
+    "nested dict": ({"a": {"b": [{"c": None}]}}, "wrong_type"),
+    "bytes": (b"text", "wrong_type"),
+    "NUL": ("a\x00b", "control_characters"),
+    "escape": ("a\x1b[1mb", "control_characters"),
+    "delete": ("a\x7fb", "control_characters"),
+    "vertical tab": ("a\x0bb", "control_characters"),
+    "lone high surrogate": ("a\ud800b", "bad_utf8"),
+    "lone low surrogate": ("\udcffb", "bad_utf8"),
+    "replacement character": ("a\ufffdb", "bad_utf8"),
+    "300,000 characters": ("x" * 300_000, "too_long"),
+    "10 million characters": ("é" * 10_000_000, "too_long"),
+}
+
+
+def outcome(name, row):
+    """Where one row went, read beside a good one with another id (a source that keeps nothing is an error)."""
+    own = sources.SOURCES[name].identity[-1:]
+    other = GOOD[name] | {column: "another" for column in own}
+    reasons = sources.convert(name, [other, row], {"name": name, "config": CONFIG.get(name)})[1]
+    assert reasons.total() == 2
+    reasons["kept"] -= 1
+    (found,) = +reasons
+    return found
+
+
+def kept(name, row):
+    """The record of one row."""
+    (record,), _ = sources.convert(name, [row], {"name": name, "config": CONFIG.get(name)})
+    return record
+
+
+def test_there_are_twenty_kinds_of_damage_and_every_source_is_tested():
+    assert len(DAMAGE) >= 20
+    assert set(REQUIRED) == set(GOOD) == set(sources.SOURCES) - {"parquet"}
+    assert sources.SOURCES["parquet"] is sources.SOURCES["jsonl"], "one converter, so one test"
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize(("name", "column"), [(name, column) for name in REQUIRED for column in REQUIRED[name]])
+def test_a_damaged_cell_is_counted_under_its_reason(name, column, kind):
+    cell, reason = DAMAGE[kind]
+    row = {key: value for key, value in GOOD[name].items() if key != column or cell is not ABSENT}
+    if cell is not ABSENT:
+        row[column] = cell
+    assert outcome(name, row) == (reason or REQUIRED[name][column])
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize(("name", "column"), [(name, column) for name in OPTIONAL for column in OPTIONAL[name]])
+def test_an_optional_cell_may_be_void_and_nothing_else(name, column, kind):
+    cell, reason = DAMAGE[kind]
+    row = {key: value for key, value in GOOD[name].items() if key != column or cell is not ABSENT}
+    if cell is not ABSENT:
+        row[column] = cell
+    required = column in sources.SOURCES[name].columns
+    void = reason is None or (cell is ABSENT and not required)
+    assert outcome(name, row) == ("kept" if void else reason)
+
+
+@pytest.mark.parametrize("row", [None, 3, "text", ["list"], b"x", math.nan, True])
+@pytest.mark.parametrize("name", GOOD)
+def test_rows_that_are_not_objects(name, row):
+    assert outcome(name, row) == "not_an_object"
+    assert outcome(name, {"something": "else"}) == "missing_column"
+    assert outcome(name, {}) == "missing_column"
+
+
+OPTION_DAMAGE = {  # the list of options as any of the sources may hold it
+    "one": ["B12"],
+    "eleven": [f"text {n}" for n in range(11)],
+    "alike": ["B12", "b12."],
+    "empty one": ["B12", " "],
+    "void one": ["B12", None],
+    "numbers": ["B12", 2],
+    "lists": [["B12"], ["x"]],
+    "letters missing": {"A": "B12", "C": "x"},
+    "numbered": {"1": "B12", "2": "x"},
+    "nested": {"A": {"text": "B12"}, "B": {"text": "x"}},
+    "NUL": ["B12", "x\x00"],
+    "surrogate": ["B12", "\udc00"],
+    "replacement": ["B12", "\ufffd"],
+    "long": ["B12", "x" * 300_000],
+    "text": "B12 or x",
+    "text without A": "B. B12\nC. x",
+    "number": 4,
+    "NaN": math.nan,
+    "bool": True,
+    "bytes": b"A. x\nB. y",
+    "pairs without key": [{"value": "B12"}, {"value": "x"}],
+    "pairs alike": [{"key": "A", "value": "B12"}, {"key": "A", "value": "x"}],
+}
+
+
+@pytest.mark.parametrize("kind", OPTION_DAMAGE)
+@pytest.mark.parametrize("name", ["medreason", "medqa", "medqa_bigbio", "jsonl"])
+def test_damaged_options_are_counted(name, kind):
+    found = outcome(name, GOOD[name] | {"options": OPTION_DAMAGE[kind]} | fresh(name))
+    assert found in ("options_unparsable", "wrong_type", "control_characters", "bad_utf8", "too_long"), found
+
+
+def fresh(name):
+    return {column: "fresh" for column in sources.SOURCES[name].identity[-1:]}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("medmcqa", {"cop": -1}, "answer_hidden"),
+        ("medmcqa", {"cop": None}, "answer_hidden"),
+        ("medmcqa", {"cop": 4}, "answer_not_in_options"),
+        ("medmcqa", {"cop": -2}, "answer_not_in_options"),
+        ("medmcqa", {"cop": "1"}, "wrong_type"),
+        ("medmcqa", {"cop": True}, "wrong_type"),
+        ("medmcqa", {"cop": 0.5}, "wrong_type"),
+        ("medmcqa", {"cop": math.nan}, "wrong_type"),
+        ("medmcqa", {"cop": [0]}, "wrong_type"),
+        ("medmcqa", {"opa": "Riboflavin "}, "options_unparsable"),
+        ("medmcqa", {"exp": "Ans. is 'b' i.e., Riboflavin"}, "answer_conflict"),
+        ("medmcqa", {"exp": "Ans. is 'a' & 'c'"}, "answer_conflict"),
+        ("medmcqa", {"exp": "Answer: (D). Because"}, "answer_conflict"),
+        ("medqa", {"answer_idx": "A"}, "answer_conflict"),
+        ("medqa", {"answer_idx": "E"}, "answer_not_in_options"),
+        ("medqa", {"answer_idx": "'"}, "empty_answer"),
+        ("medqa", {"answer": "No such text"}, "answer_not_in_options"),
+        ("medqa", {"options": {}}, "options_unparsable"),
+        ("medqa", {"options": None}, "options_unparsable"),
+        ("medqa", {"question": ' " '}, "empty_question"),
+        ("medqa_bigbio", {"options": []}, "options_unparsable"),
+        ("medreason", {"answer": "Explanation: none"}, "empty_answer"),
+        ("medreason", {"answer": "Z"}, "answer_not_in_options"),
+        ("medreason", {"answer": "A. TSH-receptor antibodies"}, "answer_conflict"),
+        ("pubmedqa", {"final_decision": "perhaps"}, "answer_not_in_options"),
+        ("pubmedqa", {"context": None}, "wrong_type"),
+        ("pubmedqa", {"context": ["text"]}, "wrong_type"),
+        ("pubmedqa", {"context": {"contexts": "text"}}, "wrong_type"),
+        ("pubmedqa", {"context": {"contexts": []}}, "empty_context"),
+        ("pubmedqa", {"context": {"contexts": ["text", ""]}}, "empty_context"),
+        ("pubmedqa", {"context": {"contexts": ["text", 3]}}, "wrong_type"),
+        ("pubmedqa", {"context": {"contexts": ["te\x00xt"]}}, "control_characters"),
+        ("reasonmed", {"instruction": "Which?\nA. one\nA. two\nB. three"}, "options_unparsable"),
+        ("reasonmed", {"instruction": "Which?\nA. one"}, "options_unparsable"),
+        ("reasonmed", {"output": "<think>\nOnly thoughts.\n</think>\n"}, "empty_answer"),
+        ("jsonl", {"answer": "A. y"}, "answer_conflict"),
+        ("jsonl", {"answer": "z"}, "answer_not_in_options"),
+        ("jsonl", {"options": ["C", "vitamin C", "D"], "answer": "C"}, "answer_ambiguous"),
+        ("jsonl", {"answer": 1}, "wrong_type"),
+        ("jsonl", {"answer": None}, "empty_answer"),
+        ("jsonl", {"options": None, "answer": ["y"]}, "wrong_type"),
+        *[(name, {sources.SOURCES[name].identity[-1]: cell}, reason) for name in ("medreason", "medmcqa", "jsonl")
+          for cell, reason in (({"a": 1}, "wrong_type"), ([1], "wrong_type"), (True, "wrong_type"), (1.5, "wrong_type"),
+                               ("a\ud800", "bad_utf8"), ("a\x00", "control_characters"), ("x" * 300_000, "too_long"),
+                               ("another", "duplicate_id"))],
+    ],
+)  # fmt: skip
+def test_rejects(name, change, reason):
+    if "dataset_name" in GOOD[name]:
+        change = change | {"dataset_name": GOOD[name]["dataset_name"]}
+    assert outcome(name, GOOD[name] | change) == reason
+
+
+@pytest.mark.parametrize(
+    ("exp", "reasoning"),
+    [
+        ("Ans. is 'a' i.e., Thiamine. It is a cofactor.", "Thiamine. It is a cofactor."),
+        ("Ans. (A) It is a cofactor.", "It is a cofactor."),
+        ("Answer: A. It is a cofactor.", "It is a cofactor."),
+        ("ans- a\nIt is a cofactor.", "It is a cofactor."),
+        ("Ans. A Thiamine is a cofactor.", "Thiamine is a cofactor."),
+        ("Ans. is 'a'", ""),
+        ("Ans. A patient with beriberi lacks it.", "Ans. A patient with beriberi lacks it."),
+        ("Answer depends on diet.", "Answer depends on diet."),
+        ("A cofactor.", "A cofactor."),
+        ("Option B is wrong.", "Option B is wrong."),
+    ],
+)
+def test_the_opening_letter_of_an_explanation_goes_and_nothing_else(exp, reasoning):
+    assert kept("medmcqa", GOOD["medmcqa"] | {"exp": exp})["reasoning"] == reasoning
+
+
+def test_medmcqa_counts_from_zero():
+    record = kept("medmcqa", GOOD["medmcqa"] | {"exp": None, "cop": 3})
+    assert (record["letter"], record["answer"], record["output"]) == ("D", "Vitamin C", "Answer: Vitamin C")
+    assert (record["row_id"], record["benchmark"], record["reasoning"]) == ("made-up-0", "medmcqa", "")
+
+
+def test_pubmedqa_puts_the_abstract_before_the_question():
+    record = kept("pubmedqa", GOOD["pubmedqa"])
+    first, second, asked, listed = record["instruction"].split("\n\n")
+    assert [first, second] == GOOD["pubmedqa"]["context"]["contexts"] and asked == GOOD["pubmedqa"]["question"]
+    assert listed == "A. yes\nB. no\nC. maybe"
+    assert record["reasoning"] == GOOD["pubmedqa"]["long_answer"]
+    assert (record["output"], record["letter"], record["row_id"]) == ("Answer: yes", "A", "90000000")
+
+
+def test_reasonmed_has_the_answer_that_its_output_states_last():
+    asked = {"instruction": "Which?\nA. one\nB. two\nC. three", "input": ""}
+    for output, letter, reasoning, said in (
+        ("<think>\nFirst.\n</think>\n\nIt is two.\n\nAnswer: B. two", "B", "First.", "It is two.\n\nAnswer: two"),
+        ("First.\n\nAnswer: A\n\nNo, second.\n\nAnswer: C", "C", "First.\n\nAnswer: A\n\nNo, second.", "Answer: three"),
+        ("First.\n\nThe answer is A or B.", None, "First.", "The answer is A or B."),
+        ("First.\n\nThe other options do not fit: three.", None, "First.", "The other options do not fit: three."),
+        ("First.\n\n\\boxed{C}", "C", "First.", "\\boxed{C}\n\nAnswer: three"),
+        ("First.\n\nIt depends.", None, "First.", "It depends."),
+    ):
+        record = kept("reasonmed", asked | {"output": output})
+        assert (record["letter"], record["reasoning"], record["output"]) == (letter, reasoning, said)
+        assert record["instruction"] == "Which?\n\nA. one\nB. two\nC. three" and record["options"][1] == "two"
+    spec = {"name": "reasonmed", "config": "response"}
+    (record,), _ = sources.convert("reasonmed", [asked | {"output": "It is two.\n\nAnswer: B"}], spec, 20)
+    assert (record["reasoning"], record["output"]) == ("", "It is two.\n\nAnswer: two")
+
+
+def test_verifiable_has_the_truth_as_output_and_answer():
+    record = kept("verifiable", {"Open-ended Verifiable Question": "Which?", "Ground-True Answer": " That. "})
+    assert (record["instruction"], record["reasoning"], record["output"], record["answer"]) == (
+        "Which?", "", "That.", "That.")  # fmt: skip
+
+
+def test_stray_quotes_of_medqa():
+    row = GOOD["medqa_bigbio"] | {"answer": '"two" ', "answer_idx": " b", "question": 'Which?"'}
+    row["options"] = [{"key": "A", "value": "5'"}, {"key": "B", "value": " two'"}, {"key": "C", "value": "'three'"}]
+    record = kept("medqa_bigbio", row)
+    assert record["options"] == ["5'", "two", "three"] and record["letter"] == "B"
+    assert record["instruction"] == "Which?\n\nA. 5'\nB. two\nC. three"
+
+
+CELLS = st.one_of(
+    st.sampled_from(
+        [ABSENT, "A", "b", "(c)", "yes", "Answer: A", "A. one\nB. two", ["one", "two"], {"A": "x", "B": "y"}]
+    ),
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-2, 5) | st.integers() | st.floats() | st.text(max_size=30),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+        max_leaves=6,
+    ),
+)
+
+
+@pytest.mark.parametrize("name", GOOD)
+@given(data=st.data())
+@settings(max_examples=50, deadline=None)
+def test_any_row_is_kept_or_counted_and_a_kept_one_is_a_whole_record(name, data):
+    columns = [c for c in sources.SOURCES[name].columns + sources.SOURCES[name].optional]
+    changes = st.dictionaries(st.sampled_from(columns), CELLS, min_size=1, max_size=3)
+    rows = [GOOD[name]]
+    for change in data.draw(st.lists(changes, min_size=1, max_size=5)):
+        rows.append({k: v for k, v in (GOOD[name] | change).items() if v is not ABSENT})
+    rows.append(data.draw(CELLS))
+    found, reasons = sources.convert(name, rows, {"name": name, "config": CONFIG.get(name)})
+    assert reasons.total() == len(rows) and reasons["kept"] == len(found) and not reasons["converter_error"]
+    pa.RecordBatch.from_pylist(found, schema=records.SCHEMA)
+    for record in found:
+        assert set(record) == set(records.SCHEMA.names)
+        if record["letter"]:
+            assert record["options"][LETTERS.index(record["letter"])] == record["answer"]
+            assert record["instruction"].endswith(choices.listed("", record["options"]))
+            assert record["output"].endswith(f"Answer: {record['answer']}")
+
+
+def test_the_scorer_reads_what_the_converters_write():
+    counts = Counter()
+    for name in GOOD:
+        spec = {"name": name, "config": CONFIG.get(name)}
+        for record in sources.convert(name, sources.rows(spec, "samples"), spec)[0]:
+            if record["letter"]:
+                assert answers.choice(record["output"], record["options"]) == record["letter"]
+                counts[name] += 1
+    assert min(counts.values()) >= 4 and len(counts) == 7
