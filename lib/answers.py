@@ -64,7 +64,51 @@ def _split_think(text):
     return "\n".join(part.strip() for part in reasoning).strip(), rest.strip(), False
 
 
-FORMATS = {"think": _split_think}  # reasoning format of the recipe (chat.format) -> splitter of a whole assistant turn
+def _split_harmony(text):
+    """The analysis channel and the final channel of gpt-oss; compliant: one of each, in this order, both non-empty."""
+    form = re.fullmatch(
+        r"\s*(?:<\|start\|>assistant)?<\|channel\|>analysis<\|message\|>(.*?)<\|end\|>"
+        r"<\|start\|>assistant<\|channel\|>final<\|message\|>(.*?)(?:<\|return\|>|<\|end\|>)?\s*",
+        text,
+        re.DOTALL,
+    )
+    if form and "<|" not in form[1] + form[2]:
+        reasoning, answer = form[1].strip(), form[2].strip()
+        return reasoning, answer, bool(reasoning and answer)
+    parts = re.findall(
+        r"<\|channel\|>(\w+)[^<]*<\|message\|>(.*?)(?=<\|end\|>|<\|return\|>|<\|start\|>|\Z)", text, re.DOTALL
+    )
+    reasoning = "\n".join(part.strip() for channel, part in parts if channel != "final")
+    final = [part.strip() for channel, part in parts if channel == "final"]
+    return reasoning.strip(), final[-1] if final else "" if parts else text.strip(), False
+
+
+def _split_headings(text):
+    """ "## Thinking ... ## Final Response ...": compliant: each heading once, in this order, both parts non-empty."""
+    before, heading, answer = text.rpartition("## Final Response")
+    if not heading:  # the budget ended while it thought, or it never thought at all
+        thinking = text.lstrip().startswith("## Thinking")
+        return (text.replace("## Thinking", "", 1).strip(), "", False) if thinking else ("", text.strip(), False)
+    reasoning = before.replace("## Thinking", "", 1).strip()
+    once = before.count("## Thinking") == 1 and "## Final Response" not in before
+    return (
+        reasoning,
+        answer.strip(),
+        bool(before.lstrip().startswith("## Thinking") and once and reasoning and answer.strip()),
+    )
+
+
+def _split_instruction(text):
+    """No marks: the whole turn is the answer; compliant: there is one."""
+    return "", text.strip(), bool(text.strip())
+
+
+FORMATS = {  # format of the recipe (chat.format) -> splitter of a whole assistant turn
+    "think": _split_think,
+    "harmony": _split_harmony,
+    "thinking_response": _split_headings,
+    "instruction": _split_instruction,
+}
 
 
 def split_reasoning(text, fmt):

@@ -137,3 +137,38 @@ def test_matches_synonyms_and_spellings_but_not_negations():
     assert answers.matches("Avoid metformin.", "metformin")  # the question may have asked what to avoid
     assert not answers.matches("aspirinate", "aspirin")
     assert not answers.matches("", "aspirin")
+
+
+HARMONY = "<|channel|>analysis<|message|>why<|end|><|start|>assistant<|channel|>final<|message|>two"
+
+
+@pytest.mark.parametrize(
+    ("fmt", "text", "parts"),
+    [
+        ("harmony", HARMONY, ("why", "two", True)),
+        ("harmony", HARMONY + "<|return|>", ("why", "two", True)),
+        ("harmony", "<|channel|>analysis<|message|>why and", ("why and", "", False)),
+        ("harmony", "<|channel|>final<|message|>two<|return|>", ("", "two", False)),
+        ("harmony", "plain words", ("", "plain words", False)),
+        ("harmony", HARMONY.replace("why", "why<|message|>"), ("why<|message|>", "two", False)),
+        ("thinking_response", "## Thinking\n\nwhy\n\n## Final Response\n\ntwo", ("why", "two", True)),
+        ("thinking_response", "## Thinking\n\nwhy", ("why", "", False)),
+        ("thinking_response", "two", ("", "two", False)),
+        ("thinking_response", "## Final Response\ntwo", ("", "two", False)),
+        (
+            "thinking_response",
+            "## Thinking\na\n## Thinking\nb\n## Final Response\ntwo",
+            ("a\n## Thinking\nb", "two", False),
+        ),
+        ("instruction", " why\n\nAnswer: two ", ("", "why\n\nAnswer: two", True)),
+        ("instruction", "  ", ("", "", False)),
+    ],
+)
+def test_the_other_formats_are_split(fmt, text, parts):
+    assert answers.split_reasoning(text, fmt) == parts
+
+
+def test_every_format_of_training_can_be_read_back():
+    from lib import chat
+
+    assert set(answers.FORMATS) == set(chat.FORMATS)
