@@ -149,6 +149,23 @@ def test_questions_without_a_ground_truth_are_answered_and_not_scored(tmp_path):
     assert all(row["value"] is None for row in metrics["ladder"])
 
 
+@pytest.mark.slow
+def test_stages_train_one_adapter_on_one_mix_after_the_other(tmp_path):
+    settings = (
+        f"{SMALL} 'data.stages=[{{name: medical_o1}}, {{name: rest, weights: {{medreason: 0.5, medical_r1: 1}}}}]'"
+    )
+    for stage in ("01_dataset", "03_sft"):
+        done = make(tmp_path, stage, settings)
+        assert done.returncode == 0, f"{stage}:\n{done.stdout}\n{done.stderr}"
+    plan = record(tmp_path, "01_dataset", settings)["metrics"]["stages"]
+    assert [row["stage"] for row in plan] == ["medical_o1", "rest"]
+    assert plan[0]["medreason"] == 0 and plan[1]["medical_o1"] == 0 and plan[1]["medreason"] > 0
+    trained = record(tmp_path, "03_sft", settings)
+    assert trained["metrics"]["stages"] == ["medical_o1", "rest"] and trained["metrics"]["steps"] == 12
+    folders = {name.partition("/")[0] for name in trained["outputs"]}
+    assert {"adapter", "adapter_1_medical_o1", "adapter_2_rest"} <= folders
+
+
 def test_stepping_through_by_hand_gives_the_same_files(run, tmp_path, monkeypatch):
     monkeypatch.setenv("OUTPUTS", str(tmp_path))
     notebook = nbformat.read(ROOT / "notebooks" / "01_dataset.ipynb", as_version=4)
