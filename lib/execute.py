@@ -10,7 +10,7 @@ import secrets
 import sys
 import time
 
-from lib import fingerprint, recipe, run
+from lib import curriculum, fingerprint, recipe, run, sources
 from lib.files import ROOT, HashCache, outputs_dir, read_json, sha256_file, sha256_json, write_json
 from lib.terminal import Terminal
 
@@ -26,6 +26,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         cfg = recipe.load(args.recipe, recipe.parse_set(args.overrides))
+        check_data(**cfg.sections(["data"]))
         if args.stage == "verify":
             return verify(cfg)
         if args.stage == "accept":
@@ -39,6 +40,16 @@ def main(argv=None):
             args.stage,
             f"cannot write or read {where}: {error.strerror}. Free space or mend permissions, then make again",
         )
+
+
+def check_data(data):
+    """Raise ValueError for a data section that names a source, key, config or stage which does not exist.
+
+    Here and not in lib.recipe, so that a mended converter makes 01_dataset stale and not all that imports the recipe.
+    """
+    for spec in data["sources"] + data["test_sources"] + data["truth_sources"]:
+        sources.check_spec(spec)
+    curriculum.stages(data["stages"], {spec["name"] for spec in data["sources"]})
 
 
 def execute(stage, cfg, force=False):

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from lib import converters, schema, split
+from lib import converters, schema
 from lib.choices import clean
 from lib.converters import Reject, Source
 from lib.files import ROOT
@@ -423,6 +423,8 @@ def identifier(value) -> str | None:
 
 def truths(records: Iterable[dict]) -> dict[str, str]:
     """{normalised question: answer} of records with a ground truth; a question with two different ones is left out."""
+    from lib import split  # numpy is not needed to check a recipe
+
     found = {}
     for record in records:
         if record["answer"]:
@@ -433,6 +435,8 @@ def truths(records: Iterable[dict]) -> dict[str, str]:
 
 def join_truth(records: Iterable[dict], truths: dict[str, str], joined: Counter) -> Iterator[dict]:
     """Yield the records, with the answer of `truths` where an open question has none; `joined` counts by source."""
+    from lib import split
+
     for record in records:
         if record["answer"] is None and not record["options"] and truths:
             answer = truths.get(split.normalise_question(record["instruction"]))

@@ -200,3 +200,14 @@ def test_a_key_that_is_set_later_makes_the_stage_stale(project):
     assert project.record("01_key")["environment"] == {"MEDTUNE_A_KEY": True}
     assert "secret-7" not in (project.outputs / "tiny" / "01_key" / "stage.json").read_text()
     assert "fresh" in project.execute("01_key").stdout
+
+
+def test_an_unknown_source_or_stage_of_the_curriculum_stops_before_anything_runs(project):
+    project.notebook("01_data", WRITE, FINISH)
+    for setting, message in (
+        ("'data.sources=[{name: medraeson}]'", "the nearest valid name is 'medreason'"),
+        ("'data.stages=[{name: medmcqa}]'", "no source 'medmcqa' in stage 'medmcqa'"),
+    ):
+        failed = project.execute("01_data", "--set", setting)
+        assert failed.returncode == 1 and message in failed.stderr, failed.stderr
+    assert not project.outputs.exists()
