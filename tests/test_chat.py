@@ -308,3 +308,13 @@ def test_trained_text_shows_what_is_learnt(qwen3):
     with pytest.raises(ValueError, match="0 of 3 tokens carry loss"):
         lossmask.trained_text([-100] * 3, qwen3)
     assert lossmask.mask_shares(*row(qwen3), qwen3) == SOUND
+
+
+def test_the_border_is_found_by_tokens_only_behind_a_special_token(family):
+    """harmony writes <|end|><|start|>assistant before each channel."""
+    name, tokenizer, fmt, _ = family
+    border = chat.Border(chat.Frame.of(tokenizer, fmt, DATE), tokenizer)
+    assert border.count == {"gptoss": 2, "llama2": 0, "gpt2": 0}.get(name, 1)
+    ids, labels = chat.encode(chat.messages(RECORD, fmt), tokenizer, DATE)
+    assert border.find(ids) == (labels.count(chat.IGNORE_INDEX) if border.count else None)
+    assert border.find(ids + ids) is None
