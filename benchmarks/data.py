@@ -20,7 +20,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
 import numpy as np
 
-from lib import chat, clinic, leakage, near, records, sources, split, textbook, twin
+from lib import chat, clinic, ingest, leakage, near, readers, records, split, textbook, twin
 from lib.files import ROOT, outputs_dir, write_json, write_jsonl
 
 COLUMNS = ("Question", "Complex_CoT", "Response")
@@ -105,16 +105,14 @@ def tokenizer_of(world, words):
 
 def full_size(folder, count, world, words, tokenizer):
     """Chapter 1 on `count` rows: convert and filter, dedup and leakage, split, write, template and tokenize."""
-    exam_rows = list(sources.stream("medical_o1", texts(words, np.random.default_rng(1), TEST), SPEC, Counter()))
+    exam_rows = list(ingest.stream("medical_o1", texts(words, np.random.default_rng(1), TEST), SPEC, Counter()))
     exam = [record["instruction"] for record in exam_rows]
     raw = folder / "raw.jsonl"
     rows = malformed(raw_rows(words, count, exam), 0.02)
     with open(raw, "w", encoding="utf-8", errors="surrogatepass") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     steps, reasons = Steps(), Counter()
-    kept = records.write(
-        folder / "pool.arrow", sources.stream("medical_o1", sources.json_lines(raw), SPEC, reasons, 20)
-    )
+    kept = records.write(folder / "pool.arrow", ingest.stream("medical_o1", readers.json_lines(raw), SPEC, reasons, 20))
     assert reasons.total() == count and reasons["converter_error"] == 0, reasons
     steps.done("read, convert, filter", count)
     pool = records.read(folder / "pool.arrow")
@@ -172,7 +170,7 @@ def token_arm(words, tokenizer, count):
 
     disable_caching()
     disable_progress_bars()
-    rows = sources.convert("medical_o1", texts(words, np.random.default_rng(5), count), SPEC)[0]
+    rows = ingest.convert("medical_o1", texts(words, np.random.default_rng(5), count), SPEC)[0]
     start = time.perf_counter()
     ours = list(chat.tokenize(rows, tokenizer, "think"))
     ours_s = time.perf_counter() - start
@@ -196,7 +194,7 @@ def malformed_arm(words, count):
     good = list(texts(words, np.random.default_rng(7), 200))
     mixed = (MALFORMED[(n // 2) % len(MALFORMED)](good[n % 200]) if n % 2 else good[n % 200] for n in range(2 * count))
     reasons = Counter()
-    kept = sum(1 for _ in sources.stream("medical_o1", mixed, SPEC, reasons))
+    kept = sum(1 for _ in ingest.stream("medical_o1", mixed, SPEC, reasons))
     return {"malformed": count, "kinds": len(MALFORMED), "kept": kept, "accounted": reasons.total(),
             "crashes": reasons["converter_error"], "reasons": dict(reasons)}  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Cells and multiple choice, however a source writes them: clean text, options, and the index of the right one.
 
-Every function raises Reject with a short reason instead of guessing; lib/sources.py counts the reasons.
+Every function raises Reject with a short reason instead of guessing; lib/ingest.py counts the reasons.
 """
 
 import re

@@ -1,11 +1,9 @@
 """From a raw row of one data set to the content of a record, or a Reject that carries a short reason.
 
-Content fields: instruction, reasoning, output, options, answer, letter. Provenance is added in lib/sources.py.
+Content fields: instruction, reasoning, output, options, answer, letter. Provenance is added in lib/ingest.py.
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from lib import answers, choices
 from lib.choices import LETTERS, Reject, clean
@@ -20,37 +18,6 @@ STATED = re.compile(  # "Ans. is 'd'", "Ans: (B)", "Answer: C", and the second l
     r"(?P<rest>\s*i\.?e\b[.,:;\s]*|\s*[.,:;]+\s*|\s*\n\s*|\s*$|\s+(?=\S)|(?=\())",
     re.IGNORECASE,
 )
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data set: where it lives, what its rows hold, and how one row is converted.
-
-    hub_id: "" for a user's own file. columns: what every row must have; optional: what is read where it is there.
-    convert: raw row (dict holding all `columns`) -> the record's content fields, or raises Reject.
-    configs: the hub's configuration names; one must be chosen where there are several.
-    files: {config: file on the hub}, where these are no configurations of the hub's own.
-    variants: {config: fields of this class that differ there}.
-    identity: columns that together name a row, the last one its own id; (): no row can be a duplicate_id.
-    benchmark: name of the benchmark that the items are; column: the column that says so by row.
-    reasoned: False where rows have no reasoning by design, so that its length is not asked for.
-    commercial: whether the licence allows commercial use, None where nobody says.
-    """
-
-    hub_id: str
-    licence: str
-    citation: str
-    columns: tuple[str, ...]
-    convert: Callable[[dict], dict]
-    optional: tuple[str, ...] = ()
-    configs: tuple[str, ...] = ()
-    files: dict | None = None
-    variants: dict | None = None
-    identity: tuple[str, ...] = ()
-    benchmark: str | None = None
-    column: str | None = None
-    reasoned: bool = True
-    commercial: bool | None = True
 
 
 def content(instruction: str, reasoning: str, output: str, answer: str | None) -> dict:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import chat, lossmask, sources, turns
+from lib import chat, ingest, lossmask, readers, sources, turns
 
 RECORD = {
     "instruction": "Which test?\n\nA. one\nB. two",
@@ -255,7 +255,7 @@ def test_audit_finds_control_tokens_that_slipped_through(qwen3):
 def test_samples_with_control_tokens_pass_the_audit(qwen3):
     for name in sources.SOURCES:
         spec = {"name": name}
-        records, _ = sources.convert(name, sources.rows(spec, "samples"), spec)
+        records, _ = ingest.convert(name, readers.rows(spec, "samples"), spec)
         reasoned = [record for record in records if record["reasoning"]]
         if reasoned:
             assert lossmask.audit([row(qwen3, record) for record in reasoned], qwen3)["rows"] == len(reasoned)

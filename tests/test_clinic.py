@@ -8,7 +8,7 @@ import re
 import pytest
 import yaml
 
-from lib import clinic, clinic_rows, sources, split, textbook
+from lib import clinic, clinic_rows, ingest, sources, split, textbook
 
 WORLD = clinic.load()
 FINDINGS = {c["name"]: set(c["findings"]) for c in WORLD["conditions"]}
@@ -63,7 +63,7 @@ CASES = [(name, config) for name in clinic_rows.TRAIN_ROWS for config in sources
 def test_converters_keep_every_row(name, config):
     for part in ("train", "test"):
         rows = clinic_rows.rows(name, part, world=WORLD, config=config)
-        records, reasons = sources.convert(name, rows, {"name": name, "config": config, "split": part})
+        records, reasons = ingest.convert(name, rows, {"name": name, "config": config, "split": part})
         assert reasons == {"kept": len(rows)} and all(record["answer"] for record in records)
 
 

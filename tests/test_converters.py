@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import answers, choices, records, sources
+from lib import answers, choices, ingest, readers, records, sources
 from lib.choices import LETTERS
 from lib.files import ROOT
 
@@ -76,7 +76,7 @@ def outcome(name, row):
     """Where one row went, read beside a good one with another id (a source that keeps nothing is an error)."""
     own = sources.SOURCES[name].identity[-1:]
     other = GOOD[name] | {column: "another" for column in own}
-    reasons = sources.convert(name, [other, row], {"name": name, "config": CONFIG.get(name)})[1]
+    reasons = ingest.convert(name, [other, row], {"name": name, "config": CONFIG.get(name)})[1]
     assert reasons.total() == 2
     reasons["kept"] -= 1
     (found,) = +reasons
@@ -85,7 +85,7 @@ def outcome(name, row):
 
 def kept(name, row):
     """The record of one row."""
-    (record,), _ = sources.convert(name, [row], {"name": name, "config": CONFIG.get(name)})
+    (record,), _ = ingest.convert(name, [row], {"name": name, "config": CONFIG.get(name)})
     return record
 
 
@@ -266,7 +266,7 @@ def test_reasonmed_has_the_answer_that_its_output_states_last():
         assert (record["letter"], record["reasoning"], record["output"]) == (letter, reasoning, said)
         assert record["instruction"] == "Which?\n\nA. one\nB. two\nC. three" and record["options"][1] == "two"
     spec = {"name": "reasonmed", "config": "response"}
-    (record,), _ = sources.convert("reasonmed", [asked | {"output": "It is two.\n\nAnswer: B"}], spec, 20)
+    (record,), _ = ingest.convert("reasonmed", [asked | {"output": "It is two.\n\nAnswer: B"}], spec, 20)
     assert (record["reasoning"], record["output"]) == ("", "It is two.\n\nAnswer: two")
 
 
@@ -306,7 +306,7 @@ def test_any_row_is_kept_or_counted_and_a_kept_one_is_a_whole_record(name, data)
     for change in data.draw(st.lists(changes, min_size=1, max_size=5)):
         rows.append({k: v for k, v in (GOOD[name] | change).items() if v is not ABSENT})
     rows.append(data.draw(CELLS))
-    found, reasons = sources.convert(name, rows, {"name": name, "config": CONFIG.get(name)})
+    found, reasons = ingest.convert(name, rows, {"name": name, "config": CONFIG.get(name)})
     assert reasons.total() == len(rows) and reasons["kept"] == len(found) and not reasons["converter_error"]
     pa.RecordBatch.from_pylist(found, schema=records.SCHEMA)
     for record in found:
@@ -321,7 +321,7 @@ def test_the_scorer_reads_what_the_converters_write():
     counts = Counter()
     for name in GOOD:
         spec = {"name": name, "config": CONFIG.get(name)}
-        for record in sources.convert(name, sources.rows(spec, "samples"), spec)[0]:
+        for record in ingest.convert(name, readers.rows(spec, "samples"), spec)[0]:
             if record["letter"]:
                 assert answers.choice(record["output"], record["options"]) == record["letter"]
                 counts[name] += 1

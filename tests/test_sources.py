@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from lib import answers, sources
+from lib import answers, ingest, readers, sources
 from lib.files import ROOT
 
 GOOD = {
@@ -118,7 +118,7 @@ SAMPLE_REASONS["parquet"] = SAMPLE_REASONS["jsonl"]
 def reasons_of(name, row, **options):
     """Reject reason of one row, read beside a good one (a source that keeps nothing is an error)."""
     spec = {"name": name}
-    _, reasons = sources.convert(name, [GOOD[name], row], spec, **options)
+    _, reasons = ingest.convert(name, [GOOD[name], row], spec, **options)
     assert reasons.total() == 2
     return set(reasons) - {"kept"}
 
@@ -126,7 +126,7 @@ def reasons_of(name, row, **options):
 @pytest.mark.parametrize("name", sources.SOURCES)
 def test_samples_are_counted_as_they_were_written(name):
     spec = {"name": name, "config": "en" if name == "medical_o1" else None}
-    records, reasons = sources.convert(name, sources.rows(spec, "samples"), spec, min_reasoning_chars=20)
+    records, reasons = ingest.convert(name, readers.rows(spec, "samples"), spec, min_reasoning_chars=20)
     assert dict(reasons) == SAMPLE_REASONS[name]
     assert len(records) == reasons["kept"]
     assert len({record["id"] for record in records}) == len(records)
@@ -134,7 +134,7 @@ def test_samples_are_counted_as_they_were_written(name):
 
 def test_multiple_choice_record_is_complete():
     spec = {"name": "medreason", "split": "test", "revision": "abc"}
-    (record,), _ = sources.convert("medreason", [GOOD["medreason"]], spec)
+    (record,), _ = ingest.convert("medreason", [GOOD["medreason"]], spec)
     assert record == {
         "id": "medreason:test:0",
         "source": "medreason",
@@ -155,15 +155,15 @@ def test_multiple_choice_record_is_complete():
 
 
 def test_open_question_reads_the_last_answer_line():
-    (record,), _ = sources.convert("medical_o1", [GOOD["medical_o1"]], {"name": "medical_o1", "config": "en"})
+    (record,), _ = ingest.convert("medical_o1", [GOOD["medical_o1"]], {"name": "medical_o1", "config": "en"})
     assert (record["id"], record["answer"], record["output"]) == ("medical_o1:en:train:0", "Yes", "So.\n\nAnswer: Yes")
-    (record,), _ = sources.convert("medical_r1", [GOOD["medical_r1"]], {"name": "medical_r1"})
+    (record,), _ = ingest.convert("medical_r1", [GOOD["medical_r1"]], {"name": "medical_r1"})
     assert record["answer"] is None and record["options"] == []
 
 
 def test_an_answer_line_that_is_not_last_is_no_ground_truth():
     row = GOOD["medical_o1"] | {"Response": "Answer: Yes\nThe patient's answer: none."}
-    (record,), _ = sources.convert("medical_o1", [row], {"name": "medical_o1"})
+    (record,), _ = ingest.convert("medical_o1", [row], {"name": "medical_o1"})
     assert record["answer"] is None
 
 
@@ -180,7 +180,7 @@ def test_an_answer_line_that_is_not_last_is_no_ground_truth():
     ],
 )
 def test_answer_is_found_among_options(answer, options, letter):
-    (record,), _ = sources.convert(
+    (record,), _ = ingest.convert(
         "medreason", [GOOD["medreason"] | {"answer": answer, "options": options}], {"name": "medreason"}
     )
     assert record["letter"] == letter
@@ -213,13 +213,13 @@ def test_medreason_rejects(change, reason):
 
 def test_rows_without_an_id_are_not_duplicates():
     row = GOOD["medreason"] | {"id_in_dataset": None}
-    _, reasons = sources.convert("medreason", [row, row], {"name": "medreason"})
+    _, reasons = ingest.convert("medreason", [row, row], {"name": "medreason"})
     assert dict(reasons) == {"kept": 2}
 
 
 def test_medreason_without_options_is_an_open_question():
     row = GOOD["medreason"] | {"options": " \n", "answer": "Ascorbic acid. Explanation: collagen."}
-    (record,), _ = sources.convert("medreason", [row], {"name": "medreason"})
+    (record,), _ = ingest.convert("medreason", [row], {"name": "medreason"})
     assert (record["answer"], record["letter"], record["options"]) == ("Ascorbic acid", None, [])
     assert record["instruction"] == row["question"] and record["output"] == row["answer"]
 
@@ -230,7 +230,7 @@ def test_short_reasoning_is_counted_but_where_there_is_none_by_design():
     short = GOOD["medical_o1"] | {column: "x" * (long - 1)}
     assert reasons_of("medical_o1", short, min_reasoning_chars=long) == {"reasoning_too_short"}
     row = {"Open-ended Verifiable Question": "Which?", "Ground-True Answer": "That."}
-    assert sources.convert("verifiable", [row], {}, min_reasoning_chars=50)[1] == {"kept": 1}
+    assert ingest.convert("verifiable", [row], {}, min_reasoning_chars=50)[1] == {"kept": 1}
 
 
 @pytest.mark.parametrize("row", [None, 3, "text", ["list"], b"x"])
@@ -249,7 +249,7 @@ def test_random_rows_never_raise_and_are_all_counted():
         for _ in range(4000):
             row = {key: random.choice([value, value, *odd]) for key, value in good.items() if random.random() > 0.02}
             rows.append(random.choice([row, row, row, random.choice(odd)]))
-        records, reasons = sources.convert(name, rows, {"name": name})
+        records, reasons = ingest.convert(name, rows, {"name": name})
         assert reasons.total() == len(rows) and reasons["kept"] == len(records)
         assert not reasons["converter_error"]
         json.dumps(records).encode("utf-8")
@@ -261,36 +261,36 @@ def test_a_raising_converter_is_counted(monkeypatch):
 
     broken = dataclasses.replace(sources.SOURCES["medical_o1"], convert=convert)
     monkeypatch.setitem(sources.SOURCES, "medical_o1", broken)
-    _, reasons = sources.convert("medical_o1", [GOOD["medical_o1"], GOOD["medical_o1"] | {"Question": 1}], {})
+    _, reasons = ingest.convert("medical_o1", [GOOD["medical_o1"], GOOD["medical_o1"] | {"Question": 1}], {})
     assert dict(reasons) == {"kept": 1, "converter_error": 1}
 
 
 def test_an_empty_source_and_one_without_good_rows_are_named():
     with pytest.raises(ValueError, match="medical_r1 gave no record: 0 rows read"):
-        sources.convert("medical_r1", [], {"name": "medical_r1"})
+        ingest.convert("medical_r1", [], {"name": "medical_r1"})
     with pytest.raises(ValueError, match="medical_r1 gave no record: 1 rows read.*not_an_object"):
-        sources.convert("medical_r1", ["x"], {"name": "medical_r1"})
+        ingest.convert("medical_r1", ["x"], {"name": "medical_r1"})
 
 
 def test_a_renamed_column_is_an_error_with_expected_and_found():
     row = {"Question": "q", "CoT": "r", "Response": "a"}
     with pytest.raises(ValueError, match=r"missing_column: medical_o1 .*lacks \['Complex_CoT'\].*found.*'CoT'"):
-        sources.convert("medical_o1", [row, row], {"name": "medical_o1"})
+        ingest.convert("medical_o1", [row, row], {"name": "medical_o1"})
 
 
 def test_unknown_names_are_errors():
     with pytest.raises(ValueError, match="'medical_o2'; the nearest valid name is 'medical_o1'"):
-        sources.rows({"name": "medical_o2"}, "samples")
+        readers.rows({"name": "medical_o2"}, "samples")
     with pytest.raises(ValueError, match="data.origin is 'web', expected hub, clinic or samples"):
-        sources.rows({"name": "medical_o1"}, "web")
+        readers.rows({"name": "medical_o1"}, "web")
 
 
 def test_a_broken_line_of_a_local_file_is_counted(tmp_path):
     path = tmp_path / "medical_o1.jsonl"
     bad = json.dumps(GOOD["medical_o1"]).encode().replace(b"Why?", b"Why\xff?")
     path.write_bytes(json.dumps(GOOD["medical_o1"]).encode() + b'\n{"Question": \n' + bad + b"\n")
-    rows = sources.rows({"name": "medical_o1"}, "samples", stage_file=lambda name: path)
-    _, reasons = sources.convert("medical_o1", rows, {"name": "medical_o1"})
+    rows = readers.rows({"name": "medical_o1"}, "samples", stage_file=lambda name: path)
+    _, reasons = ingest.convert("medical_o1", rows, {"name": "medical_o1"})
     assert dict(reasons) == {"kept": 1, "not_an_object": 1, "bad_utf8": 1}
 
 
@@ -308,30 +308,30 @@ def local_hub(tmp_path, monkeypatch):
 def test_hub_rows_pass_through_the_same_converter(local_hub):
     (local_hub / "train.jsonl").write_text(json.dumps(GOOD["medreason"]) + "\n")
     spec = {"name": "medreason"}
-    records, reasons = sources.convert("medreason", sources.rows(spec, "hub"), spec)
+    records, reasons = ingest.convert("medreason", readers.rows(spec, "hub"), spec)
     assert dict(reasons) == {"kept": 1} and records[0]["letter"] == "B"
 
 
 def test_hub_errors_say_what_to_do(local_hub):
     (local_hub / "train.jsonl").write_text(json.dumps(GOOD["medreason"]) + "\n")
     with pytest.raises(ValueError, match="split 'test'.*Compare config, split and revision"):
-        sources.rows({"name": "medreason", "split": "test"}, "hub")
+        readers.rows({"name": "medreason", "split": "test"}, "hub")
     with pytest.raises(ValueError, match="config 'xx'.*Compare config, split and revision"):
-        sources.rows({"name": "medreason", "config": "xx"}, "hub")
+        readers.rows({"name": "medreason", "config": "xx"}, "hub")
     with pytest.raises(ValueError, match="needs one of the configs en, zh, en_mix, zh_mix, found None"):
-        sources.rows({"name": "medical_o1"}, "hub")
+        readers.rows({"name": "medical_o1"}, "hub")
 
 
 def test_hub_column_renamed(local_hub):
     row = {"query" if key == "question" else key: value for key, value in GOOD["medreason"].items()}
     (local_hub / "train.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(ValueError, match=r"lacks \['question'\].*found \[.*'query'"):
-        sources.rows({"name": "medreason"}, "hub")
+        readers.rows({"name": "medreason"}, "hub")
 
 
 def test_remedies_by_kind_of_failure():
-    assert "HF_TOKEN" in sources.remedy(ValueError("Dataset 'x' is a gated dataset on the Hub."))
-    assert "clinic or samples" in sources.remedy(ConnectionError("Couldn't reach 'x' on the Hub"))
+    assert "HF_TOKEN" in readers.remedy(ValueError("Dataset 'x' is a gated dataset on the Hub."))
+    assert "clinic or samples" in readers.remedy(ConnectionError("Couldn't reach 'x' on the Hub"))
 
 
 @pytest.mark.parametrize(
@@ -383,14 +383,14 @@ def test_a_file_of_the_users_own_is_read_whatever_the_origin(tmp_path, name, ori
     else:
         parquet.write_table(pa.Table.from_pylist(OWN), path)
     spec, read = {"name": name, "path": str(path), "licence": "CC0-1.0"}, []
-    found = sources.rows(spec, origin, stage_file=lambda asked: read.append(asked) or path)
-    records, reasons = sources.convert(name, found, spec)
+    found = readers.rows(spec, origin, stage_file=lambda asked: read.append(asked) or path)
+    records, reasons = ingest.convert(name, found, spec)
     assert dict(reasons) == {"kept": 2, "empty_question": 1} and read == [str(path)]
     assert [(r["row_id"], r["letter"], r["licence"]) for r in records] == [
         ("1", "B", "CC0-1.0"),
         ("2", None, "CC0-1.0"),
     ]
-    assert sources.convert(name, OWN, {"name": name})[0][0]["licence"] == "unknown"
+    assert ingest.convert(name, OWN, {"name": name})[0][0]["licence"] == "unknown"
 
 
 def test_a_parquet_cell_that_is_not_utf8_is_counted(tmp_path):
@@ -398,7 +398,7 @@ def test_a_parquet_cell_that_is_not_utf8_is_counted(tmp_path):
     table = pa.table({"instruction": raw, "output": ["a", "b", "c"], "unread": [b"\xff"] * 3})
     parquet.write_table(table, tmp_path / "mine.parquet")
     spec = {"name": "parquet", "path": str(tmp_path / "mine.parquet")}
-    assert sources.convert("parquet", sources.rows(spec, "hub"), spec)[1] == {"kept": 2, "bad_utf8": 1}
+    assert ingest.convert("parquet", readers.rows(spec, "hub"), spec)[1] == {"kept": 2, "bad_utf8": 1}
 
 
 def test_files_that_are_not_there_or_not_what_they_are_called(tmp_path):
@@ -407,9 +407,9 @@ def test_files_that_are_not_there_or_not_what_they_are_called(tmp_path):
     for path, said in (("gone.parquet", "expected a file"), ("x.parquet", "is no Parquet file"),
                        ("y.parquet", r"parquet \(your own file\) lacks \['instruction'\]")):  # fmt: skip
         with pytest.raises(ValueError, match=said):
-            sources.rows({"name": "parquet", "path": str(tmp_path / path)}, "hub")
+            readers.rows({"name": "parquet", "path": str(tmp_path / path)}, "hub")
     with pytest.raises(ValueError, match="path is None, expected a file"):
-        sources.rows({"name": "jsonl"}, "hub")
+        readers.rows({"name": "jsonl"}, "hub")
 
 
 def test_a_number_of_too_many_digits_does_not_stop_a_file(tmp_path):
@@ -417,7 +417,7 @@ def test_a_number_of_too_many_digits_does_not_stop_a_file(tmp_path):
         '{"instruction": ' + "9" * 5000 + ', "output": "x"}\n' + json.dumps(OWN[0]) + "\n"
     )
     spec = {"name": "jsonl", "path": str(tmp_path / "x.jsonl")}
-    assert sources.convert("jsonl", sources.rows(spec, "hub"), spec)[1] == {"not_an_object": 1, "kept": 1}
+    assert ingest.convert("jsonl", readers.rows(spec, "hub"), spec)[1] == {"not_an_object": 1, "kept": 1}
 
 
 def test_the_hub_file_of_a_reasonmed_config(tmp_path, monkeypatch):
@@ -429,7 +429,7 @@ def test_the_hub_file_of_a_reasonmed_config(tmp_path, monkeypatch):
     for config, reasoning, output in (("reasonmed", "full.", "That."), ("cot", "thought.", "That."),
                                       ("response", "", "said.\n\nThat.")):  # fmt: skip
         spec = {"name": "reasonmed", "config": config}
-        (record,), _ = sources.convert("reasonmed", sources.rows(spec, "hub"), spec)
+        (record,), _ = ingest.convert("reasonmed", readers.rows(spec, "hub"), spec)
         assert (record["reasoning"], record["output"], record["config"]) == (reasoning, output, config)
 
 
@@ -457,47 +457,47 @@ def pubmedqa(tmp_path, monkeypatch):
     monkeypatch.setitem(sources.SOURCES, "pubmedqa", dataclasses.replace(PUBMEDQA, hub_id=str(hub)))
     published = tmp_path / "test_ground_truth.json"
     published.write_text(json.dumps({str(n): said for n, said in enumerate(DECISIONS) if n % 2}))
-    monkeypatch.setattr(sources, "PUBMEDQA_IDS", published.as_uri())
-    monkeypatch.setattr(sources, "PUBMEDQA_FILE", str(tmp_path / "ids.txt"))
+    monkeypatch.setattr(readers, "PUBMEDQA_IDS", published.as_uri())
+    monkeypatch.setattr(readers, "PUBMEDQA_FILE", str(tmp_path / "ids.txt"))
     return tmp_path
 
 
 def test_pubmedqa_is_split_by_the_published_ids(pubmedqa):
     spec = {"name": "pubmedqa", "config": "pqa_labeled"}
-    test, train = (list(sources.rows(spec | {"split": split}, "hub")) for split in ("test", "train"))
-    assert Counter(row["final_decision"] for row in test) == sources.PUBMEDQA_TEST
+    test, train = (list(readers.rows(spec | {"split": split}, "hub")) for split in ("test", "train"))
+    assert Counter(row["final_decision"] for row in test) == readers.PUBMEDQA_TEST
     assert {row["pubid"] for row in test} == set(range(1, 1000, 2)) and len(train) == 500
     assert not {row["pubid"] for row in test} & {row["pubid"] for row in train}
-    records, _ = sources.convert("pubmedqa", test, spec | {"split": "test"})
+    records, _ = ingest.convert("pubmedqa", test, spec | {"split": "test"})
     assert records[0]["id"] == "pubmedqa:pqa_labeled:test:0" and records[0]["row_id"] == "1"
-    whole = list(sources.rows({"name": "pubmedqa", "config": "pqa_artificial"}, "hub"))
+    whole = list(readers.rows({"name": "pubmedqa", "config": "pqa_artificial"}, "hub"))
     assert len(whole) == 1000
     with pytest.raises(ValueError, match="pqa_artificial has no split 'test'"):
-        sources.rows({"name": "pubmedqa", "config": "pqa_artificial", "split": "test"}, "hub")
+        readers.rows({"name": "pubmedqa", "config": "pqa_artificial", "split": "test"}, "hub")
 
 
 def test_pubmedqas_ids_from_a_local_file_and_what_is_said_of_wrong_ones(pubmedqa):
     spec, ids = {"name": "pubmedqa", "config": "pqa_labeled", "split": "test"}, pubmedqa / "ids.txt"
     ids.write_text("\n".join(str(n) for n in range(0, 1000, 2)))
     asked = []
-    rows = sources.rows(spec, "hub", stage_file=lambda name: asked.append(name) or name)
+    rows = readers.rows(spec, "hub", stage_file=lambda name: asked.append(name) or name)
     assert {row["pubid"] for row in rows} == set(range(0, 1000, 2)) and asked == [str(ids)]
     ids.write_text("\n".join(str(n) for n in range(500)))
     with pytest.raises(ValueError, match=r"pick {'yes': 500} of 1000 rows, expected {'yes': 276"):
-        sources.rows(spec, "hub")
+        readers.rows(spec, "hub")
     ids.write_text("1\n2\n")
     with pytest.raises(ValueError, match="ids.txt holds 2 different ids"):
-        sources.rows(spec, "hub")
+        readers.rows(spec, "hub")
     ids.unlink()
     (pubmedqa / "test_ground_truth.json").unlink()
     with pytest.raises(ValueError, match="cannot read the ids of PubMedQA.*put the ids, one a line, into"):
-        sources.rows(spec, "hub")
+        readers.rows(spec, "hub")
 
 
 def test_stream_yields_while_it_reads_and_counts_as_it_goes():
     reasons, read = Counter(), []
     rows = (read.append(n) or (GOOD["medical_o1"] if n % 2 else None) for n in range(100))
-    records = sources.stream("medical_o1", rows, {"name": "medical_o1"}, reasons)
+    records = ingest.stream("medical_o1", rows, {"name": "medical_o1"}, reasons)
     assert not read and next(records)["row"] == 1 and len(read) == 2
     assert sum(1 for _ in records) == 49 and reasons == {"kept": 50, "not_an_object": 50}
 
@@ -513,14 +513,14 @@ def test_a_ground_truth_is_joined_by_question():
         truth("When?", "Now"),
         truth("When", "now."),
     ]
-    truths = sources.truths(sources.convert("verifiable", pairs, {})[0])
+    truths = ingest.truths(ingest.convert("verifiable", pairs, {})[0])
     assert truths == {"why": "Mechanism", "when": "Now"}, "two answers to one question settle nothing"
     rows = [GOOD["medical_r1"] | {"question": q} for q in ("Why?", "Who?", "Where?")]
     joined = Counter()
-    answers = [r["answer"] for r in sources.join_truth(sources.convert("medical_r1", rows, {})[0], truths, joined)]
+    answers = [r["answer"] for r in ingest.join_truth(ingest.convert("medical_r1", rows, {})[0], truths, joined)]
     assert answers == ["Mechanism", None, None] and joined == {"medical_r1": 1}
-    own = sources.convert("medical_o1", [GOOD["medical_o1"]], {})[0]
-    assert next(sources.join_truth(own, truths, joined))["answer"] == "Yes", "an answer of its own stays"
+    own = ingest.convert("medical_o1", [GOOD["medical_o1"]], {})[0]
+    assert next(ingest.join_truth(own, truths, joined))["answer"] == "Yes", "an answer of its own stays"
 
 
 def test_every_source_says_whether_its_licence_allows_commercial_use():
