@@ -25,7 +25,7 @@ LAUNCH = (  # the server dies with the thread that started it, even by SIGKILL (
     "if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGKILL)\n"
     "os.execv(sys.argv[1], sys.argv[1:])"
 )
-ARCHITECTURES = {"gpt_oss": "gpt-oss"}  # transformers' model_type where the GGUF architecture is spelt otherwise
+LOGITS_BYTES = 4 * 2**30  # of saved probabilities: 20,000 tokens of a vocabulary of 100,000
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy must not see requests to 127.0.0.1
 
 
@@ -39,6 +39,7 @@ class Toolchain:
     server: Path
     ggml_base: Path  # shared library with ggml_quantize_chunk, the reference for every quantized type
     converter: Path
+    lora_converter: Path
 
 
 def toolchain():
@@ -50,7 +51,7 @@ def toolchain():
         )
     library = next(home / name for name in ("libggml-base.so", "libggml-base.dylib") if (home / name).exists())
     programs = [home / name for name in tools.PROGRAMS]
-    return Toolchain(home, *programs, library, home / "convert_hf_to_gguf.py")
+    return Toolchain(home, *programs, library, home / "convert_hf_to_gguf.py", home / "convert_lora_to_gguf.py")
 
 
 def convert(model_dir, out, outtype="bf16"):
@@ -62,6 +63,18 @@ def convert(model_dir, out, outtype="bf16"):
     with _temporary(out) as part:
         script = [sys.executable, "-P", Path(__file__).with_name("gguf_convert.py"), toolchain().converter, model_dir]
         _run([*script, "--outfile", part, "--outtype", outtype], f"converting {model_dir.name} to GGUF")
+    return out
+
+
+def convert_lora(adapter_dir, base_dir, out):
+    """Write a PEFT LoRA adapter as a GGUF adapter file in float32, for `serve(base, adapters=[out])`; returns its path.
+
+    base_dir: folder with the base model's config.json. Raises ValueError with the converter's reason.
+    """
+    out, adapter_dir, base_dir = Path(out), Path(adapter_dir).resolve(), Path(base_dir).resolve()
+    with _temporary(out) as part:
+        script = [sys.executable, "-P", Path(__file__).with_name("gguf_convert.py"), toolchain().lora_converter]
+        _run([*script, "--base", base_dir, "--outfile", part, adapter_dir], f"converting adapter {adapter_dir.name}")
     return out
 
 
@@ -104,66 +117,70 @@ def dequantize(file):
         yield tensor.name, to_float32(tensor.data, tensor.tensor_type).astype("float32", copy=False).reshape(shape)
 
 
-def hf_names(model):
-    """Map each parameter of a transformers or PEFT model to its GGUF tensor: {parameter name: tensor name}.
-
-    Adapter parameters, and those that the architecture's file splits or renames by rule (experts), are left out.
-    Raises ValueError for an architecture that GGUF does not know.
-    """
-    import gguf as package
-
-    config = model.config
-    wanted = ARCHITECTURES.get(config.model_type, config.model_type)
-    known = {name: number for number, name in package.MODEL_ARCH_NAMES.items()}
-    if wanted not in known:
-        raise ValueError(
-            f"model_type {config.model_type!r} has no GGUF architecture of that name; known: {sorted(known)}"
-        )
-    names = package.get_tensor_name_map(known[wanted], config.num_hidden_layers)
-    found = {}
-    for name, _ in model.named_parameters():
-        plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
-        tensor = names.get_name(plain, try_suffixes=(".weight", ".bias"))
-        if tensor and tensor.endswith((".weight", ".bias")):
-            found[name] = tensor
-    return found
-
-
-def perplexity(file, text_path, ctx=256, threads=1):
-    """Perplexity of a text file under llama-perplexity: {"ppl", "stderr", "chunks", "ctx", "seconds"}.
+def perplexity(file, text_path, ctx=256, threads=1, save=None, against=None):
+    """How a file reads a text (llama-perplexity): {"ppl", "stderr", "chunks", "ctx", "seconds"}.
 
     The text is cut into chunks of ctx tokens; the second half of each is scored. Chat marks in the text are read as
     plain characters, so give it running text. Raises ValueError when the text is shorter than two chunks.
+    save: path for the probabilities of every token, with which other files are compared; at most LOGITS_BYTES of text
+        are read then. against: such a path, of the same text and ctx; adds "kld" and "kld_stderr", the mean
+        Kullback-Leibler divergence (nats a token) of this file from that one, and "same_top" and "same_top_stderr", the
+        share of tokens for which both find the same next token likeliest.
     """
     start = time.monotonic()
     args = ["-m", file, "-f", text_path, "-c", ctx, "-t", threads, "-tb", threads, "--no-warmup", "--offline"]
+    if save:
+        row = 2 * (_vocab_size(file) + 8) * (ctx // 2)  # two bytes a probability, of half of each chunk
+        args += ["--kl-divergence-base", save, "--chunks", max(2, LOGITS_BYTES // row)]
+    if against:
+        args += ["--kl-divergence-base", against, "--kl-divergence"]
     text = _run([toolchain().perplexity, *args], f"perplexity of {Path(file).name}")
-    final = re.search(r"Final estimate: PPL = (\S+) \+/- (\S+)", text)
+    final = re.search(r"Final estimate: PPL = (\S+) \+/- (\S+)|Mean PPL\(Q\) +: +(\S+) ± +(\S+)", text)
     if final is None:  # it exits with 0 all the same
         raise ValueError(f"no perplexity for {file} on {text_path}, it needs {2 * ctx} tokens or more:\n{_last(text)}")
-    chunks = int(re.search(r"over (\d+) chunks", text).group(1))
+    ppl, stderr = (float(found) for found in final.groups() if found)
     seconds = time.monotonic() - start
-    return {"ppl": float(final[1]), "stderr": float(final[2]), "chunks": chunks, "ctx": ctx, "seconds": seconds}
+    if not against:
+        chunks = int(re.search(r"over (\d+) chunks", text).group(1))
+        return {"ppl": ppl, "stderr": stderr, "chunks": chunks, "ctx": ctx, "seconds": seconds}
+    chunks = int(re.findall(r"^ *(\d+) +\S+ ±", text, re.MULTILINE)[-1])
+    kld, kld_stderr = re.search(r"Mean +KLD: +(\S+) ± +(\S+)", text).groups()
+    top, top_stderr = re.search(r"Same top p: +(\S+) ± +(\S+) %", text).groups()
+    return {
+        "ppl": ppl, "stderr": stderr, "kld": float(kld), "kld_stderr": float(kld_stderr),
+        "same_top": float(top) / 100, "same_top_stderr": float(top_stderr) / 100,
+        "chunks": chunks, "ctx": ctx, "seconds": seconds,
+    }  # fmt: skip
+
+
+def _vocab_size(file):
+    return next(int(t.shape[1]) for t in _reader(file).tensors if t.name == "token_embd.weight")
 
 
 @contextlib.contextmanager
-def serve(file, slots=1, ctx=2048, threads=1, log=None):
+def serve(file, slots=1, ctx=2048, threads=1, log=None, adapters=()):
     """Run llama-server on a free port of 127.0.0.1 and yield its base URL, "http://127.0.0.1:<port>".
 
     ctx: tokens per slot. log: path for the server's log, which is thrown away by default.
+    adapters: LoRA adapter files, loaded and switched off: see `use_adapters`.
     The chat template is the file's own, reasoning stays in the text as generated, prompts are never cached.
     Raises RuntimeError with the log's last lines when the server dies while it loads.
     """
     args = ["-m", file, "--host", "127.0.0.1", "--port", "0", "-np", slots, "-c", ctx * slots, "-no-kvu"]
     args += ["-t", threads, "-tb", threads, "--jinja", "--reasoning-format", "none", "--no-ui", "--offline"]
     args += ["--no-cache-prompt", "--cache-ram", "0", "--no-warmup", "--log-colors", "off"]
+    for adapter in adapters:
+        args += ["--lora", adapter]
     command = [sys.executable, "-c", LAUNCH, *map(str, [toolchain().server, *args])]
     with tempfile.TemporaryDirectory() as scratch:
         log = Path(log or Path(scratch, "server.log"))
         with open(log, "w", encoding="utf-8") as sink:
             process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=_environment())
         try:
-            yield _wait_until_healthy(process, log, Path(file).name)
+            url = _wait_until_healthy(process, log, Path(file).name)
+            if adapters:
+                use_adapters(url, [0.0] * len(adapters))
+            yield url
         finally:
             process.terminate()
             try:
@@ -179,6 +196,11 @@ def request(base_url, path, body=None, timeout_s=60):
     headers = {"Content-Type": "application/json"}
     with DIRECT.open(urllib.request.Request(base_url + path, data, headers), timeout=timeout_s) as reply:
         return json.load(reply)
+
+
+def use_adapters(base_url, scales):
+    """Set the scale of every adapter of a running server, in the order in which `serve` was given them; 0 is off."""
+    request(base_url, "/lora-adapters", [{"id": number, "scale": scale} for number, scale in enumerate(scales)])
 
 
 def tokenize(base_url, text):

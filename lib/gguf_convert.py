@@ -1,4 +1,4 @@
-"""Run llama.cpp's own convert_hf_to_gguf.py, and teach it the tokenizers of twins.
+"""Run llama.cpp's own convert_hf_to_gguf.py or convert_lora_to_gguf.py, and teach them the tokenizers of twins.
 
 The converter recognizes a pre-tokenizer by a hash over token ids, so it refuses every tokenizer trained afresh, even
 one with a family's exact pre-tokenizer. Here, and only where that hash is unknown, the regular expression in
@@ -26,11 +26,14 @@ PRE_TOKENIZERS = {  # llama.cpp's name: the expression in the family's tokenizer
 def pre_tokenizer_name(tokenizer_json):
     """Name of the published pre-tokenizer that a tokenizer.json holds.
 
-    tokenizer_json: path. It must split by one published expression (isolated), then byte-level without its own one.
+    tokenizer_json: path. It must split by one published expression (isolated), then byte-level without its own one;
+    or, as GPT-2's, byte-level with its own.
     Raises ValueError for anything else: a guessed name would give other tokens in llama.cpp than in training.
     """
     found = json.loads(Path(tokenizer_json).read_text(encoding="utf-8")).get("pre_tokenizer") or {}
     parts = found.get("pretokenizers", [found])
+    if len(parts) == 1 and parts[0].get("type") == "ByteLevel" and parts[0]["use_regex"]:
+        return "gpt-2"  # the expression that ByteLevel has built in
     byte_level = parts[-1].get("type") == "ByteLevel" and not parts[-1]["use_regex"]
     if len(parts) == 2 and parts[0].get("type") == "Split" and parts[0]["behavior"] == "Isolated" and byte_level:
         for name, expression in PRE_TOKENIZERS.items():
@@ -44,7 +47,7 @@ def pre_tokenizer_name(tokenizer_json):
 
 
 def main(script, arguments):
-    """Run the stock converter in this process with the fallback in place. script: path of convert_hf_to_gguf.py."""
+    """Run the stock converter in this process with the fallback in place. script: path of the converter."""
     home = Path(script).parent
     sys.path[:0] = [str(home), str(home / "gguf-py")]  # the converter's own gguf, of the same commit
     os.environ["NO_LOCAL_GGUF"] = "1"  # it would insert the same path again

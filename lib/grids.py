@@ -2,15 +2,19 @@
 
 `fake_quantize` returns exactly the values that dequantizing the file gives (llama-quantize without an imatrix), so that
 what is trained is what is served. The formulas follow the `_ref` functions of ggml/src/ggml-quants.c in llama.cpp;
-the 256-weight types are in lib/kgrids.py. Inputs must be finite: llama-quantize refuses others.
+the 256-weight types are in lib/kgrids.py; on a CPU ggml's own library computes those, several times faster than torch.
+Inputs must be finite: llama-quantize refuses others.
 """
 
+import ctypes
+import functools
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
-from lib import kgrids
+from lib import gguf, kgrids
 from lib.kgrids import divide, half
 
 CPU_CHUNK = 1 << 17  # weights at a time: stays in the processor's cache
@@ -85,6 +89,12 @@ GRIDS = {  # GGUF type: (weights a block, function of (n, block) float32)
     "q5_k": (256, kgrids.q5_k),
     "q6_k": (256, kgrids.q6_k),
 }
+C_TYPES = {  # what the C library computes faster: number in enum ggml_type, name of the function that reads it back
+    "q2_k": (10, "dequantize_row_q2_K"),
+    "q4_k": (12, "dequantize_row_q4_K"),
+    "q5_k": (13, "dequantize_row_q5_K"),
+    "q6_k": (14, "dequantize_row_q6_K"),
+}
 FALLBACK = {"q2_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}  # tensor_type_fallback in llama-quant.cpp
 
 
@@ -112,31 +122,77 @@ def fake_quantize(w, type):
             f"llama.cpp stores such a tensor as {fallback(type, cols)}; take the type from gguf.type_map"
         )
     flat = w.detach().to(torch.float32).reshape(-1, block)
-    out = torch.empty_like(flat)
-    rows = max(1, (CPU_CHUNK if w.device.type == "cpu" else GPU_CHUNK) // block)
-    with torch.no_grad():
-        for start in range(0, len(flat), rows):
-            out[start : start + rows] = function(flat[start : start + rows])
-    return out.view(w.shape)
+    in_c = w.device.type == "cpu" and type.lower() in C_TYPES and ggml() is not None
+    return (by_ggml if in_c else by_torch)(flat, type).view(w.shape)
+
+
+@torch.no_grad()
+def by_torch(blocks, type):
+    """Quantize and dequantize (n, block) float32 with the formulas of this module, on any device."""
+    function, out = _grid(type)[1], torch.empty_like(blocks)
+    rows = max(1, (CPU_CHUNK if blocks.device.type == "cpu" else GPU_CHUNK) // blocks.shape[1])
+    for start in range(0, len(blocks), rows):
+        out[start : start + rows] = function(blocks[start : start + rows])
+    return out
+
+
+def by_ggml(blocks, type):
+    """Quantize and dequantize (n, 256) float32 on the CPU with ggml's C, in as many threads as torch uses."""
+    blocks, out = blocks.contiguous(), torch.empty(blocks.shape)
+    read = getattr(ggml(), C_TYPES[type.lower()][1])
+    _quantize_chunks(blocks, type, lambda start, rows, stored: read(stored, out[start].data_ptr(), rows * kgrids.SUPER))
+    return out
+
+
+def _quantize_chunks(blocks, type, each):
+    """Quantize contiguous (n, 256) float32 in C; calls each(first row, rows, stored bytes) in the chunk's thread."""
+    library, number, step = ggml(), C_TYPES[type.lower()][0], CPU_CHUNK // kgrids.SUPER
+    size = library.ggml_row_size(number, kgrids.SUPER)
+
+    def run(start):
+        rows = min(step, len(blocks) - start)
+        stored = ctypes.create_string_buffer(size * rows)
+        library.ggml_quantize_chunk(number, blocks[start].data_ptr(), stored, 0, rows, kgrids.SUPER, None)
+        each(start, rows, stored)
+
+    starts, threads = range(0, len(blocks), step), torch.get_num_threads()
+    if min(len(starts), threads) < 2:
+        for start in starts:
+            run(start)
+        return
+    with ThreadPoolExecutor(threads) as pool:  # C runs without Python's lock
+        list(pool.map(run, starts))
+
+
+@functools.cache
+def ggml():
+    """The built library of ggml with its signatures; None where `make setup` has not built it: torch computes then."""
+    try:
+        library = ctypes.CDLL(str(gguf.toolchain().ggml_base))
+    except OSError:
+        return None
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
+    library.ggml_row_size.restype = library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_row_size.argtypes = [ctypes.c_int, count]
+    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, count, count, count, pointer]
+    for _, reader in C_TYPES.values():
+        getattr(library, reader).argtypes = [pointer, pointer, count]
+    return library
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, w, type, stored):
-        return fake_quantize(w if stored is None else w.to(stored), type).to(w.dtype)
+    def forward(ctx, weight, rounded):
+        return rounded.clone()
 
     @staticmethod
     def backward(ctx, grad):
-        return grad, None, None
+        return grad, None
 
 
-def ste(w, type, stored=torch.bfloat16):
-    """fake_quantize with a straight-through gradient: rounded in the forward pass, the identity in the backward pass.
-
-    stored: dtype in which the weights are saved before llama.cpp quantizes them; None quantizes w itself.
-    Returns w's dtype: for a bfloat16 w the grid values are rounded once more, to what the matmul can take.
-    """
-    return _StraightThrough.apply(w, type, stored)
+def replace(weight, rounded):
+    """`rounded` in the forward pass, with its gradient passed on to `weight` unchanged (straight-through)."""
+    return _StraightThrough.apply(weight, rounded)
 
 
 def sha256(values):

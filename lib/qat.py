@@ -5,18 +5,16 @@ quantizes it. Both roundings are inside the forward pass here, so the exported f
 Gradients are straight-through (Bengio et al. 2013, arXiv:1308.3432): those of the same model without rounding.
 """
 
+import contextlib
+
 import torch
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Embedding, LoraLayer, ParamWrapper
 from torch.nn import functional as F
 
-from lib import grids
+from lib import grids, layout
+from lib.layout import plain_name
 
 KEPT = "f32"  # llama.cpp's type for what it does not quantize: norms, biases, routers
-
-
-def plain_name(name):
-    """A PEFT parameter's name in the merged model: without base_model.model. and .base_layer."""
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
 def base_parameters(model):
@@ -24,37 +22,65 @@ def base_parameters(model):
     return {plain_name(name): p for name, p in model.named_parameters() if ".lora_" not in name}
 
 
-def prepare(model, types):
+def type_of(model, plan):
+    """{parameter name: GGUF type} of a model, from the plan of its file, {tensor name: type} (see gguf.type_map).
+
+    Raises ValueError when one parameter becomes tensors of different types.
+    """
+    found = {}
+    for name, place in layout.of(model).items():
+        kinds = {plan[tensor] for tensor in place.tensors}
+        if len(kinds) > 1:
+            raise ValueError(f"{name} becomes {place.tensors} of different types {sorted(kinds)}: choose another scheme")
+        found[name] = kinds.pop()
+    return found
+
+
+def prepare(model, types, refresh_every=1):
     """Make a model compute with fake-quantized weights until `strip`; returns its `coverage`.
 
     model: a LoRA model (peft), or a plain one, whose trainable weights then get the straight-through gradient.
-    types: {parameter name of the merged model: GGUF type}, as llama.cpp's dry run gives them; "f32" is left alone.
-    Raises ValueError when a name is not in the model, is no Linear or Embedding weight, or has rows that its type
-    cannot hold, and for adapters whose merge is not bf16(W + BA): dropout, DoRA, several adapters, 4-bit bases.
+        Frozen parameters that the file keeps in full precision are rounded to bfloat16, as the export does.
+    types: {parameter name of the merged model: GGUF type}, as `type_of` gives them; "f32" is left alone.
+    refresh_every: of K-quants, search scales anew only after so many changes of the weights while training.
+    Raises ValueError when a name is not in the model or has rows that its type cannot hold, and for adapters whose
+    merge is not bf16(W + BA): dropout, DoRA, several adapters, 4-bit bases.
     """
     parameters = base_parameters(model)
     _refuse_unknown(types, parameters)
-    types = {name: type for name, type in types.items() if type != KEPT}
-    of_weight = {id(parameters[name]): (name, type) for name, type in types.items()}  # finds a tied head as well
-    adapted = {id(m.base_layer): m for m in model.modules() if isinstance(m, LoraLayer)}
-    sites = [
-        _site(adapted.get(id(module), module), module, *of_weight[id(module.weight)])
-        for module in model.modules()
-        if not isinstance(module, LoraLayer) and id(getattr(module, "weight", None)) in of_weight
-    ]
-    _refuse_unknown(types, {site.name for site in sites}, "is the weight of no module")
-    _refuse_tied_adapters(sites)
     strip(model)
+    places = layout.of(model)
+    of_weight = {id(parameters[name]): name for name, kind in types.items() if kind != KEPT}  # finds a tied head too
+    adapted = {id(_target(m)): m for m in model.modules() if isinstance(m, LoraLayer)}
+    sites = []
+    for module in [m for m in model.modules() if not isinstance(m, LoraLayer)]:
+        for own, weight in module.named_parameters(recurse=False):
+            if id(weight) in of_weight:
+                name = of_weight[id(weight)]
+                site = _site(adapted.get(id(weight), module), module, own, name, types[name], places[name])
+                site.refresh_every = refresh_every
+                sites.append(site)
+    _refuse_unknown({name for name, kind in types.items() if kind != KEPT}, {s.name for s in sites}, "was not found")
+    _refuse_tied_adapters(sites)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if types.get(name, KEPT) == KEPT and not parameter.requires_grad:
+                parameter.copy_(parameter.to(torch.bfloat16))
     for site in sites:
-        site.module.fake_quantized, site.module.forward = site, site.forward
+        site.patch()
     return coverage(model)
 
 
 def strip(model):
     """Undo `prepare`: the model computes with its own weights again, adapter and all."""
     for module in model.modules():
-        if "fake_quantized" in module.__dict__:
-            del module.fake_quantized, module.forward
+        if module.__dict__.pop("fake_quantized", None):
+            del module.forward
+
+
+def sites(model):
+    """The fake-quantized weights of a prepared model, in the order of its modules."""
+    return [site for module in model.modules() for site in module.__dict__.get("fake_quantized", ())]
 
 
 def coverage(model):
@@ -63,7 +89,7 @@ def coverage(model):
     Returns {"parameters": count, "fake_quantized": count, "share": of parameters, "types": {GGUF type: parameters},
     "skipped": names of the tensors that keep their precision, in training and in the file}.
     """
-    types = {m.fake_quantized.name: m.fake_quantized.type for m in model.modules() if "fake_quantized" in m.__dict__}
+    types = {site.name: site.type for site in sites(model)}
     sizes = {name: p.numel() for name, p in base_parameters(model).items()}
     of_type = {type: sum(sizes[n] for n in types if types[n] == type) for type in sorted(set(types.values()))}
     total, rounded = sum(sizes.values()), sum(of_type.values())
@@ -93,107 +119,167 @@ def merged_bf16(model):
     Call it on the device that trained: a matrix product on another device can differ in its last bit.
     """
     merged = {name: p.to(torch.bfloat16) for name, p in base_parameters(model).items()}
-    for name, module in model.named_modules():
+    names = {id(p): name for name, p in base_parameters(model).items()}
+    for module in model.modules():
         if isinstance(module, LoraLayer):
-            merged[plain_name(f"{name}.base_layer.weight")] = _merged(module).to(torch.bfloat16)
+            merged[names[id(_target(module))]] = _merged(module).to(torch.bfloat16)
     return merged
-
-
-def quantize_weights(weights, types):
-    """Post-training quantization of a state dict: float32 tensors with the values that the quantized file holds.
-
-    weights: {parameter name: tensor} as exported, so bfloat16 for a bf16 export. types: as for `prepare`.
-    A tied head that the dict holds beside its embedding (same storage) follows the embedding.
-    """
-    _refuse_unknown(types, weights)
-    tied = {weights[name].data_ptr(): type for name, type in types.items()}
-    kinds = {name: types.get(name, tied.get(w.data_ptr(), KEPT)) for name, w in weights.items()}
-    return {name: grids.fake_quantize(w, kinds[name]) for name, w in weights.items()}
 
 
 @torch.no_grad()
 def quantize_model(model, types):
     """Post-training quantization of a plain model in place; types as for `prepare`. Returns the model."""
-    parameters = base_parameters(model)
+    parameters, places = base_parameters(model), layout.of(model)
     _refuse_unknown(types, parameters)
-    for name, type in types.items():
-        parameters[name].copy_(grids.fake_quantize(parameters[name], type))
+    for name, kind in types.items():
+        parameters[name].copy_(fake_quantize(parameters[name], kind, places[name]))
     return model
 
 
-def fingerprints(model):
-    """{name: {"type", "sha256"}} of the rounded weights that a prepared model computes with now (see grids.sha256)."""
-    sites = [m.fake_quantized for m in model.modules() if "fake_quantized" in m.__dict__]
-    return {site.name: {"type": site.type, "sha256": grids.sha256(site.value())} for site in sites}
+def fake_quantize(weight, kind, place):
+    """grids.fake_quantize along the rows that a parameter has in its file; float32, in the model's own layout."""
+    return place.to_model([grids.fake_quantize(part, kind) for part in place.to_file(weight)])
+
+
+@torch.no_grad()
+def fingerprints(model, types=None):
+    """{tensor name in the file: sha256 of its values there (see grids.sha256)} of what the model computes with.
+
+    A prepared model is hashed as it is, with the rounded weights of its next forward pass; a plain one, merged and read
+    back, as the file of `types` will hold it. Equal to the hash of the dequantized file, tensor by tensor.
+    """
+    values = {site.name: site.value for site in sites(model)}
+    found = {}
+    for name, place in layout.of(model).items():
+        weight = base_parameters(model)[name] if name not in values else None
+        if name in values:
+            value = values[name]()
+        else:
+            value = fake_quantize(weight.to(torch.bfloat16), (types or {}).get(name, KEPT), place)
+        found |= {tensor: grids.sha256(part) for tensor, part in zip(place.tensors, place.to_file(value), strict=True)}
+    return found
 
 
 class _Site:
-    """One module whose weight is fake-quantized: an nn.Linear or nn.Embedding without adapter."""
+    """One weight that is fake-quantized, of a module without adapter: the module reads Q(bf16(W)) in its stead."""
 
-    def __init__(self, module, name, type):
-        self.module, self.name, self.type, self.constant = module, name, type, None
+    def __init__(self, module, owner, own, name, type, place):
+        self.module, self.owner, self.own, self.name, self.type, self.place = module, owner, own, name, type, place
+        self.refresh_every, self.kept = 1, None
+
+    def patch(self):
+        """Route the module's forward through `forward`; `strip` undoes it. Several sites of a module nest."""
+        self.inner = self.module.forward
+        self.module.__dict__.setdefault("fake_quantized", []).append(self)
+        self.module.forward = self.forward
+
+    @property
+    def weight(self):
+        return self.owner._parameters[self.own]
+
+    def rounded(self, weight):
+        """Q(bf16(weight)) in the dtype of the matmul."""
+        return fake_quantize(weight.to(torch.bfloat16), self.type, self.place).to(self.weight.dtype)
 
     def value(self):
         """The rounded weight; computed once while the weight is frozen, with gradient while it is trained."""
-        weight = self.module.weight
-        if weight.requires_grad:
-            return grids.ste(weight, self.type)
+        weight = self.weight
+        if weight.requires_grad and torch.is_grad_enabled():
+            return grids.replace(weight, self.rounded(weight.detach()))
         version = (weight.data_ptr(), weight._version)
-        if self.constant is None or self.constant[0] != version:
-            self.constant = version, grids.fake_quantize(weight.to(torch.bfloat16), self.type).to(weight.dtype)
-        return self.constant[1]
+        if self.kept is None or self.kept[0] != version:
+            self.kept = version, self.rounded(weight.detach())
+        return self.kept[1]
 
-    def forward(self, x):
-        if isinstance(self.module, torch.nn.Embedding):
-            return F.embedding(x, self.value(), self.module.padding_idx)
-        return F.linear(x, self.value(), self.module.bias)
+    @contextlib.contextmanager
+    def shown(self):
+        """While it lasts, the owner of the weight reads the rounded one: an instance's own attribute comes first."""
+        self.owner.__dict__[self.own] = self.value()
+        try:
+            yield
+        finally:
+            del self.owner.__dict__[self.own]
+
+    def forward(self, *args, **kwargs):
+        with self.shown():
+            return self.inner(*args, **kwargs)
 
 
 class _LoraSite(_Site):
-    """A LoRA layer over an nn.Linear: y = Q(bf16(W + BA)) x, with the gradient of (W + BA) x for A, B and x."""
+    """A LoRA layer: y = Q(bf16(W + BA)) x, with the gradient of (W + BA) x for A, B and x."""
 
     @torch.no_grad()
     def value(self):
-        with torch.autocast(self.module.base_layer.weight.device.type, enabled=False):
-            return grids.fake_quantize(_merged(self.module).to(torch.bfloat16), self.type)
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return self.rounded(_merged(self.module))
 
     def forward(self, x, *args, **kwargs):
         layer = self.module
         if layer.disable_adapters:
-            return type(layer).forward(layer, x, *args, **kwargs)
-        y = F.linear(x, self.value().to(x.dtype), layer.base_layer.bias)
+            return self.inner(x, *args, **kwargs)
+        with self.shown():
+            y = layer.base_layer(x, *args, **kwargs)
         if not torch.is_grad_enabled():
             return y
         # The adapter's own product adds exactly 0 to y and carries the gradient to A and B at the price of plain LoRA.
         # x takes its gradient from the rounded weight alone.
         (name,) = layer.active_adapters
-        a, b = layer.lora_A[name], layer.lora_B[name]
-        product = b(a(x.detach().to(a.weight.dtype))) * layer.scaling[name]
+        if isinstance(layer, Embedding):
+            product = F.embedding(x, layer.lora_embedding_A[name].t()) @ layer.lora_embedding_B[name].t()
+        else:
+            a, b = layer.lora_A[name], layer.lora_B[name]
+            product = b(a(x.detach().to(a.weight.dtype)))
+        product = product * layer.scaling[name]
         return y + (product - product.detach()).to(y.dtype)
 
 
+class _ParameterSite(_LoraSite):
+    """A LoRA adapter on a parameter of its own, as of stacked experts: the module inside reads Q(bf16(W + BA))."""
+
+    def value(self):
+        with torch.autocast(self.weight.device.type, enabled=False):
+            merged = _merged(self.module)
+            return grids.replace(merged, self.rounded(merged.detach()))
+
+    def forward(self, *args, **kwargs):
+        if self.module.disable_adapters:
+            return self.inner(*args, **kwargs)
+        with self.shown():
+            return self.module.base_layer(*args, **kwargs)
+
+
+def _target(layer):
+    """The parameter that a LoRA layer adapts."""
+    owner = layer.get_base_layer()
+    return owner._parameters[layer.parameter_name if isinstance(layer, ParamWrapper) else "weight"]
+
+
 def _merged(layer):
-    """W + BA of a LoRA layer in float32, (out, in), as PEFT's merge of a float32 model computes it."""
+    """W + BA of a LoRA layer in float32 and W's shape, as PEFT's merge of a float32 model computes it."""
     (name,) = layer.active_adapters
-    return layer.base_layer.weight.float() + layer.get_delta_weight(name).float()
+    if isinstance(layer, ParamWrapper) and layer.num_experts > 1:
+        a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+        a, b = a.reshape(layer.num_experts, -1, a.shape[-1]), b.reshape(b.shape[0], -1, layer.num_experts)
+        turned = "o r e, e r i -> e o i" if layer._did_swap_in_out_features else "o r e, e r i -> e i o"
+        return _target(layer).float() + torch.einsum(turned, b.float(), a.float()) * layer.scaling[name]
+    return _target(layer).float() + layer.get_delta_weight(name).float()
 
 
-def _site(module, base, name, type):
+def _site(module, owner, own, name, type, place):
     """The site of a weight, or ValueError saying why Q(bf16(W + BA)) is not what the export would hold.
 
-    module: the LoRA layer or, without adapter, base itself. base: the module that owns the weight.
+    module: the LoRA layer or, without adapter, the owner itself. owner: the module that has the parameter, under `own`.
     """
-    if grids.fallback(type, base.weight.shape[-1]) != type.lower():
-        grids.fake_quantize(base.weight[:1], type)  # raises, and names the type that llama.cpp would take
-    if base.__class__.forward not in (torch.nn.Linear.forward, torch.nn.Embedding.forward):
-        raise ValueError(
-            f"{name} belongs to a {base.__class__.__name__}: QAT covers nn.Linear and nn.Embedding in 16 or 32 bits"
-        )
-    if module is base:
-        return _Site(base, name, type)
+    weight = owner._parameters[own]
+    if not weight.is_floating_point() or weight.dtype.itemsize < 2:
+        raise ValueError(f"{name} is stored as {weight.dtype}: QAT needs the base in 16 or 32 bits, not quantized")
+    for part in place.to_file(weight):
+        if grids.fallback(type, part.shape[-1]) != type.lower():
+            grids.fake_quantize(part[..., :1, :], type)  # raises, and names the type that llama.cpp would take
+    if module is owner:
+        return _Site(owner, owner, own, name, type, place)
     dropout = [d.p for d in module.lora_dropout.values() if isinstance(d, torch.nn.Dropout) and d.p > 0]
     for wrong, found, remedy in (
-        (isinstance(base, torch.nn.Embedding), "adapts an embedding", "leave it out of lora.target_modules"),
         (len(module.active_adapters) != 1, f"has adapters {module.active_adapters} active", "activate exactly one"),
         (bool(dropout), f"has dropout {dropout[:1]}", "set lora.lora_dropout to 0, or call qat.without_dropout"),
         (bool(module.lora_variant), "has a LoRA variant such as DoRA", "use plain LoRA"),
@@ -202,7 +288,8 @@ def _site(module, base, name, type):
     ):
         if wrong:
             raise ValueError(f"QAT computes with bf16(W + BA), but the layer of {name} {found}: {remedy}")
-    return _LoraSite(module, name, type)
+    kind = _ParameterSite if isinstance(module, ParamWrapper) else _LoraSite
+    return kind(module, owner, own, name, type, place)
 
 
 def _refuse_tied_adapters(sites):
@@ -211,9 +298,9 @@ def _refuse_tied_adapters(sites):
         raise ValueError(f"{tied} is shared with another module, adapt neither: a merge would change both")
 
 
-def _refuse_unknown(types, known, reason="is not in the model"):
-    unknown = sorted(set(types) - set(known))
+def _refuse_unknown(names, known, reason="is not in the model"):
+    unknown = sorted(set(names) - set(known))
     if unknown:
         raise ValueError(
-            f"{unknown[0]} ({len(unknown)} of {len(types)} names) {reason}: take the names from gguf.hf_names"
+            f"{unknown[0]} ({len(unknown)} of {len(names)} names) {reason}: take the names from qat.type_of"
         )

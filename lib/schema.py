@@ -15,7 +15,7 @@ from lib.files import cache_dir, read_json, sha256_file, write_json
 SECTIONS = ("run", "data", "model", "chat", "lora", "sft", "qat", "export", "judge")
 NULLABLE = ("lora", "qat", "judge")
 OVERLAPS = ("provenance", "exact", "near", "gram_13", "gram_8")  # detectors of lib.leakage, the surest first
-QUANTIZATIONS = ("q4_0", "q4_k_m", "q5_k_m", "q8_0")
+QUANTIZATIONS = ("q4_0", "q4_k_m", "q5_k_m", "q8_0", "mxfp4_moe")
 DEVICE_FIELDS = ("output_dir", "use_cpu", "bf16", "fp16", "disable_tqdm", "seed", "data_seed")
 LIBRARIES = {
     "lora": ("peft", "LoraConfig"),
@@ -69,13 +69,16 @@ class ChatSection:
 
 @dataclass
 class QatSection:
-    scheme: typing.Literal["q4_0"] = "q4_0"
+    scheme: typing.Literal["q4_0", "q8_0", "q4_k_m", "q5_k_m", "mxfp4_moe", "int4_weight_only"] = "q4_0"
+    seeds: list = field(default_factory=list)
+    distill: bool = True
+    refresh_every: int = 1
 
 
 @dataclass
 class ExportSection:
     outtype: typing.Literal["bf16", "f16"] = "bf16"
-    quantizations: list = field(default_factory=lambda: list(QUANTIZATIONS))
+    quantizations: list = field(default_factory=lambda: ["q4_0", "q4_k_m", "q5_k_m", "q8_0"])
     slots: int = 1
     servers: int = 1
 

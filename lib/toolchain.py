@@ -20,7 +20,7 @@ from lib.files import ROOT, cache_dir
 
 PINS = ROOT / "toolchain.txt"
 PROGRAMS = ["llama-quantize", "llama-perplexity", "llama-server"]
-KEEP = ["convert_hf_to_gguf.py", "conversion", "gguf-py/gguf", "LICENSE"]
+KEEP = ["convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion", "gguf-py/gguf", "LICENSE"]
 FLAGS = [
     "-DCMAKE_BUILD_TYPE=Release",
     "-DCMAKE_CXX_FLAGS_RELEASE=-O1 -DNDEBUG",  # most of the build is C++ that is not hot; ggml gets -O3 below

@@ -23,6 +23,7 @@ from lib.files import cache_dir, sha256_file, sha256_json, write_json
 
 TRAINING_KEYS = ("architecture", "vocab_size", "block_size", "batch_size", "steps", "learning_rate")
 DRILLS = 4  # times that the whole vocabulary passes by in random order: no row of the embedding stays untrained
+ROLL_CALLS = 60  # times a pass that the control tokens are listed: each gets a row that no other resembles
 
 
 @dataclass(frozen=True)
@@ -146,11 +147,13 @@ def corpus(statements, tokenizer, spec, seed):
     """Pack the textbook, reshuffled at every pass, into (steps, batch_size, block_size) token ids.
 
     Returns (blocks, how often each token id occurs). Documents end with the end-of-text token; the vocabulary drills
-    are spread evenly over them.
+    are spread evenly over them. The control tokens, which no statement holds, are one document more: without it their
+    rows differ by chance alone, and a fine-tuned model that cannot write <think> loses more there than to rounding.
     """
     rng = random.Random(f"corpus {seed}")
     end = [tokenizer.pad_token_id]
     documents = [ids + end for ids in tokenizer(statements)["input_ids"]]
+    documents += [sorted(tokenizer.added_tokens_decoder) + end] * ROLL_CALLS
     wanted = spec["steps"] * spec["batch_size"] * spec["block_size"]
     stream, drills = [], 0
     while len(stream) < wanted:

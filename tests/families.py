@@ -6,9 +6,9 @@ from importlib.resources import files
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-LLAMA3 = QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+from lib.gguf_convert import PRE_TOKENIZERS
+
+QWEN, LLAMA3 = PRE_TOKENIZERS["qwen2"], PRE_TOKENIZERS["llama-bpe"]
 TEXT = ["the patient has a step and the answer, which test is one of two? ## Thinking ## Final Response Answer:"] * 4
 QWEN3_CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>",
                  "<tool_response>", "</tool_response>"]  # fmt: skip
@@ -27,12 +27,12 @@ def shipped(name):
 
 
 def byte_level(expression, template, special, added=(), **names):
-    """A byte-level BPE tokenizer with a few merges."""
+    """A byte-level BPE tokenizer with a few merges; expression: None for GPT-2's, which ByteLevel has built in."""
     core = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(expression), "isolated")
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=expression is None)
+    if expression:
+        split = pre_tokenizers.Split(Regex(expression), "isolated")
+        core.pre_tokenizer = pre_tokenizers.Sequence([split, core.pre_tokenizer])
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     core.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False))
@@ -76,7 +76,7 @@ def llama3(template="llama3"):
 
 def gptoss():
     names = {"bos_token": "<|startoftext|>", "eos_token": "<|return|>", "pad_token": "<|endoftext|>"}
-    return byte_level(LLAMA3, shipped("gptoss"), GPTOSS_CONTROL, **names)
+    return byte_level(PRE_TOKENIZERS["gpt-4o"], shipped("gptoss"), GPTOSS_CONTROL, **names)
 
 
 def llama2():
@@ -84,4 +84,8 @@ def llama2():
 
 
 def gpt2():
-    return byte_level(GPT2, None, ["<|endoftext|>"], bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+    return byte_level(None, None, ["<|endoftext|>"], bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+
+
+def llama2_sentencepiece():
+    return llama2()

@@ -1,6 +1,7 @@
 """Every grid against ggml's own quantizer (ggml_quantize_chunk of the built library): no value may differ."""
 
 import ctypes
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -65,6 +66,17 @@ def ggml():
     return library
 
 
+@pytest.fixture
+def use_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def in_torch(w, name):
+    return grids.by_torch(w.reshape(-1, grids.GRIDS[name][0]), name).view(w.shape)
+
+
 def quantized_by_ggml(library, w, name):
     number, reader = GGML_TYPE[name]
     source = w.float().contiguous().numpy()
@@ -87,15 +99,45 @@ def test_no_value_differs_from_ggml(ggml, name):
     found = {}
     for case, make in WEIGHTS.items():
         w = make()
-        found[case] = differing(grids.fake_quantize(w, name), quantized_by_ggml(ggml, w, name))
+        found[case] = differing(in_torch(w, name), quantized_by_ggml(ggml, w, name))
     assert found == dict.fromkeys(WEIGHTS, 0)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("name", grids.C_TYPES)
+def test_no_value_differs_between_the_c_library_and_torch(name, threads, use_threads):
+    use_threads(threads)
+    rows = torch.cat([make() for make in WEIGHTS.values()])[:-1]  # 543 rows of four blocks: five chunks, the last odd
+    found = grids.fake_quantize(rows, name)
+    assert found.shape == rows.shape
+    assert differing(found, in_torch(rows, name)) == 0
+    assert differing(grids.fake_quantize(rows.bfloat16(), name), in_torch(rows.bfloat16().float(), name)) == 0
+    assert differing(grids.fake_quantize(rows[:1, :256], name), in_torch(rows[:1, :256], name)) == 0
+
+
+def test_without_the_c_library_torch_computes_the_same(monkeypatch):
+    w = WEIGHTS["heavy tails"]()
+    in_c = grids.fake_quantize(w, "q4_k")
+    monkeypatch.setattr(grids, "ggml", lambda: None)
+    assert torch.equal(grids.fake_quantize(w, "q4_k"), in_c)
+
+
+def test_a_missing_or_foreign_library_is_none_and_no_error(monkeypatch, tmp_path):
+    def missing():
+        raise FileNotFoundError("run `make setup`")
+
+    monkeypatch.setattr(gguf, "toolchain", missing)
+    assert grids.ggml.__wrapped__() is None
+    (tmp_path / "libggml-base.so").write_text("built for another machine")
+    monkeypatch.setattr(gguf, "toolchain", lambda: SimpleNamespace(ggml_base=tmp_path / "libggml-base.so"))
+    assert grids.ggml.__wrapped__() is None
 
 
 def test_flushing_denormals_changes_no_value(ggml):
     w = WEIGHTS["fp16 scales that are denormal"]()
     torch.set_flush_denormal(True)
     try:
-        ours = {name: grids.fake_quantize(w, name) for name in ("q4_0", "q4_k", "q6_k")}
+        ours = {name: in_torch(w, name) for name in ("q4_0", "q4_k", "q6_k")}
     finally:
         torch.set_flush_denormal(False)
     assert [differing(value, quantized_by_ggml(ggml, w, name)) for name, value in ours.items()] == [0, 0, 0]
@@ -103,8 +145,8 @@ def test_flushing_denormals_changes_no_value(ggml):
 
 def test_chunks_do_not_show():
     w = normal(20).repeat(1 + 2 * grids.CPU_CHUNK // (ROWS * COLS), 1)
-    once = grids.fake_quantize(w[:ROWS], "q4_k")
-    assert torch.equal(grids.fake_quantize(w, "q4_k"), once.repeat(len(w) // ROWS, 1))
+    once = in_torch(w[:ROWS], "q4_k")
+    assert torch.equal(in_torch(w, "q4_k"), once.repeat(len(w) // ROWS, 1))
 
 
 def test_q4_0_by_hand():

@@ -1,0 +1,106 @@
+"""Where each parameter of a model stands in its GGUF file, and how its rows lie there.
+
+The converter renames every tensor, and reorders some: Llama's query and key rows (another pairing for rotary positions),
+GPT-2's Conv1D (stored input by output) and gpt-oss's experts (the same, with gate and up columns interleaved).
+Quantization works along the file's rows, so training on its grid needs the same order.
+Source: conversion/*.py of llama.cpp (LlamaModel.permute, GPT2Model and GptOssModel.modify_tensors).
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+ARCHITECTURES = {"gpt_oss": "gpt-oss"}  # transformers' model_type where the GGUF architecture is spelt otherwise
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One parameter in the file. tensors: names there. to_file: weight -> tuple of their tensors; to_model: back."""
+
+    tensors: tuple[str, ...]
+    to_file: Callable = lambda weight: (weight,)
+    to_model: Callable = lambda parts: parts[0]
+
+
+def plain_name(name):
+    """A PEFT parameter's name in the merged model: without base_model.model. and .base_layer."""
+    return re.sub(r"\.base_layer(?=\.)", "", name.removeprefix("base_model.model."))
+
+
+def of(model):
+    """{parameter name in the merged model: Layout} of a transformers or PEFT model; adapters left out.
+
+    Raises ValueError for an architecture that GGUF does not know, and for a parameter that has no place in its file.
+    """
+    import gguf
+
+    config = model.config
+    wanted = ARCHITECTURES.get(config.model_type, config.model_type)
+    known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    if wanted not in known:
+        raise ValueError(
+            f"model_type {config.model_type!r} has no GGUF architecture of that name; known: {sorted(known)}"
+        )
+    names = gguf.get_tensor_name_map(known[wanted], config.num_hidden_layers)
+    found = {}
+    for name, weight in model.named_parameters():
+        if ".lora_" not in name:
+            plain = plain_name(name)
+            found[plain] = _layout(plain, weight, config, lambda key: names.get_name(key, (".weight", ".bias")))
+    return found
+
+
+def _layout(name, weight, config, find):
+    rule = _experts if config.model_type == "gpt_oss" and ".experts." in name else None
+    if config.model_type == "gpt2" and re.search(r"\.c_(attn|proj|fc)\.weight$", name):
+        rule = _transposed
+    if config.model_type in ("llama", "mistral") and (part := re.search(r"\.([qk])_proj\.(weight|bias)$", name)):
+        heads = config.num_attention_heads if part[1] == "q" else config.num_key_value_heads
+        rule = lambda keys, find: _rotary(keys, find, heads)  # noqa: E731
+    key = f"{name}.weight" if name.endswith(".sinks") else name
+    layout = (rule or _same)(key, find)
+    if None in layout.tensors:
+        raise ValueError(f"{name} {tuple(weight.shape)} has no place in a GGUF file of {config.model_type}")
+    return layout
+
+
+def _same(name, find):
+    return Layout((find(name),))
+
+
+def _transposed(name, find):
+    return Layout((find(name),), lambda weight: (weight.t(),), lambda parts: parts[0].t())
+
+
+def _rotary(name, find, heads):
+    def reorder(weight, pairs):
+        rows = weight.reshape(heads, *pairs, *weight.shape[1:])
+        return rows.transpose(1, 2).reshape(weight.shape)
+
+    def to_file(weight):
+        return (reorder(weight, (2, weight.shape[0] // heads // 2)),)
+
+    def to_model(parts):
+        return reorder(parts[0], (parts[0].shape[0] // heads // 2, 2))
+
+    return Layout((find(name),), to_file, to_model)
+
+
+def _experts(name, find):
+    """gpt-oss: [experts, in, out], gate and up in turn along out; the file holds [experts, out, in], gate and up apart."""
+    name = re.sub(r"_proj(_bias)?$", lambda end: "_proj.bias" if end[1] else "_proj.weight", name)
+    flip = (lambda t: t) if name.endswith(".bias") else (lambda t: t.transpose(-1, -2))
+    if ".gate_up_proj." not in name:
+        return Layout((find(name),), lambda weight: (flip(weight),), lambda parts: flip(parts[0]))
+    tensors = tuple(find(name.replace("gate_up_proj", part)) for part in ("gate_proj", "up_proj"))
+
+    def to_file(weight):
+        rows = flip(weight)
+        return rows[:, ::2], rows[:, 1::2]
+
+    def to_model(parts):
+        return flip(torch.stack(parts, 2).flatten(1, 2))
+
+    return Layout(tensors, to_file, to_model)
