@@ -204,9 +204,11 @@ def use_adapters(base_url, scales):
 
 
 def tokenize(base_url, text):
-    """Token ids of a text in a running server; special tokens written in it count as such, none is added."""
-    body = {"content": text, "add_special": False, "parse_special": True}
-    return request(base_url, "/tokenize", body)["tokens"]
+    """Token ids that a running server reads for a prompt, its beginning-of-sequence token included where it adds one.
+
+    Special tokens written in the text count as such.
+    """
+    return request(base_url, "/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
 
 
 def _wait_until_healthy(process, log, name, timeout_s=900):

@@ -74,6 +74,10 @@ def _mxfp4(x):
     return value.copysign_(x)
 
 
+def _full_search(x, type):
+    return kgrids.round_to(x, *kgrids.search(x, type), type)
+
+
 GRIDS = {  # GGUF type: (weights a block, function of (n, block) float32)
     "f32": (1, lambda x: x),
     "f16": (1, half),
@@ -84,10 +88,7 @@ GRIDS = {  # GGUF type: (weights a block, function of (n, block) float32)
     "q5_1": (32, lambda x: _with_min(x, 31)),
     "q8_0": (32, _q8_0),
     "mxfp4": (32, _mxfp4),
-    "q2_k": (256, kgrids.q2_k),
-    "q4_k": (256, kgrids.q4_k),
-    "q5_k": (256, kgrids.q5_k),
-    "q6_k": (256, kgrids.q6_k),
+    **{type: (kgrids.SUPER, functools.partial(_full_search, type=type)) for type in kgrids.RANGES},
 }
 C_TYPES = {  # what the C library computes faster: number in enum ggml_type, name of the function that reads it back
     "q2_k": (10, "dequantize_row_q2_K"),
@@ -107,61 +108,101 @@ def fallback(type, cols):
     return smaller if cols % _grid(smaller)[0] == 0 else "f16"
 
 
-def fake_quantize(w, type):
+def fake_quantize(w, type, scales=None):
     """Round weights to the grid of a GGUF type; equal in value to quantizing and dequantizing with ggml.
 
     w: (..., cols) of any float dtype, rows as in the file; converted to float32 first, as llama-quantize does.
+    scales: from `fit` on earlier values of w, for the types of 256 weights: only rounds, and is exact for those values.
     Returns float32 of the same shape, without gradient.
     Raises ValueError for an unknown type, or when cols is not divisible by the type's block.
     """
-    block, function = _grid(type)
-    cols = w.shape[-1]
+    blocks, type = _blocks(w, type), type.lower()
+    if scales is not None:
+        found = _by_chunks(lambda x, scale, minimum: kgrids.round_to(x, scale, minimum, type), blocks, *scales)
+    else:
+        found = by_ggml(blocks, type) if _in_c(blocks, type) else by_torch(blocks, type)
+    return found.view(w.shape)
+
+
+@torch.no_grad()
+def fit(w, type):
+    """The scales and minima that quantizing w to a type of 256 weights finds: two (blocks, groups a block) float32.
+
+    None for the other types, whose scale is as quickly computed as reused. w: as for `fake_quantize`.
+    """
+    blocks, type = _blocks(w, type), type.lower()
+    if type not in kgrids.RANGES:
+        return None
+    if _in_c(blocks, type):
+        return kgrids.read_scales(_stored(blocks, type), type)
+    rows = _rows_at_once(blocks)
+    found = [kgrids.search(blocks[start : start + rows], type) for start in range(0, len(blocks), rows)]
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+
+def _blocks(w, type):
+    """The weights as contiguous (n, block) float32."""
+    block, cols = _grid(type)[0], w.shape[-1]
     if cols % block:
         raise ValueError(
             f"rows of {cols} weights do not divide into {type} blocks of {block}: "
             f"llama.cpp stores such a tensor as {fallback(type, cols)}; take the type from gguf.type_map"
         )
-    flat = w.detach().to(torch.float32).reshape(-1, block)
-    in_c = w.device.type == "cpu" and type.lower() in C_TYPES and ggml() is not None
-    return (by_ggml if in_c else by_torch)(flat, type).view(w.shape)
+    return w.detach().to(torch.float32).reshape(-1, block).contiguous()
+
+
+def _in_c(blocks, type):
+    return blocks.device.type == "cpu" and type in C_TYPES and ggml() is not None
+
+
+def _rows_at_once(blocks):
+    return max(1, (CPU_CHUNK if blocks.device.type == "cpu" else GPU_CHUNK) // blocks.shape[1])
 
 
 @torch.no_grad()
-def by_torch(blocks, type):
-    """Quantize and dequantize (n, block) float32 with the formulas of this module, on any device."""
-    function, out = _grid(type)[1], torch.empty_like(blocks)
-    rows = max(1, (CPU_CHUNK if blocks.device.type == "cpu" else GPU_CHUNK) // blocks.shape[1])
+def _by_chunks(function, blocks, *others):
+    """function over chunks of rows of all tensors, into one tensor like blocks."""
+    out, rows = torch.empty_like(blocks), _rows_at_once(blocks)
     for start in range(0, len(blocks), rows):
-        out[start : start + rows] = function(blocks[start : start + rows])
+        out[start : start + rows] = function(*(t[start : start + rows] for t in (blocks, *others)))
     return out
+
+
+def by_torch(blocks, type):
+    """Quantize and dequantize contiguous (n, block) float32 with the formulas of this module, on any device."""
+    return _by_chunks(_grid(type)[1], blocks)
 
 
 def by_ggml(blocks, type):
-    """Quantize and dequantize (n, 256) float32 on the CPU with ggml's C, in as many threads as torch uses."""
-    blocks, out = blocks.contiguous(), torch.empty(blocks.shape)
-    read = getattr(ggml(), C_TYPES[type.lower()][1])
-    _quantize_chunks(blocks, type, lambda start, rows, stored: read(stored, out[start].data_ptr(), rows * kgrids.SUPER))
+    """Quantize and dequantize contiguous (n, 256) float32 on the CPU with ggml's C, in torch's number of threads."""
+    stored, out, read = _stored(blocks, type), torch.empty_like(blocks), getattr(ggml(), C_TYPES[type][1])
+    _in_threads(lambda i, rows: read(stored[i].data_ptr(), out[i].data_ptr(), rows * kgrids.SUPER), blocks)
     return out
 
 
-def _quantize_chunks(blocks, type, each):
-    """Quantize contiguous (n, 256) float32 in C; calls each(first row, rows, stored bytes) in the chunk's thread."""
-    library, number, step = ggml(), C_TYPES[type.lower()][0], CPU_CHUNK // kgrids.SUPER
-    size = library.ggml_row_size(number, kgrids.SUPER)
+def _stored(blocks, type):
+    """The bytes of the file, (n, bytes) uint8, for contiguous (n, 256) float32."""
+    library, number = ggml(), C_TYPES[type][0]
+    out = torch.empty(len(blocks), library.ggml_row_size(number, kgrids.SUPER), dtype=torch.uint8)
 
-    def run(start):
-        rows = min(step, len(blocks) - start)
-        stored = ctypes.create_string_buffer(size * rows)
-        library.ggml_quantize_chunk(number, blocks[start].data_ptr(), stored, 0, rows, kgrids.SUPER, None)
-        each(start, rows, stored)
+    def quantize(start, rows):  # None: no importance matrix
+        source, target = blocks[start].data_ptr(), out[start].data_ptr()
+        library.ggml_quantize_chunk(number, source, target, 0, rows, kgrids.SUPER, None)
 
-    starts, threads = range(0, len(blocks), step), torch.get_num_threads()
-    if min(len(starts), threads) < 2:
-        for start in starts:
-            run(start)
+    _in_threads(quantize, blocks)
+    return out
+
+
+def _in_threads(function, blocks):
+    """Call function(first row, rows) for every chunk of rows; the C behind it runs without Python's lock."""
+    rows, threads = _rows_at_once(blocks), torch.get_num_threads()
+    chunks = [(start, min(rows, len(blocks) - start)) for start in range(0, len(blocks), rows)]
+    if min(len(chunks), threads) < 2:
+        for chunk in chunks:
+            function(*chunk)
         return
-    with ThreadPoolExecutor(threads) as pool:  # C runs without Python's lock
-        list(pool.map(run, starts))
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda chunk: function(*chunk), chunks))
 
 
 @functools.cache
@@ -182,17 +223,79 @@ def ggml():
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, weight, rounded):
-        return rounded.clone()
+    def forward(ctx, w, rounded):
+        return rounded
 
     @staticmethod
     def backward(ctx, grad):
         return grad, None
 
 
-def replace(weight, rounded):
-    """`rounded` in the forward pass, with its gradient passed on to `weight` unchanged (straight-through)."""
-    return _StraightThrough.apply(weight, rounded)
+def straight_through(w, rounded):
+    """rounded, with the gradient passed on to w as if nothing had been rounded; both of one shape and dtype."""
+    return _StraightThrough.apply(w, rounded)
+
+
+def ste(w, type, stored=torch.bfloat16):
+    """fake_quantize with a straight-through gradient: rounded in the forward pass, the identity in the backward pass.
+
+    stored: dtype in which the weights are saved before llama.cpp quantizes them; None quantizes w itself.
+    Returns w's dtype: for a bfloat16 w the grid values are rounded once more, to what the matmul can take.
+    """
+    return straight_through(w, fake_quantize(w if stored is None else w.to(stored), type).to(w.dtype))
+
+
+class Rounder:
+    """The rounded values of one matrix while it is trained, computed when the matrix has changed and kept until then.
+
+    refresh_every: changes of the matrix, i.e. optimizer steps, between two full searches for scales in training.
+    A change is found by comparing values, because tensors do not tell: torch's fused AdamW leaves `_version` as it was.
+    """
+
+    def __init__(self, type, refresh_every=1):
+        self.type, self.refresh_every = type, refresh_every
+        self.source, self.state = None, 0  # what the matrix is made of, and how often that has changed
+        self.scales, self.fitted, self.counted, self.age = (
+            None,
+            None,
+            None,
+            0,
+        )  # of the states that were trained, not evaluated
+        self.key, self.values = None, None
+
+    def __call__(self, source, weights, dtype, training):
+        """The values in dtype, without gradient.
+
+        source: (tag, tensors) that determine the matrix; tags are compared by ==, tensors by value and device.
+        weights: function that computes the matrix as it is saved, (rows, cols).
+        training: take the scales of an earlier state for up to refresh_every - 1 changes. Otherwise exact.
+        """
+        if not self._unchanged(source):
+            tag, tensors = source
+            self.source, self.state = (tag, [t.detach().clone() for t in tensors]), self.state + 1
+        with torch.inference_mode(False), torch.no_grad():  # what an evaluation computes, training may meet again
+            if training and self.refresh_every > 1:
+                self._count(weights)
+                key, scales = (self.state, self.fitted, dtype), self.scales
+            else:
+                key, scales = (self.state, self.state, dtype), None
+            if self.key != key:
+                self.key, self.values = key, fake_quantize(weights(), self.type, scales).to(dtype)
+        return self.values
+
+    def _unchanged(self, source):
+        """Whether the matrix is made of the same values as at the last call."""
+        if self.source is None or self.source[0] != source[0]:
+            return False
+        pairs = list(zip(self.source[1], source[1], strict=True))
+        return all(old.device == new.device and torch.equal(old, new) for old, new in pairs)
+
+    def _count(self, weights):
+        """Search for scales at the first state that is trained and at every refresh_every-th one after it."""
+        if self.counted != self.state:
+            self.counted, self.age = self.state, self.age + 1
+        if self.fitted is None or self.age >= self.refresh_every:
+            self.scales, self.fitted, self.age = fit(weights(), self.type), self.state, 0
 
 
 def sha256(values):

@@ -1,5 +1,8 @@
 """The 256-weight grids of GGUF (Q2_K, Q4_K, Q5_K, Q6_K) in torch, equal in value to ggml's reference quantizer.
 
+Quantizing is two steps: `search` finds a scale and a minimum for each group of weights, which is nearly all the work;
+`round_to` rounds the weights to them.
+
 Source: ggml/src/ggml-quants.c of llama.cpp, the `_ref` functions that llama-quantize runs without an imatrix.
 Exactness rests on four habits: sums run left to right like the C loop (`running_sum`), a division stays a division
 (`divide`), square roots go through double, and the search of `fit_scale_and_min` goes on from its own best minimum.
@@ -12,6 +15,12 @@ import torch
 
 TINY = 1e-15  # GROUP_MAX_EPS: ggml stores zeros below it
 SUPER = 256  # weights that share one fp16 scale
+RANGES = {
+    "q2_k": (16, 0, 3),
+    "q4_k": (32, 0, 15),
+    "q5_k": (32, 0, 31),
+    "q6_k": (16, -32, 31),
+}  # group, least, largest q
 
 
 @dataclass(frozen=True)
@@ -26,9 +35,11 @@ class MinGrid:
     absolute: bool  # weights |x| and absolute error; otherwise rms + |x| and squared error
 
 
-Q2_K = MinGrid(group=16, levels=3, scale_levels=15, first=-0.5, steps=15, absolute=True)
-Q4_K = MinGrid(group=32, levels=15, scale_levels=63, first=-1.0, steps=20, absolute=False)
-Q5_K = MinGrid(group=32, levels=31, scale_levels=63, first=-0.5, steps=15, absolute=False)
+MIN_GRIDS = {
+    "q2_k": MinGrid(group=16, levels=3, scale_levels=15, first=-0.5, steps=15, absolute=True),
+    "q4_k": MinGrid(group=32, levels=15, scale_levels=63, first=-1.0, steps=20, absolute=False),
+    "q5_k": MinGrid(group=32, levels=31, scale_levels=63, first=-0.5, steps=15, absolute=False),
+}
 
 
 def divide(a, b):
@@ -112,18 +123,15 @@ def quantize_sub_scales(values, levels, per_super):
     return (step * (nearest_int(inverse * values) & 0xFF).clamp_(max=levels)).flatten()
 
 
-def with_min(x, grid):
-    """Fake-quantize (n, 256) float32 super-blocks on a grid with minima (ggml: quantize_row_q2_K/q4_K/q5_K_ref)."""
-    x, shape = x.view(-1, grid.group).t().contiguous(), x.shape
+def _search_with_min(x, grid):
+    """The scales and minima of (group, n) columns as the file holds them (ggml: quantize_row_q2_K/q4_K/q5_K_ref)."""
     weights = x.abs()
     if not grid.absolute:
         mean_square = running_sum(x * x) / 32.0
         weights += mean_square.double().sqrt_().float()  # the float square root on a CPU is not correctly rounded
     scale, minimum = fit_scale_and_min(x, weights, grid)
     scale = quantize_sub_scales(scale, grid.scale_levels, SUPER // grid.group)
-    minimum = quantize_sub_scales(minimum, grid.scale_levels, SUPER // grid.group)
-    q = nearest_int((x + minimum) / torch.where(scale == 0, 1.0, scale)).clamp_(0, grid.levels)
-    return (q * scale - minimum).t().reshape(shape)
+    return scale, quantize_sub_scales(minimum, grid.scale_levels, SUPER // grid.group)
 
 
 def fit_scale(x, levels=32):
@@ -144,29 +152,56 @@ def fit_scale(x, levels=32):
     return torch.where(largest < TINY, 0.0, scale)
 
 
-def q6_k(x):
-    """Fake-quantize (n, 256) float32 super-blocks on the Q6_K grid (ggml: quantize_row_q6_K_ref)."""
-    x, shape = x.view(-1, 16).t().contiguous(), x.shape
+def _search_q6_k(x):
+    """The scales of (16, n) columns as the file holds them, and zeros for minima (ggml: quantize_row_q6_K_ref)."""
     scales = fit_scale(x).view(-1, 16)
     where = scales.abs().argmax(1, keepdim=True)
     top = scales.gather(1, where)
     inverse = divide(-128.0, top)
     step = torch.where(top.abs() < TINY, 0.0, half(divide(1.0, inverse)))
     scale = (step * nearest_int(inverse * scales).clamp_(max=127)).flatten()
-    q = nearest_int(x / torch.where(scale == 0, 1.0, scale)).clamp_(-32, 31)
-    return (q * scale).t().reshape(shape)
+    return scale, torch.zeros_like(scale)
 
 
-def q2_k(x):
-    """Fake-quantize (n, 256) float32 super-blocks on the Q2_K grid."""
-    return with_min(x, Q2_K)
+def search(x, type):
+    """The scale and the minimum of every group, as the file will hold them.
+
+    x: (n, 256) float32 super-blocks. Returns two (n, 256 / group) float32.
+    """
+    columns = x.view(-1, RANGES[type][0]).t().contiguous()
+    found = _search_q6_k(columns) if type == "q6_k" else _search_with_min(columns, MIN_GRIDS[type])
+    return tuple(values.view(len(x), -1) for values in found)
 
 
-def q4_k(x):
-    """Fake-quantize (n, 256) float32 super-blocks on the Q4_K grid."""
-    return with_min(x, Q4_K)
+def round_to(x, scale, minimum, type):
+    """The values scale * q - minimum nearest to x, with q in the range of the type.
+
+    x: (n, 256) float32 super-blocks; scale, minimum: (n, 256 / group), from `search` on x or on earlier weights.
+    """
+    group, least, largest = RANGES[type]
+    groups, scale, minimum = x.view(-1, group), scale.reshape(-1, 1), minimum.reshape(-1, 1)
+    q = nearest_int((groups + minimum) / torch.where(scale == 0, 1.0, scale)).clamp_(least, largest)
+    return (q * scale).sub_(minimum).view(x.shape)
 
 
-def q5_k(x):
-    """Fake-quantize (n, 256) float32 super-blocks on the Q5_K grid."""
-    return with_min(x, Q5_K)
+def read_scales(stored, type):
+    """The scales and minima in super-blocks as stored in a file; equal to `search` on the weights that were quantized.
+
+    stored: (n, bytes) uint8, the block_q2_K to block_q6_K of ggml-common.h. Returns two (n, 256 / group) float32.
+    """
+    if type == "q6_k":
+        scale = _fp16(stored[:, 208:210]) * stored[:, 192:208].view(torch.int8)
+        return scale, torch.zeros_like(scale)
+    if type == "q2_k":
+        scale, minimum, (step, min_step) = stored[:, :16] & 15, stored[:, :16] >> 4, _fp16(stored[:, 80:84]).split(1, 1)
+    else:  # get_scale_min_k4: 6 bits each, the last four with their high bits in the first bytes
+        low, high, rest = stored[:, 4:16].split(4, 1)
+        scale = torch.cat([low & 63, (rest & 15) | (low >> 6 << 4)], 1)
+        minimum = torch.cat([high & 63, (rest >> 4) | (high >> 6 << 4)], 1)
+        step, min_step = _fp16(stored[:, :4]).split(1, 1)
+    return step * scale, min_step * minimum
+
+
+def _fp16(stored):
+    """Bytes (n, 2 m) as the (n, m) fp16 numbers they hold, in float32."""
+    return stored.contiguous().view(torch.float16).float()

@@ -1,7 +1,7 @@
 """Where each parameter of a model stands in its GGUF file, and how its rows lie there.
 
-The converter renames every tensor, and reorders some: Llama's query and key rows (another pairing for rotary positions),
-GPT-2's Conv1D (stored input by output) and gpt-oss's experts (the same, with gate and up columns interleaved).
+The converter renames every tensor and reorders some: Llama's query and key rows (rotary positions pair others), GPT-2's
+Conv1D (stored input by output) and gpt-oss's experts (the same, with gate and up columns interleaved).
 Quantization works along the file's rows, so training on its grid needs the same order.
 Source: conversion/*.py of llama.cpp (LlamaModel.permute, GPT2Model and GptOssModel.modify_tensors).
 """
@@ -10,18 +10,24 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 ARCHITECTURES = {"gpt_oss": "gpt-oss"}  # transformers' model_type where the GGUF architecture is spelt otherwise
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One parameter in the file. tensors: names there. to_file: weight -> tuple of their tensors; to_model: back."""
+    """One parameter in the file.
+
+    tensors: their names there. parts: weight -> tuple of these tensors. transposed: the file's rows run along the
+    parameter's last dimension but one.
+    """
 
     tensors: tuple[str, ...]
-    to_file: Callable = lambda weight: (weight,)
-    to_model: Callable = lambda parts: parts[0]
+    parts: Callable = lambda weight: (weight,)
+    transposed: bool = False
+
+    def rows(self, weight):
+        """The weight with the rows of the file last, in any order: quantization works along them. Its own inverse."""
+        return weight.transpose(-1, -2) if self.transposed else weight
 
 
 def plain_name(name):
@@ -71,36 +77,23 @@ def _same(name, find):
 
 
 def _transposed(name, find):
-    return Layout((find(name),), lambda weight: (weight.t(),), lambda parts: parts[0].t())
+    return Layout((find(name),), lambda weight: (weight.t(),), transposed=True)
 
 
 def _rotary(name, find, heads):
-    def reorder(weight, pairs):
-        rows = weight.reshape(heads, *pairs, *weight.shape[1:])
-        return rows.transpose(1, 2).reshape(weight.shape)
+    def paired(weight):
+        pairs = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
+        return (pairs.transpose(1, 2).reshape(weight.shape),)
 
-    def to_file(weight):
-        return (reorder(weight, (2, weight.shape[0] // heads // 2)),)
-
-    def to_model(parts):
-        return reorder(parts[0], (parts[0].shape[0] // heads // 2, 2))
-
-    return Layout((find(name),), to_file, to_model)
+    return Layout((find(name),), paired)
 
 
 def _experts(name, find):
-    """gpt-oss: [experts, in, out], gate and up in turn along out; the file holds [experts, out, in], gate and up apart."""
-    name = re.sub(r"_proj(_bias)?$", lambda end: "_proj.bias" if end[1] else "_proj.weight", name)
-    flip = (lambda t: t) if name.endswith(".bias") else (lambda t: t.transpose(-1, -2))
+    """gpt-oss: [experts, in, out], gate and up in turn along out; in the file [experts, out, in], gate and up apart."""
+    matrix = not name.endswith("_bias")
+    name = re.sub(r"_proj(_bias)?$", "_proj.weight" if matrix else "_proj.bias", name)
+    turn = (lambda weight: weight.transpose(-1, -2)) if matrix else (lambda weight: weight)
     if ".gate_up_proj." not in name:
-        return Layout((find(name),), lambda weight: (flip(weight),), lambda parts: flip(parts[0]))
+        return Layout((find(name),), lambda weight: (turn(weight),), matrix)
     tensors = tuple(find(name.replace("gate_up_proj", part)) for part in ("gate_proj", "up_proj"))
-
-    def to_file(weight):
-        rows = flip(weight)
-        return rows[:, ::2], rows[:, 1::2]
-
-    def to_model(parts):
-        return flip(torch.stack(parts, 2).flatten(1, 2))
-
-    return Layout(tensors, to_file, to_model)
+    return Layout(tensors, lambda weight: (turn(weight)[:, ::2], turn(weight)[:, 1::2]), matrix)

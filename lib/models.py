@@ -30,7 +30,7 @@ def tokenizer(cfg, progress=None):
             f"{cfg.model['base']}: pad token {loaded.pad_token!r} must exist and differ from the end token "
             f"{loaded.eos_token!r}: padding is masked out of the loss, and the end token must not be"
         )
-    return chat.prepare(loaded, cfg.chat["format"])
+    return chat.prepare(loaded, cfg.chat["format"], cfg.chat["date"], cfg.chat["reasoning_effort"])
 
 
 def base(cfg):

@@ -31,7 +31,9 @@ def type_of(model, plan):
     for name, place in layout.of(model).items():
         kinds = {plan[tensor] for tensor in place.tensors}
         if len(kinds) > 1:
-            raise ValueError(f"{name} becomes {place.tensors} of different types {sorted(kinds)}: choose another scheme")
+            raise ValueError(
+                f"{name} becomes {place.tensors} of different types {sorted(kinds)}: choose another scheme"
+            )
         found[name] = kinds.pop()
     return found
 
@@ -40,32 +42,33 @@ def prepare(model, types, refresh_every=1):
     """Make a model compute with fake-quantized weights until `strip`; returns its `coverage`.
 
     model: a LoRA model (peft), or a plain one, whose trainable weights then get the straight-through gradient.
-        Frozen parameters that the file keeps in full precision are rounded to bfloat16, as the export does.
-    types: {parameter name of the merged model: GGUF type}, as `type_of` gives them; "f32" is left alone.
-    refresh_every: of K-quants, search scales anew only after so many changes of the weights while training.
-    Raises ValueError when a name is not in the model or has rows that its type cannot hold, and for adapters whose
-    merge is not bf16(W + BA): dropout, DoRA, several adapters, 4-bit bases.
+    types: {parameter name of the merged model: GGUF type}, as `type_of` gives them; what is "f32" there is
+        rounded to bfloat16, as the export does.
+    refresh_every: optimizer steps between full searches for the scales of 256-weight types, in modules that are in
+        training mode; evaluation is always exact. Above 1, a resumed run repeats the uninterrupted one only when its
+        checkpoint was saved after a multiple of refresh_every steps: the search starts afresh there.
+    Every rounded matrix is kept until it changes: memory for one more copy of the weights in the compute dtype.
+    Raises ValueError when a name is not in the model or has rows that its type cannot hold, for adapters whose merge is
+    not bf16(W + BA): dropout, DoRA, several adapters, 4-bit bases, and for refresh_every below 1.
     """
+    if refresh_every < 1:
+        raise ValueError(f"refresh_every is {refresh_every}, expected 1 or more: 1 searches at every optimizer step")
     parameters = base_parameters(model)
     _refuse_unknown(types, parameters)
     strip(model)
     places = layout.of(model)
-    of_weight = {id(parameters[name]): name for name, kind in types.items() if kind != KEPT}  # finds a tied head too
+    kinds = {name: "bf16" if kind == KEPT else kind for name, kind in types.items()}
+    of_weight = {id(parameters[name]): name for name in types}  # finds a tied head as well
     adapted = {id(_target(m)): m for m in model.modules() if isinstance(m, LoraLayer)}
     sites = []
     for module in [m for m in model.modules() if not isinstance(m, LoraLayer)]:
         for own, weight in module.named_parameters(recurse=False):
             if id(weight) in of_weight:
                 name = of_weight[id(weight)]
-                site = _site(adapted.get(id(weight), module), module, own, name, types[name], places[name])
-                site.refresh_every = refresh_every
+                site = _site(adapted.get(id(weight), module), module, own, name, kinds[name], places[name])
+                site.rounder = grids.Rounder(site.type, refresh_every)
                 sites.append(site)
-    _refuse_unknown({name for name, kind in types.items() if kind != KEPT}, {s.name for s in sites}, "was not found")
     _refuse_tied_adapters(sites)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            if types.get(name, KEPT) == KEPT and not parameter.requires_grad:
-                parameter.copy_(parameter.to(torch.bfloat16))
     for site in sites:
         site.patch()
     return coverage(model)
@@ -89,7 +92,7 @@ def coverage(model):
     Returns {"parameters": count, "fake_quantized": count, "share": of parameters, "types": {GGUF type: parameters},
     "skipped": names of the tensors that keep their precision, in training and in the file}.
     """
-    types = {site.name: site.type for site in sites(model)}
+    types = {site.name: site.type for site in sites(model) if site.type != "bf16"}
     sizes = {name: p.numel() for name, p in base_parameters(model).items()}
     of_type = {type: sum(sizes[n] for n in types if types[n] == type) for type in sorted(set(types.values()))}
     total, rounded = sum(sizes.values()), sum(of_type.values())
@@ -138,25 +141,22 @@ def quantize_model(model, types):
 
 def fake_quantize(weight, kind, place):
     """grids.fake_quantize along the rows that a parameter has in its file; float32, in the model's own layout."""
-    return place.to_model([grids.fake_quantize(part, kind) for part in place.to_file(weight)])
+    return place.rows(grids.fake_quantize(place.rows(weight), kind))
 
 
 @torch.no_grad()
 def fingerprints(model, types=None):
-    """{tensor name in the file: sha256 of its values there (see grids.sha256)} of what the model computes with.
+    """{tensor name in the file: sha256 of its values there (see grids.sha256)}, of every tensor that the export holds.
 
-    A prepared model is hashed as it is, with the rounded weights of its next forward pass; a plain one, merged and read
-    back, as the file of `types` will hold it. Equal to the hash of the dequantized file, tensor by tensor.
+    model: a prepared one, whose rounded weights are searched afresh from float32, whatever scales training reuses and
+    whatever dtype it computes in; or a plain one, merged and read back, whose file will hold `types`.
     """
-    values = {site.name: site.value for site in sites(model)}
-    found = {}
+    prepared, parameters, found = {site.name: site for site in sites(model)}, base_parameters(model), {}
     for name, place in layout.of(model).items():
-        weight = base_parameters(model)[name] if name not in values else None
-        if name in values:
-            value = values[name]()
-        else:
-            value = fake_quantize(weight.to(torch.bfloat16), (types or {}).get(name, KEPT), place)
-        found |= {tensor: grids.sha256(part) for tensor, part in zip(place.tensors, place.to_file(value), strict=True)}
+        site = prepared.get(name)
+        kind = site.type if site else (types or {}).get(name, KEPT)
+        values = fake_quantize(site.saved() if site else parameters[name].to(torch.bfloat16), kind, place)
+        found |= {tensor: grids.sha256(part) for tensor, part in zip(place.tensors, place.parts(values), strict=True)}
     return found
 
 
@@ -165,7 +165,6 @@ class _Site:
 
     def __init__(self, module, owner, own, name, type, place):
         self.module, self.owner, self.own, self.name, self.type, self.place = module, owner, own, name, type, place
-        self.refresh_every, self.kept = 1, None
 
     def patch(self):
         """Route the module's forward through `forward`; `strip` undoes it. Several sites of a module nest."""
@@ -177,19 +176,22 @@ class _Site:
     def weight(self):
         return self.owner._parameters[self.own]
 
-    def rounded(self, weight):
-        """Q(bf16(weight)) in the dtype of the matmul."""
-        return fake_quantize(weight.to(torch.bfloat16), self.type, self.place).to(self.weight.dtype)
+    def saved(self):
+        """The weight as it is exported."""
+        return self.weight.detach().to(torch.bfloat16)
+
+    def made_of(self):
+        """(tag, tensors) that determine the weight: see grids.Rounder."""
+        weight = self.weight
+        return (None, [self.saved()]) if weight.requires_grad else (_tag(weight), [])
 
     def value(self):
-        """The rounded weight; computed once while the weight is frozen, with gradient while it is trained."""
-        weight = self.weight
-        if weight.requires_grad and torch.is_grad_enabled():
-            return grids.replace(weight, self.rounded(weight.detach()))
-        version = (weight.data_ptr(), weight._version)
-        if self.kept is None or self.kept[0] != version:
-            self.kept = version, self.rounded(weight.detach())
-        return self.kept[1]
+        """The rounded weight in its own dtype, with the straight-through gradient where it is trained."""
+        rows = self.rounder(
+            self.made_of(), lambda: self.place.rows(self.saved()), self.weight.dtype, self.owner.training
+        )
+        rounded = self.place.rows(rows)
+        return grids.straight_through(self.weight, rounded) if self.weight.requires_grad else rounded
 
     @contextlib.contextmanager
     def shown(self):
@@ -209,9 +211,19 @@ class _LoraSite(_Site):
     """A LoRA layer: y = Q(bf16(W + BA)) x, with the gradient of (W + BA) x for A, B and x."""
 
     @torch.no_grad()
-    def value(self):
+    def saved(self):
         with torch.autocast(self.weight.device.type, enabled=False):
-            return self.rounded(_merged(self.module))
+            return _merged(self.module).to(torch.bfloat16)
+
+    def made_of(self):
+        (name,) = self.module.active_adapters
+        return (name, self.module.scaling[name], *_tag(self.weight)), list(_factors(self.module))
+
+    def value(self):
+        rows = self.rounder(
+            self.made_of(), lambda: self.place.rows(self.saved()), self.weight.dtype, self.module.training
+        )
+        return self.place.rows(rows)
 
     def forward(self, x, *args, **kwargs):
         layer = self.module
@@ -224,11 +236,11 @@ class _LoraSite(_Site):
         # The adapter's own product adds exactly 0 to y and carries the gradient to A and B at the price of plain LoRA.
         # x takes its gradient from the rounded weight alone.
         (name,) = layer.active_adapters
+        a, b = _factors(layer)
         if isinstance(layer, Embedding):
-            product = F.embedding(x, layer.lora_embedding_A[name].t()) @ layer.lora_embedding_B[name].t()
+            product = F.embedding(x, a.t()) @ b.t()
         else:
-            a, b = layer.lora_A[name], layer.lora_B[name]
-            product = b(a(x.detach().to(a.weight.dtype)))
+            product = F.linear(F.linear(x.detach().to(a.dtype), a), b)
         product = product * layer.scaling[name]
         return y + (product - product.detach()).to(y.dtype)
 
@@ -237,15 +249,29 @@ class _ParameterSite(_LoraSite):
     """A LoRA adapter on a parameter of its own, as of stacked experts: the module inside reads Q(bf16(W + BA))."""
 
     def value(self):
+        rounded = super().value()
+        if not torch.is_grad_enabled():
+            return rounded
         with torch.autocast(self.weight.device.type, enabled=False):
-            merged = _merged(self.module)
-            return grids.replace(merged, self.rounded(merged.detach()))
+            return grids.straight_through(_merged(self.module).to(rounded.dtype), rounded)
 
     def forward(self, *args, **kwargs):
         if self.module.disable_adapters:
             return self.inner(*args, **kwargs)
         with self.shown():
             return self.module.base_layer(*args, **kwargs)
+
+
+def _tag(weight):
+    return weight.data_ptr(), weight._version, weight.device
+
+
+def _factors(layer):
+    """(A, B) of a LoRA layer's active adapter."""
+    (name,) = layer.active_adapters
+    if isinstance(layer, Embedding):
+        return layer.lora_embedding_A[name], layer.lora_embedding_B[name]
+    return layer.lora_A[name].weight, layer.lora_B[name].weight
 
 
 def _target(layer):
@@ -258,7 +284,7 @@ def _merged(layer):
     """W + BA of a LoRA layer in float32 and W's shape, as PEFT's merge of a float32 model computes it."""
     (name,) = layer.active_adapters
     if isinstance(layer, ParamWrapper) and layer.num_experts > 1:
-        a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+        a, b = _factors(layer)
         a, b = a.reshape(layer.num_experts, -1, a.shape[-1]), b.reshape(b.shape[0], -1, layer.num_experts)
         turned = "o r e, e r i -> e o i" if layer._did_swap_in_out_features else "o r e, e r i -> e i o"
         return _target(layer).float() + torch.einsum(turned, b.float(), a.float()) * layer.scaling[name]
@@ -273,9 +299,9 @@ def _site(module, owner, own, name, type, place):
     weight = owner._parameters[own]
     if not weight.is_floating_point() or weight.dtype.itemsize < 2:
         raise ValueError(f"{name} is stored as {weight.dtype}: QAT needs the base in 16 or 32 bits, not quantized")
-    for part in place.to_file(weight):
-        if grids.fallback(type, part.shape[-1]) != type.lower():
-            grids.fake_quantize(part[..., :1, :], type)  # raises, and names the type that llama.cpp would take
+    rows = place.rows(weight)
+    if grids.fallback(type, rows.shape[-1]) != type.lower():
+        grids.fake_quantize(rows[..., :1, :], type)  # raises, and names the type that llama.cpp would take
     if module is owner:
         return _Site(owner, owner, own, name, type, place)
     dropout = [d.p for d in module.lora_dropout.values() if isinstance(d, torch.nn.Dropout) and d.p > 0]

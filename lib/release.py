@@ -38,13 +38,15 @@ def modelfile(file_name, tokenizer, model, ctx=2048, date=None):
 def parity(conversations, tokenizer, to_text, to_tokens, date=None):
     """Compare prompts as trainer and server see them. Returns the number compared, all equal.
 
-    conversations: lists of messages that end with the user. to_text(messages) and to_tokens(text) ask the server.
+    conversations: lists of messages that end with the user. to_text(messages) and to_tokens(text) ask the server, which
+    may leave the beginning-of-sequence token to its tokenizer.
     Raises ValueError with both sides around the first difference.
     """
     for number, messages in enumerate(conversations, 1):
         ours = chat.render(messages, tokenizer, generation=True, date=date)
         theirs = to_text(messages)
-        _same(ours, theirs, f"conversation {number}, text of the prompt")
+        bos = tokenizer.bos_token or ""
+        _same(ours.removeprefix(bos), theirs.removeprefix(bos), f"conversation {number}, text of the prompt")
         _same(
             tokenizer(ours, add_special_tokens=False)["input_ids"], to_tokens(theirs), f"conversation {number}, tokens"
         )

@@ -26,8 +26,10 @@ def neutralise(text: str) -> str:
     return CONTROL_TOKEN.sub(lambda match: match.group() + " ", text)
 
 
-def prepare(tokenizer, fmt: str):
-    """The tokenizer, with PLAIN_TEMPLATE where it has no chat template and the format is "instruction".
+def prepare(tokenizer, fmt: str, date=None, effort: str | None = None):
+    """The tokenizer with the template that is trained and served: PLAIN_TEMPLATE where it has none and the format is
+    "instruction"; the date and the reasoning effort, as in `render`, written into it, so that a server, which is asked
+    on another day, writes them too.
 
     Raises ValueError where there is no template and the format needs one.
     """
@@ -38,7 +40,18 @@ def prepare(tokenizer, fmt: str):
                 f"set chat.format: instruction, or model.base to a chat model"
             )
         tokenizer.chat_template = PLAIN_TEMPLATE
+    tokenizer.chat_template = _pins(tokenizer.chat_template, date, effort) + tokenizer.chat_template
     return tokenizer
+
+
+def _pins(template, date, effort):
+    """What makes a template write one date and one reasoning effort wherever it is rendered, in a server too."""
+    pins = f'{{%- set reasoning_effort = "{effort}" -%}}' if effort else ""
+    if date and "date_string" in template:
+        pins += f'{{%- set date_string = "{Date.fromisoformat(str(date)):%d %b %Y}" -%}}'
+    if date and "strftime_now" in template:
+        pins += f"{{%- macro strftime_now(form) -%}}{date}{{%- endmacro -%}}"
+    return pins
 
 
 def render(turns: list[dict], tokenizer, generation: bool = False, date=None, effort: str | None = None) -> str:

@@ -4,13 +4,22 @@ import families
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import (GPT2Config, GPT2LMHeadModel, GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM,
-                          Qwen3Config, Qwen3ForCausalLM)  # fmt: skip
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,  # fmt: skip
+    Qwen3ForCausalLM,
+)
 
-from lib import gguf, grids, layout, models, qat
+from lib import chat, gguf, grids, models, qat, release, turns
 
 SHAPE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
 SHAPE |= {"num_key_value_heads": 2, "head_dim": 64, "initializer_range": 0.06, "max_position_embeddings": 256}
+FORMATS, DATE = {"qwen3": "think", "gptoss": "harmony"}, "2026-11-03"
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
 
@@ -40,7 +49,7 @@ FAMILIES = {  # name: (tokenizer, model, fields of LoraConfig)
     "llama3 with head and embedding": (
         families.llama3, llama, {"target_modules": ["q_proj", "down_proj", "lm_head", "embed_tokens"]},
     ),
-    "llama2": (families.llama2_sentencepiece, llama, LINEAR),
+    "llama2": (families.llama2, llama, LINEAR),
     "gpt2": (families.gpt2, gpt2, LINEAR | {"fan_in_fan_out": True}),
     "gptoss": (families.gptoss, gptoss, LINEAR | {"target_parameters": EXPERTS}),
 }  # fmt: skip
@@ -48,10 +57,14 @@ FAMILIES = {  # name: (tokenizer, model, fields of LoraConfig)
 
 def build(name):
     make_tokenizer, make_model, adapter = FAMILIES[name]
-    tokenizer = make_tokenizer()
+    effort = "high" if name == "gptoss" else None
+    tokenizer = turns.prepare(make_tokenizer(), FORMATS.get(name, "instruction"), DATE, effort)
     torch.manual_seed(0)
-    size = -(-len(tokenizer) // 32) * 32
-    vocabulary = {"vocab_size": size, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    vocabulary = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
     model = make_model(vocabulary | {"pad_token_id": tokenizer.pad_token_id or 0})
     with torch.no_grad():
         for parameter in model.parameters():
@@ -96,22 +109,27 @@ def test_no_trained_weight_differs_from_the_file(exported, scheme, tmp_path):
         assert [n for n, values in served.items() if grids.sha256(values.copy()) != trained[n]] == []
         again = type(model.get_base_model()).from_pretrained(folder / "merged", dtype=torch.float32).eval()
         assert qat.fingerprints(again, types) == trained
-        places = layout.of(again)
-        for name, parameter in again.named_parameters():
-            parts = [torch.from_numpy(served[t].copy()).view(p.shape) for t, p in
-                     zip(places[name].tensors, places[name].to_file(parameter), strict=True)]  # fmt: skip
-            parameter.data.copy_(places[name].to_model(parts))
-        assert float(again(ids, labels=ids).loss) == pytest.approx(float(loss), rel=1e-5)
-        kept = [n for n in covered["skipped"] if model.get_base_model().get_parameter is not None and "norm" not in n]
-        assert all("bias" in n or "ln_" in n or "sinks" in n or "router" in n or "wpe" in n for n in kept), kept
+        qat.quantize_model(again, types)
+        assert again(ids, labels=ids).loss.item() == pytest.approx(loss.item(), rel=1e-5)
+        whole = ("norm", "bias", "ln_", "sinks", "router", "wpe")
+        assert [name for name in covered["skipped"] if not any(part in name for part in whole)] == []
     finally:
         qat.strip(model)
         model.zero_grad()
 
 
-def test_the_file_is_served(exported, tmp_path):
-    model, tokenizer, folder, full = exported
+CHAT = ["Which test?\n\nA. one\nB. two", "  Fever of 38.5 °C, since 3 days…", "the end </s> <|im_end|> of it"]
+
+
+def test_the_file_is_served_and_reads_prompts_as_the_trainer_writes_them(exported, tmp_path, request):
+    _, tokenizer, _, full = exported
+    name = request.node.callspec.params["exported"]
+    fmt = FORMATS.get(name, "instruction")
+    talks = [chat.messages({"instruction": text}, fmt, answer=False) for text in CHAT]
     for scheme in ("q4_0", "q4_k_m"):
-        with gguf.serve(gguf.quantize(full, tmp_path / f"{scheme}.gguf", scheme), ctx=128) as url:
+        with gguf.serve(gguf.quantize(full, tmp_path / f"{scheme}.gguf", scheme), ctx=512) as url:
             reply = gguf.request(url, "/completion", {"prompt": "the patient has", "n_predict": 8, "temperature": 0})
-        assert reply["tokens_predicted"] == 8 or reply["stop_type"] == "eos"
+            assert reply["tokens_predicted"] == 8 or reply["stop_type"] == "eos"
+            to_text = lambda turns: gguf.request(url, "/apply-template", {"messages": turns})["prompt"]  # noqa: E731
+            same = release.parity(talks, tokenizer, to_text, lambda text: gguf.tokenize(url, text), DATE)
+            assert same == len(CHAT)

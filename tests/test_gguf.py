@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GptOssConfig, GptOssForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from lib import gguf, gguf_convert
+from lib import gguf, gguf_convert, layout
 
 CORPUS = [f"A patient aged {n} with fever, chest pain and {n % 7} days of cough isn't well." for n in range(200)]
 TEMPLATE = (
@@ -89,7 +89,7 @@ def server(bf16):
 
 def test_the_file_holds_the_models_numbers_under_the_mapped_names(twin, bf16):
     model = twin[1]
-    names = gguf.hf_names(model)
+    names = {name: place.tensors[0] for name, place in layout.of(model).items()}
     stored = dict(gguf.dequantize(bf16))
     assert set(names) == {name for name, _ in model.named_parameters()}
     assert set(names.values()) == set(stored)
@@ -97,23 +97,11 @@ def test_the_file_holds_the_models_numbers_under_the_mapped_names(twin, bf16):
         assert np.array_equal(stored[names[name]], parameter.detach().numpy()), name
 
 
-def test_names_of_a_peft_model_skip_adapters_and_keep_base_layers(twin):
+def test_names_of_a_peft_model_are_those_of_its_merge(twin):
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(Qwen3ForCausalLM(twin[1].config), LoraConfig(r=2, target_modules=["q_proj"]))
-    names = gguf.hf_names(model)
-    assert names["base_model.model.model.layers.1.self_attn.q_proj.base_layer.weight"] == "blk.1.attn_q.weight"
-    assert not [name for name in names if "lora_" in name]
-
-
-def test_expert_tensors_that_the_file_lays_out_otherwise_are_not_mapped():
-    config = GptOssConfig(
-        vocab_size=32, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_local_experts=2, head_dim=32,
-        num_attention_heads=1, num_key_value_heads=1, pad_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    names = gguf.hf_names(GptOssForCausalLM(config))
-    assert names["model.layers.0.self_attn.v_proj.weight"] == "blk.0.attn_v.weight"
-    assert not [name for name in names if "experts" in name]
+    assert {n: p.tensors for n, p in layout.of(model).items()} == {n: p.tensors for n, p in layout.of(twin[1]).items()}
 
 
 def test_unknown_architecture_is_refused():
@@ -122,7 +110,7 @@ def test_unknown_architecture_is_refused():
             model_type = "abacus"
 
     with pytest.raises(ValueError, match="'abacus' has no GGUF architecture"):
-        gguf.hf_names(Model())
+        layout.of(Model())
 
 
 @pytest.mark.parametrize("kind", ["q4_0", "q8_0"])

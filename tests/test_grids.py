@@ -115,6 +115,31 @@ def test_no_value_differs_between_the_c_library_and_torch(name, threads, use_thr
     assert differing(grids.fake_quantize(rows[:1, :256], name), in_torch(rows[:1, :256], name)) == 0
 
 
+@pytest.mark.parametrize("name", grids.C_TYPES)
+def test_rounding_to_the_scales_of_the_search_is_the_whole_quantization(name, monkeypatch):
+    rows = torch.cat([make() for make in WEIGHTS.values()])[:-1]
+    whole, found = in_torch(rows, name), grids.fit(rows, name)
+    assert differing(grids.fake_quantize(rows, name, found), whole) == 0
+    monkeypatch.setattr(grids, "ggml", lambda: None)
+    searched = grids.fit(rows, name)
+    assert [differing(*pair) for pair in zip(found, searched, strict=True)] == [0, 0]
+
+
+def test_scales_of_other_weights_are_kept_and_the_nearest_step_is_taken():
+    row = torch.linspace(-1.0, 0.875, 16).repeat(16)[None]  # steps of 1/8: Q4_K holds them exactly
+    scale, minimum = grids.fit(row, "q4_k")
+    assert grids.fake_quantize(row, "q4_k", (scale, minimum)).unique().numel() == 16
+    step, low = scale[0, 0].item(), -minimum[0, 0].item()
+    other = torch.full((1, 256), low + 2.6 * step)
+    other[0, 0], other[0, 1] = low - 5, low + 99  # outside the range: its ends
+    found = grids.fake_quantize(other, "q4_k", (scale, minimum))[0]
+    torch.testing.assert_close(found[:3], torch.tensor([low, low + 15 * step, low + 3 * step]))
+
+
+def test_types_of_small_blocks_have_no_scales_to_reuse():
+    assert grids.fit(normal(0), "q4_0") is None
+
+
 def test_without_the_c_library_torch_computes_the_same(monkeypatch):
     w = WEIGHTS["heavy tails"]()
     in_c = grids.fake_quantize(w, "q4_k")
