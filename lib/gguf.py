@@ -82,16 +82,16 @@ def quantize(src, out, type, type_map=None, threads=1):
     """Quantize a bf16/f16/f32 GGUF file to `type` (q4_0, q4_k_m, ...), without an importance matrix; returns out.
 
     type_map: {tensor name: ggml type} as from `type_map`, pins single tensors; tensors that llama.cpp never
-    quantizes (norms, biases, routers) are ignored in it.
+    quantizes (norms, biases, routers) are ignored in it. "f32" writes the numbers of a quantized file out in full.
     """
     out = Path(out)
     with _temporary(out) as part, tempfile.TemporaryDirectory() as scratch:
-        args = []
+        args = ["--allow-requantize"] if type == "f32" else []
         if type_map:
             pins = Path(scratch, "types.txt")
             lines = [f"^{re.escape(name)}$={kind}\n" for name, kind in type_map.items()]
             pins.write_text("".join(lines), encoding="utf-8")
-            args = ["--tensor-type-file", pins]
+            args += ["--tensor-type-file", pins]
         _run([toolchain().quantize, *args, src, part, type.upper(), threads], f"quantizing {Path(src).name} to {type}")
     return out
 
@@ -106,6 +106,11 @@ def type_map(src, type):
 def tensor_types(file):
     """The types that a GGUF file holds: {tensor name: ggml type in lower case}."""
     return {tensor.name: tensor.tensor_type.name.lower() for tensor in _reader(file).tensors}
+
+
+def imatrix(file):
+    """Whether an importance matrix was used to quantize a file, as its header says."""
+    return any(key.startswith("quantize.imatrix") for key in _reader(file).fields)
 
 
 def dequantize(file):

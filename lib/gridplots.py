@@ -24,6 +24,26 @@ def grid_row(weights, rounded, block, title="One row of weights and the values t
     return figure
 
 
+def two_grids(weights, grids, block, title="The same weights on two grids"):
+    """The start of one row on several grids, one panel each: weights (circles) and the values in use (lines).
+
+    grids: {name: rounded values, as many as weights}. block: weights that share a scale.
+    """
+    figure, axes = _canvas(2.6 * len(grids), title, panels=len(grids))
+    for ax, (name, rounded) in zip(axes, grids.items(), strict=True):
+        for start in range(0, len(weights), block):
+            end, levels = min(start + block, len(weights)), sorted({float(v) for v in rounded[start : start + block]})
+            ax.hlines(levels, start - 0.5, end - 0.5, color=MUTED, linewidth=0.9)
+            ax.axvline(start - 0.5, color=INK, linewidth=0.9, linestyle=":")
+        ax.vlines(range(len(weights)), weights, rounded, color=colour("qat"), linewidth=1.6)
+        ax.plot(range(len(weights)), weights, "o", color="white", markeredgecolor=INK, markersize=4)
+        ax.set_title(name, loc="left", fontsize=11)
+        ax.set_ylabel("value")
+        ax.set_xlim(-1, len(weights))
+    axes[-1].set_xlabel("position in the row (weights)")
+    return figure
+
+
 def block_errors(largest, errors, typical, title="A block pays for its largest weight"):
     """Rounding error of every block against its largest weight, on logarithmic axes.
 

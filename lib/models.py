@@ -1,5 +1,9 @@
 """Models and tokenizers: the base, an adapter on it, the merge, and what the device decides about training."""
 
+import json
+import shutil
+from pathlib import Path
+
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -73,8 +77,30 @@ def merge(peft_model, tokenizer, folder):
         base_model.dequantize()
     merged = peft_model.float().merge_and_unload().to(torch.bfloat16)
     merged.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     return folder
+
+
+def write_base(cfg, tokenizer, folder):
+    """Save the untouched base in bfloat16, dequantized where it is loaded in 4 bits; returns the folder."""
+    model = base(cfg)
+    if getattr(model, "is_quantized", False):
+        model.dequantize()
+    model.to(torch.bfloat16).save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+    return folder
+
+
+def save_tokenizer(tokenizer, folder):
+    """Save a tokenizer, SentencePiece's own file included.
+
+    transformers leaves tokenizer.model out, and llama.cpp's converter then takes every merge for equally likely: the
+    served model would read other tokens than the trained one.
+    """
+    tokenizer.save_pretrained(folder)
+    sentencepiece = getattr(tokenizer, "vocab_file", None)
+    if sentencepiece and json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("byte_fallback"):
+        shutil.copy(sentencepiece, Path(folder, "tokenizer.model"))
 
 
 def device_fields(cfg, stage, folder="checkpoints"):

@@ -6,9 +6,10 @@ independent, and an interval over rows is too narrow. Nothing here imports anoth
 
 from itertools import product
 from math import comb, sqrt
-from statistics import NormalDist
+from statistics import NormalDist, fmean, stdev
 
 import numpy as np
+from scipy.stats import t as student_t
 
 EXACT_LIMIT = 14  # up to 2**14 sign patterns are enumerated; above that they are sampled
 CHUNK = 500  # resamples drawn at a time, so that memory stays below CHUNK * questions numbers
@@ -49,6 +50,19 @@ def bootstrap(values_by_question, statistic=None, B=10_000, seed=42, level=0.95)
         draws.append(flat[picks].mean(axis=1) if statistic is None else np.array([statistic(values[p]) for p in picks]))
     low, high = np.quantile(np.concatenate(draws), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def mean_interval(values, level=0.95):
+    """Mean of repeated measurements with Student's t interval: {"value", "low", "high", "n"}.
+
+    low and high are None for a single value. Raises ValueError when there is none.
+    """
+    if not len(values):
+        raise ValueError("no value to take the mean of")
+    mean, n = fmean(values), len(values)
+    half = student_t.ppf(0.5 + level / 2, n - 1) * stdev(values) / sqrt(n) if n > 1 else None
+    return {"value": mean, "low": None if half is None else float(mean - half),
+            "high": None if half is None else float(mean + half), "n": n}  # fmt: skip
 
 
 def paired_permutation(a, b, B=10_000, seed=42):

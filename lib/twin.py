@@ -10,38 +10,60 @@ import os
 import random
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Tokenizer,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from transformers.convert_slow_tokenizer import generate_merges
 
 from lib import clinic, textbook
 from lib.files import cache_dir, sha256_file, sha256_json, write_json
+from lib.gguf_convert import PRE_TOKENIZERS
 
 TRAINING_KEYS = ("architecture", "vocab_size", "block_size", "batch_size", "steps", "learning_rate")
 DRILLS = 4  # times that the whole vocabulary passes by in random order: no row of the embedding stays untrained
-ROLL_CALLS = 60  # times a pass that the control tokens are listed: each gets a row that no other resembles
+ROLL_CALLS = 30  # times a pass that the control tokens are listed: each gets a row that no other resembles
 
 
 @dataclass(frozen=True)
 class Family:
     """What is a family's own.
 
-    control: added tokens in the published order of ids, which follow the vocabulary; the ones named in `visible` are
-    not special, i.e. decoding keeps them. template: a chat template that TRL ships.
+    tokenizer: the class that has the family's pre-tokenizer, or the name of its expression in PRE_TOKENIZERS, or
+    "sentencepiece". control: added tokens in the published order of ids, which follow the vocabulary; the ones named in
+    `visible` are not special, i.e. decoding keeps them. padding: a token that ends no text. template: the name of a
+    chat template that TRL ships, or a template's text, or None. fields: of the config, where they differ from both the
+    class's defaults and a tiny model's.
     """
 
-    tokenizer: type
+    tokenizer: type | str
     config: type
     model: type
     control: tuple
-    visible: tuple
     end_of_text: str
     end_of_turn: str
-    template: str
+    padding: str
+    template: str | None
+    begin: str | None = None
+    visible: tuple = ()
+    fields: dict = field(default_factory=dict)
 
 
 QWEN3_SPECIAL = (
@@ -53,6 +75,17 @@ QWEN3_VISIBLE = (
     "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|> "
     "<tool_response> </tool_response> <think> </think>"
 )
+LLAMA3_CONTROL = (
+    "<|begin_of_text|> <|end_of_text|> <|finetune_right_pad_id|> <|start_header_id|> <|end_header_id|> <|eom_id|> "
+    "<|eot_id|> <|python_tag|>"
+)
+GPTOSS_CONTROL = (
+    "<|startoftext|> <|endoftext|> <|return|> <|constrain|> <|channel|> <|start|> <|end|> <|message|> <|call|>"
+)
+LLAMA2_CHAT = (  # one exchange in Llama-2's chat format
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
 FAMILIES = {
     "qwen3": Family(
         tokenizer=Qwen2Tokenizer,  # Qwen3 uses Qwen2's, with four more control tokens
@@ -62,7 +95,54 @@ FAMILIES = {
         visible=tuple(QWEN3_VISIBLE.split()),
         end_of_text="<|endoftext|>",
         end_of_turn="<|im_end|>",
+        padding="<|endoftext|>",
         template="qwen3.jinja",
+    ),
+    "llama": Family(  # Llama 3
+        tokenizer="llama-bpe",
+        config=LlamaConfig,
+        model=LlamaForCausalLM,
+        control=tuple(LLAMA3_CONTROL.split()),
+        begin="<|begin_of_text|>",
+        end_of_text="<|end_of_text|>",
+        end_of_turn="<|eot_id|>",
+        padding="<|finetune_right_pad_id|>",
+        template="llama3.jinja",
+    ),
+    "llama2": Family(
+        tokenizer="sentencepiece",
+        config=LlamaConfig,
+        model=LlamaForCausalLM,
+        control=(),  # <unk>, <s> and </s> are SentencePiece's own first three
+        begin="<s>",
+        end_of_text="</s>",
+        end_of_turn="</s>",
+        padding="<unk>",
+        template=LLAMA2_CHAT,
+    ),
+    "gpt2": Family(
+        tokenizer=GPT2Tokenizer,
+        config=GPT2Config,
+        model=GPT2LMHeadModel,
+        control=("<|endoftext|>", "<|pad|>"),  # the published one, and one to pad with
+        begin="<|endoftext|>",
+        end_of_text="<|endoftext|>",
+        end_of_turn="<|endoftext|>",
+        padding="<|pad|>",
+        template=None,
+        fields={"n_ctx": 2048},  # llama.cpp's converter reads this name
+    ),
+    "gptoss": Family(
+        tokenizer="gpt-4o",
+        config=GptOssConfig,
+        model=GptOssForCausalLM,
+        control=tuple(GPTOSS_CONTROL.split()),
+        begin="<|startoftext|>",
+        end_of_text="<|endoftext|>",
+        end_of_turn="<|return|>",
+        padding="<|endoftext|>",
+        template="gptoss.jinja",
+        fields={"tie_word_embeddings": False},  # its file has no form for tied ones
     ),
 }
 
@@ -107,8 +187,9 @@ def _family(spec):
 def _make(family, spec, world, seed, folder, progress):
     started, cpu = time.time(), time.process_time()
     statements = textbook.paragraphs(world, seed)
-    tokenizer = train_tokenizer(family, statements, spec["vocab_size"])
-    blocks, counts = corpus(statements, tokenizer, spec, seed)
+    tokenizer = train_tokenizer(family, statements, spec["vocab_size"], folder)
+    end = tokenizer.convert_tokens_to_ids(family.end_of_text)
+    blocks, counts = corpus(statements, tokenizer, spec, seed, end)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = initialize(family.model(_config(family, spec, tokenizer)))
@@ -116,7 +197,6 @@ def _make(family, spec, world, seed, folder, progress):
     end = tokenizer.convert_tokens_to_ids([family.end_of_turn, family.end_of_text])
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=tokenizer.pad_token_id)
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     last = losses[-max(1, len(losses) // 20) :]
     stats = {"parameters": model.num_parameters(), "vocab_size": len(tokenizer), "statements": len(statements)}
     stats |= {"steps": len(losses), "tokens": blocks.numel(), "unseen_tokens": int((counts == 0).sum())}
@@ -125,35 +205,90 @@ def _make(family, spec, world, seed, folder, progress):
     write_json(folder / "stats.json", stats)
 
 
-def train_tokenizer(family, texts, vocab_size):
-    """A byte-level BPE of at most vocab_size tokens, control tokens included, in the family's own tokenizer class."""
-    own = family.tokenizer().backend_tokenizer  # normalizer and pre-tokenizer exactly as published
+def train_tokenizer(family, texts, vocab_size, folder=None):
+    """The family's kind of tokenizer, of at most vocab_size tokens, control tokens included.
+
+    folder: where to save it, if anywhere; SentencePiece's needs one, for the tokenizer.model that llama.cpp reads.
+    """
+    train = _sentencepiece if family.tokenizer == "sentencepiece" else _byte_level
+    tokenizer = train(family, texts, vocab_size, folder)
+    tokenizer.pad_token, tokenizer.eos_token = family.padding, family.end_of_turn
+    if family.begin:
+        tokenizer.bos_token = family.begin
+    template = family.template
+    if template and template.endswith(".jinja"):
+        template = files("trl").joinpath("chat_templates", template).read_text(encoding="utf-8")
+    tokenizer.chat_template = template
+    if folder:
+        tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _byte_level(family, texts, vocab_size, folder):
+    """A byte-level BPE with the pre-tokenizer of the family's own class, or of its published expression."""
     trained = Tokenizer(models.BPE())
-    trained.normalizer, trained.pre_tokenizer = own.normalizer, own.pre_tokenizer
+    if isinstance(family.tokenizer, str):
+        split = pre_tokenizers.Split(Regex(PRE_TOKENIZERS[family.tokenizer]), "isolated")
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        trained.pre_tokenizer, trained.decoder = pre_tokenizers.Sequence([split, byte_level]), decoders.ByteLevel()
+    else:
+        own = family.tokenizer().backend_tokenizer  # normalizer and pre-tokenizer exactly as published
+        trained.normalizer, trained.pre_tokenizer = own.normalizer, own.pre_tokenizer
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     size = vocab_size - len(family.control)
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     trained.train_from_iterator(texts, trainer)
-    bpe = json.loads(trained.to_str())["model"]
-    tokenizer = family.tokenizer(vocab=bpe["vocab"], merges=[tuple(pair) for pair in bpe["merges"]])
+    if isinstance(family.tokenizer, str):
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained)
+    else:
+        bpe = json.loads(trained.to_str())["model"]
+        tokenizer = family.tokenizer(vocab=bpe["vocab"], merges=[tuple(pair) for pair in bpe["merges"]])
     added = (AddedToken(t, special=t not in family.visible, normalized=False) for t in family.control)
     tokenizer.add_tokens(list(added))
-    tokenizer.pad_token, tokenizer.eos_token = family.end_of_text, family.end_of_turn
-    tokenizer.chat_template = files("trl").joinpath("chat_templates", family.template).read_text(encoding="utf-8")
     return tokenizer
 
 
-def corpus(statements, tokenizer, spec, seed):
+def _sentencepiece(family, texts, vocab_size, folder):
+    """Llama-2's kind: SentencePiece BPE, blanks as U+2581 and one before each text, unknown characters as bytes.
+
+    Saved as tokenizer.model as well: transformers computes with the merges, llama.cpp with that file's scores.
+    """
+    file = Path(folder, "tokenizer.model")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    as_llama2 = {"normalization_rule_name": "identity", "byte_fallback": True, "split_digits": True}
+    as_llama2 |= {"remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True, "character_coverage": 1.0}
+    with open(file, "wb") as sink:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(texts), model_writer=sink, model_type="bpe", vocab_size=vocab_size,
+            hard_vocab_limit=False, num_threads=1, minloglevel=2, **as_llama2,
+        )  # fmt: skip
+    pieces = SentencePieceProcessor(model_file=str(file))
+    vocab = {pieces.id_to_piece(i): i for i in range(pieces.vocab_size())}
+    scores = {piece: pieces.get_score(i) for piece, i in vocab.items()}
+    atoms = [p for p, i in vocab.items() if pieces.is_control(i) or pieces.is_byte(i) or pieces.is_unknown(i)]
+    merges = generate_merges(vocab, scores, atoms)
+    core = Tokenizer(models.BPE(vocab=vocab, merges=merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    parts = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", left=1)]
+    core.decoder = decoders.Sequence(parts)
+    core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+    tokenizer.vocab_file = str(file)
+    return tokenizer
+
+
+def corpus(statements, tokenizer, spec, seed, end_of_text):
     """Pack the textbook, reshuffled at every pass, into (steps, batch_size, block_size) token ids.
 
     Returns (blocks, how often each token id occurs). Documents end with the end-of-text token; the vocabulary drills
-    are spread evenly over them. The control tokens, which no statement holds, are one document more: without it their
-    rows differ by chance alone, and a fine-tuned model that cannot write <think> loses more there than to rounding.
+    are spread evenly over them. The control tokens and the line break, which no statement holds, are one document more:
+    without it their rows differ by chance alone, and three quarters of a fine-tuned model's loss come from them.
     """
     rng = random.Random(f"corpus {seed}")
-    end = [tokenizer.pad_token_id]
-    documents = [ids + end for ids in tokenizer(statements)["input_ids"]]
-    documents += [sorted(tokenizer.added_tokens_decoder) + end] * ROLL_CALLS
+    end = [end_of_text]
+    documents = [ids + end for ids in tokenizer(statements, add_special_tokens=False)["input_ids"]]
+    roll = "".join(f"{tokenizer.added_tokens_decoder[token]}\n" for token in sorted(tokenizer.added_tokens_decoder))
+    documents += [tokenizer(roll, add_special_tokens=False)["input_ids"] + end] * ROLL_CALLS
     wanted = spec["steps"] * spec["batch_size"] * spec["block_size"]
     stream, drills = [], 0
     while len(stream) < wanted:
@@ -168,15 +303,16 @@ def corpus(statements, tokenizer, spec, seed):
 
 def _config(family, spec, tokenizer):
     shape = {key: value for key, value in spec.items() if key not in TRAINING_KEYS}
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    ends = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     length = {"max_position_embeddings": max(2048, spec["block_size"])}
-    return family.config(**{"vocab_size": len(tokenizer), "tie_word_embeddings": True, **ends, **length, **shape})
+    own = {"vocab_size": len(tokenizer), "tie_word_embeddings": True, **family.fields}
+    return family.config(**{**own, **ends, **length, **shape})
 
 
 def initialize(model):
     """Zero the matrices that write to the residual stream, so that it starts as the token's own embedding."""
     for name, weight in model.named_parameters():
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
+        if name.endswith(("o_proj.weight", "down_proj.weight", "c_proj.weight", "experts.down_proj")):
             torch.nn.init.zeros_(weight)
     return model
 
