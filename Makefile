@@ -9,7 +9,7 @@ STAGES := 01_dataset 02_baseline 03_sft 04_qat 05_export 06_judge
 export PIP_ARGS
 
 .DEFAULT_GOAL := all
-.PHONY: all setup $(STAGES) report lab verify accept publish test soak bench-data lint clean help
+.PHONY: all setup $(STAGES) report lab verify accept publish test soak bench-data bench-qat lint clean help
 
 all: $(STAGES) report  ## every stage of RECIPE (default tiny), then the HTML report
 
@@ -51,6 +51,9 @@ soak: setup  ## the long tests too: many kills
 
 bench-data: setup  ## the data pipeline on 400,000 generated rows: seconds, memory, and side by side with plain loops
 	$(PYTHON) -m benchmarks.data --rows $(or $(ROWS),400000)
+
+bench-qat: setup  ## what exact QAT costs in a training step, and its export beside llama.cpp's own commands
+	$(PYTHON) -m benchmarks.qat
 
 lint: setup
 	$(PYTHON) -m ruff check .
