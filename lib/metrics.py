@@ -201,6 +201,34 @@ def perplexity(model, rows, batch_size=32):
     return {"perplexity": math.exp(total / count), "loss": total / count, "tokens": count, "rows": len(rows)}
 
 
+def next_token_logits(model, rows):
+    """A model's logits before each labelled token of (input_ids, labels) rows: (tokens, vocabulary) float32 on the CPU."""
+    found = []
+    with decode.evaluation(model):
+        for ids, labels in rows:
+            kept = torch.tensor(labels[1:]) != IGNORE_INDEX
+            logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, :-1]
+            found.append(logits.float().cpu()[kept])
+    return torch.cat(found)
+
+
+def changed_by_merging(before, after, limit=0.01):
+    """How far a merged model is from the trained one: {"divergence", "largest", "tokens"}.
+
+    before, after: from `next_token_logits`, on the same rows. divergence: mean Kullback-Leibler divergence in nats a
+    token; largest: the largest difference of two logits. Rounding to bfloat16 stays far below `limit`; merging an
+    adapter into other weights than it was trained on does not. Raises ValueError above it.
+    """
+    ours, theirs = before.log_softmax(-1), after.log_softmax(-1)
+    divergence = float((ours.exp() * (ours - theirs)).sum(-1).mean())
+    if divergence > limit:
+        raise ValueError(
+            f"the merged model is not the trained one: {divergence:.4f} nats a token apart, expected at most {limit}. "
+            f"Was the adapter merged into the weights that it was trained on (a 4-bit base dequantized)?"
+        )
+    return {"divergence": divergence, "largest": float((before - after).abs().max()), "tokens": len(before)}
+
+
 def _right_pad(rows, device):
     """(input_ids, labels, attention_mask), each (rows, longest), of (ids, labels) pairs, the longest first."""
     width = len(rows[0][0])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -72,9 +73,10 @@ def merge(peft_model, tokenizer, folder):
     A 4-bit base is dequantized first, because the adapter was trained on the dequantized weights.
     peft_model: is consumed. Returns the folder.
     """
-    base_model = peft_model.get_base_model()
-    if getattr(base_model, "is_quantized", False):
-        base_model.dequantize()
+    if getattr(peft_model.get_base_model(), "is_quantized", False):
+        with tempfile.TemporaryDirectory() as adapter:  # PEFT's layers over 4 bits can only merge into 4 bits again
+            peft_model.save_pretrained(adapter)
+            peft_model = PeftModel.from_pretrained(_dequantized(peft_model.unload()), adapter)
     merged = peft_model.float().merge_and_unload().to(torch.bfloat16)
     merged.save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
@@ -85,10 +87,17 @@ def write_base(cfg, tokenizer, folder):
     """Save the untouched base in bfloat16, dequantized where it is loaded in 4 bits; returns the folder."""
     model = base(cfg)
     if getattr(model, "is_quantized", False):
-        model.dequantize()
+        model = _dequantized(model)
     model.to(torch.bfloat16).save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
     return folder
+
+
+def _dequantized(model):
+    """A 4-bit model with its weights in 16 or 32 bits, and free to change dtype and to be saved so."""
+    model.dequantize()
+    model.is_loaded_in_4bit = model.is_quantized = False
+    return model
 
 
 def save_tokenizer(tokenizer, folder):

@@ -1,0 +1,60 @@
+"""A merge holds the model that was trained, also where the base was loaded in 4 bits."""
+
+import families
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Qwen3Config, Qwen3ForCausalLM
+
+from lib import metrics, models
+
+NF4 = BitsAndBytesConfig(
+    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
+)
+ROWS = [(list(range(5, 45)), list(range(5, 45))), (list(range(9, 60)), [-100] * 20 + list(range(29, 60)))]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return families.qwen3()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer):
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, initializer_range=0.1, tie_word_embeddings=True,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("base")
+    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
+    return path
+
+
+def adapted(folder, quantization):
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=quantization)
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    return get_peft_model(loaded, config).eval()
+
+
+def merged(model, tokenizer, path):
+    models.merge(model, tokenizer, path)
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("quantization", [None, NF4], ids=["16 bits", "nf4"])
+def test_the_merge_is_the_trained_model_to_bfloat16(folder, tokenizer, quantization, tmp_path):
+    model = adapted(folder, quantization)
+    before = metrics.next_token_logits(model, ROWS)
+    assert before.shape == (39 + 31, len(tokenizer))
+    found = metrics.changed_by_merging(before, metrics.next_token_logits(merged(model, tokenizer, tmp_path), ROWS))
+    assert 0 < found["divergence"] < 1e-3 and 0 < found["largest"] < 0.2 and found["tokens"] == 70
+
+
+def test_a_merge_into_the_16_bit_base_is_refused(folder, tokenizer, tmp_path):
+    """What tutorials do: the adapter was trained over NF4 weights, and is merged into those from the hub."""
+    before = metrics.next_token_logits(adapted(folder, NF4), ROWS)
+    wrong = merged(adapted(folder, None), tokenizer, tmp_path)
+    with pytest.raises(ValueError, match="is not the trained one: .* nats a token apart, expected at most 0.01"):
+        metrics.changed_by_merging(before, metrics.next_token_logits(wrong, ROWS))
