@@ -202,7 +202,7 @@ def perplexity(model, rows, batch_size=32):
 
 
 def next_token_logits(model, rows):
-    """A model's logits before each labelled token of (input_ids, labels) rows: (tokens, vocabulary) float32 on the CPU."""
+    """A model's logits before each labelled token of (input_ids, labels) rows: (tokens, vocabulary) float32, CPU."""
     found = []
     with decode.evaluation(model):
         for ids, labels in rows:

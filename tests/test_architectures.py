@@ -1,135 +1,104 @@
 """What a model trains with is what its GGUF file holds, for every family, through the real converter and quantizer."""
 
-import families
+import copy
+
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    GptOssConfig,
-    GptOssForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen3Config,  # fmt: skip
-    Qwen3ForCausalLM,
-)
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lib import chat, gguf, grids, models, qat, release, turns
+from lib import chat, gguf, grids, models, qat, release, turns, twin
 
-SHAPE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
-SHAPE |= {"num_key_value_heads": 2, "head_dim": 64, "initializer_range": 0.06, "max_position_embeddings": 256}
+TEXTS = [f"A patient aged {n} with fever, chest pain and {n % 7} days of cough isn't well." for n in range(200)]
 FORMATS, DATE = {"qwen3": "think", "gptoss": "harmony"}, "2026-11-03"
-EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
-
-
-def llama(vocabulary, **more):
-    return LlamaForCausalLM(LlamaConfig(**SHAPE, **vocabulary, **more))
-
-
-def qwen3(vocabulary):
-    return Qwen3ForCausalLM(Qwen3Config(**SHAPE, **vocabulary, tie_word_embeddings=True))
-
-
-def gpt2(vocabulary):
-    shape = {"n_embd": 256, "n_layer": 2, "n_head": 4, "n_positions": 256, "n_ctx": 256, "initializer_range": 0.06}
-    return GPT2LMHeadModel(GPT2Config(**shape, **vocabulary))
-
-
-def gptoss(vocabulary):
-    """Rows of 192, as gpt-oss's 2,880 no multiple of 256."""
-    shape = SHAPE | {"hidden_size": 192, "intermediate_size": 192, "num_local_experts": 4}
-    return GptOssForCausalLM(GptOssConfig(**shape, **vocabulary, num_experts_per_tok=2))
-
-
+SHAPE = {"block_size": 128, "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+SHAPE |= {"initializer_range": 0.06}
+LLAMA = SHAPE | {"intermediate_size": 512, "num_key_value_heads": 2, "head_dim": 64}
+OSS = LLAMA | {"hidden_size": 192, "intermediate_size": 192, "num_local_experts": 4, "num_experts_per_tok": 2}
 LINEAR = {"target_modules": "all-linear"}
-FAMILIES = {  # name: (tokenizer, model, fields of LoraConfig)
-    "qwen3": (families.qwen3, qwen3, LINEAR),
-    "llama3": (families.llama3, llama, LINEAR),
-    "llama3 with head and embedding": (
-        families.llama3, llama, {"target_modules": ["q_proj", "down_proj", "lm_head", "embed_tokens"]},
-    ),
-    "llama2": (families.llama2, llama, LINEAR),
-    "gpt2": (families.gpt2, gpt2, LINEAR | {"fan_in_fan_out": True}),
-    "gptoss": (families.gptoss, gptoss, LINEAR | {"target_parameters": EXPERTS}),
-}  # fmt: skip
-
-
-def build(name):
-    make_tokenizer, make_model, adapter = FAMILIES[name]
-    effort = "high" if name == "gptoss" else None
-    tokenizer = turns.prepare(make_tokenizer(), FORMATS.get(name, "instruction"), DATE, effort)
-    torch.manual_seed(0)
-    vocabulary = {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    model = make_model(vocabulary | {"pad_token_id": tokenizer.pad_token_id or 0})
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:  # biases, norms and sinks are not all equal in a real model
-                parameter.add_(0.02 * torch.randn_like(parameter))
-    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, init_lora_weights=False, **adapter)
-    return tokenizer, get_peft_model(model, config).eval()
+EXPERTS = {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
+HEAD = {"target_modules": ["q_proj", "down_proj", "lm_head", "embed_tokens"]}
+FAMILIES = {  # name: (family, fields of its config, fields of LoraConfig)
+    "qwen3": ("qwen3", LLAMA, LINEAR),
+    "llama": ("llama", LLAMA | {"tie_word_embeddings": False}, LINEAR),
+    "llama with head": ("llama", LLAMA | {"tie_word_embeddings": False}, HEAD),
+    "llama2": ("llama2", LLAMA | {"num_key_value_heads": 4, "tie_word_embeddings": False}, LINEAR),
+    "gpt2": ("gpt2", SHAPE, LINEAR | {"fan_in_fan_out": True}),
+    "gptoss": ("gptoss", OSS, LINEAR | EXPERTS),  # rows of 192: as gpt-oss's 2,880 no multiple of 256
+}
+TOKENS = torch.arange(270, 302).view(2, 16)
+CHAT = ["Which test?\n\nA. one\nB. two", "  Fever of 38.5 °C, since 3 days…", "the end </s> <|im_end|> of it"]
 
 
 @pytest.fixture(params=FAMILIES, scope="module")
 def exported(request, tmp_path_factory):
-    """(model with adapter, its tokenizer, folder, bf16 file of its merge); the model is not consumed."""
+    """(LoRA model as after training, its tokenizer, folder of its merge, the merge as bf16 file)."""
     folder = tmp_path_factory.mktemp("family")
-    tokenizer, model = build(request.param)
+    name, shape, adapter = FAMILIES[request.param]
+    family, effort = twin.FAMILIES[name], "high" if name == "gptoss" else None
+    twin.train_tokenizer(family, TEXTS, 600, folder / "base")
+    loaded = AutoTokenizer.from_pretrained(folder / "base")
+    tokenizer = turns.prepare(loaded, FORMATS.get(name, "instruction"), DATE, effort)
+    torch.manual_seed(0)
+    model = family.model(twin._config(family, shape, tokenizer)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:  # biases, norms and sinks: ones and zeros would hide a mix-up
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    base = copy.deepcopy(model)
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False, **adapter)).eval()
     model.save_pretrained(folder / "adapter")
-    models.merge(build_again(request.param, folder), tokenizer, folder / "merged")
+    models.merge(PeftModel.from_pretrained(base, folder / "adapter"), tokenizer, folder / "merged")
     return model, tokenizer, folder, gguf.convert(folder / "merged", folder / "merged.gguf")
 
 
-def build_again(name, folder):
-    from peft import PeftModel
+def plain(folder):
+    return AutoModelForCausalLM.from_pretrained(folder / "merged", dtype=torch.float32).eval()
 
-    _, model = build(name)
-    return PeftModel.from_pretrained(model.unload(), folder / "adapter")
+
+def without_gradient(model):
+    return [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
 
 
 @pytest.mark.parametrize("scheme", ["q4_0", "q4_k_m", "mxfp4_moe"])
 def test_no_trained_weight_differs_from_the_file(exported, scheme, tmp_path):
-    model, tokenizer, folder, full = exported
+    model, _, folder, full = exported
     types = qat.type_of(model, gguf.type_map(full, scheme))
-    covered = qat.prepare(model, types)
-    try:
-        ids = torch.arange(5, 45).view(2, 20)
-        loss = model(ids, labels=ids).loss
-        loss.backward()
-        adapters = {n: p.grad for n, p in model.named_parameters() if "lora_" in n}
-        assert adapters and all(g is not None and g.abs().sum() > 0 for g in adapters.values())
-        trained = qat.fingerprints(model)
-        file = gguf.quantize(full, tmp_path / f"{scheme}.gguf", scheme)
-        served = dict(gguf.dequantize(file))
-        assert set(served) == set(trained)
-        assert [n for n, values in served.items() if grids.sha256(values.copy()) != trained[n]] == []
-        again = type(model.get_base_model()).from_pretrained(folder / "merged", dtype=torch.float32).eval()
-        assert qat.fingerprints(again, types) == trained
-        qat.quantize_model(again, types)
-        assert again(ids, labels=ids).loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    file = gguf.quantize(full, tmp_path / f"{scheme}.gguf", scheme)
+    served = {tensor: grids.sha256(values.copy()) for tensor, values in gguf.dequantize(file)}
+    losses = []
+    for trained in (model, plain(folder)):  # an adapter over a frozen base, and all parameters
+        covered = qat.prepare(trained, types)
+        losses.append(trained(TOKENS, labels=TOKENS).loss)
+        losses[-1].backward()
+        assert without_gradient(trained) == []
+        assert qat.fingerprints(trained) == served
         whole = ("norm", "bias", "ln_", "sinks", "router", "wpe")
         assert [name for name in covered["skipped"] if not any(part in name for part in whole)] == []
-    finally:
-        qat.strip(model)
-        model.zero_grad()
+        qat.strip(trained)
+        trained.zero_grad()
+    assert qat.fingerprints(plain(folder), types) == served
+    with torch.no_grad():
+        again = qat.quantize_model(plain(folder), types)(TOKENS, labels=TOKENS).loss.item()
+    assert [loss.item() for loss in losses] == pytest.approx([again, again], rel=1e-5)
 
 
-CHAT = ["Which test?\n\nA. one\nB. two", "  Fever of 38.5 °C, since 3 days…", "the end </s> <|im_end|> of it"]
-
-
-def test_the_file_is_served_and_reads_prompts_as_the_trainer_writes_them(exported, tmp_path, request):
-    _, tokenizer, _, full = exported
-    name = request.node.callspec.params["exported"]
-    fmt = FORMATS.get(name, "instruction")
+@pytest.mark.parametrize("scheme", ["q4_0", "q4_k_m"])
+def test_the_file_is_read_and_computed_as_in_training(exported, scheme, tmp_path, request):
+    """llama-server's tokens of a prompt are the trainer's, and its probabilities those of the rounded model."""
+    model, tokenizer, folder, full = exported
+    rounded = qat.quantize_model(plain(folder), qat.type_of(model, gguf.type_map(full, scheme)))
+    with torch.no_grad():
+        expected = rounded(TOKENS).logits[:, -1].log_softmax(-1)
+    fmt = FORMATS.get(request.node.callspec.params["exported"], "instruction")
     talks = [chat.messages({"instruction": text}, fmt, answer=False) for text in CHAT]
-    for scheme in ("q4_0", "q4_k_m"):
-        with gguf.serve(gguf.quantize(full, tmp_path / f"{scheme}.gguf", scheme), ctx=512) as url:
-            reply = gguf.request(url, "/completion", {"prompt": "the patient has", "n_predict": 8, "temperature": 0})
-            assert reply["tokens_predicted"] == 8 or reply["stop_type"] == "eos"
-            to_text = lambda turns: gguf.request(url, "/apply-template", {"messages": turns})["prompt"]  # noqa: E731
-            same = release.parity(talks, tokenizer, to_text, lambda text: gguf.tokenize(url, text), DATE)
-            assert same == len(CHAT)
+    # the bias chooses a printable token, or there is no reply; the probabilities are those before it
+    body = {"n_predict": 1, "temperature": 0, "n_probs": 10, "logit_bias": [[int(TOKENS[0, 0]), 100.0]]}
+    with gguf.serve(gguf.quantize(full, tmp_path / f"{scheme}.gguf", scheme), ctx=512) as url:
+        to_text = lambda turns: gguf.request(url, "/apply-template", {"messages": turns})["prompt"]  # noqa: E731
+        assert release.parity(talks, tokenizer, to_text, lambda text: gguf.tokenize(url, text), DATE) == len(CHAT)
+        for ids, row in zip(TOKENS.tolist(), expected, strict=True):
+            reply = gguf.request(url, "/completion", body | {"prompt": ids})
+            found = {p["id"]: p["logprob"] for p in reply["completion_probabilities"][0]["top_logprobs"]}
+            error = max(abs(row[token].item() - value) for token, value in found.items())
+            assert error < 0.2  # llama.cpp rounds activations to 8 bits; a wrong layout is off by several nats
