@@ -248,20 +248,17 @@ def ste(w, type, stored=torch.bfloat16):
 class Rounder:
     """The rounded values of one matrix while it is trained, computed when the matrix has changed and kept until then.
 
-    refresh_every: changes of the matrix, i.e. optimizer steps, between two full searches for scales in training.
+    refresh_every: changes of the matrix, i.e. optimizer steps, between two full searches for scales in training; counts
+        for the types of 256 weights only.
     A change is found by comparing values, because tensors do not tell: torch's fused AdamW leaves `_version` as it was.
     """
 
     def __init__(self, type, refresh_every=1):
-        self.type, self.refresh_every = type, refresh_every
+        self.type, self.refresh_every = type.lower(), refresh_every if type.lower() in kgrids.RANGES else 1
         self.source, self.state = None, 0  # what the matrix is made of, and how often that has changed
-        self.scales, self.fitted, self.counted, self.age = (
-            None,
-            None,
-            None,
-            0,
-        )  # of the states that were trained, not evaluated
-        self.key, self.values = None, None
+        self.scales = self.fitted = None  # of training: the scales, and the state whose search found them
+        self.counted, self.age = None, 0  # the last state that was trained, and how many came since the search
+        self.key = self.values = None
 
     def __call__(self, source, weights, dtype, training):
         """The values in dtype, without gradient.

@@ -151,6 +151,15 @@ def test_reused_scales_are_searched_once_in_so_many_steps(searches):
     assert searches.count("q4_k") == 3 * 6
 
 
+def test_a_type_without_costly_scales_is_exact_at_every_step():
+    models = [lora_model().train(), lora_model().train()]
+    for model, refresh_every in zip(models, (1, 4), strict=True):
+        qat.prepare(model, dict.fromkeys(k_types(model), "f32") | {DOWN: "Q4_0"}, refresh_every)
+        train(model, 6)
+    assert_equal_weights(*models)
+    assert [site.rounder.scales for site in qat.sites(models[1])] == [None] * len(qat.sites(models[1]))
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("refresh_every", [1, 3])
 def test_an_evaluation_does_not_change_the_training(refresh_every, mode):
