@@ -14,8 +14,8 @@ class DistillTrainer(SFTTrainer):
     """SFTTrainer with the Kullback-Leibler divergence of the model from a teacher, over the labelled tokens.
 
     teacher: a model with the same tokenizer, on the same device, never trained here. With the model itself as teacher
-    the loss and its gradient are exactly zero: what moves the weights is only what the model is made to do differently,
-    here rounding. The logged loss is in nats a token, 0 for equal probabilities.
+    the loss is zero, and its gradient but for rounding errors: what moves the weights is only what the model is made to
+    do differently. The logged loss is in nats a token, 0 for equal probabilities.
     """
 
     def __init__(self, *args, teacher, **kwargs):

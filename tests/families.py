@@ -40,9 +40,9 @@ def byte_level(expression, template, special, added=(), **names):
 
 
 def metaspace(template, special, **names):
-    """A SentencePiece-like BPE, blanks as U+2581 (one also after every control token), unknown characters as bytes."""
+    """A SentencePiece-like BPE, blanks as U+2581, unknown characters as bytes."""
     core = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     core.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
     letters = [chr(code) for code in range(33, 127)] + ["\u2581"]
     trainer = trainers.BpeTrainer(

@@ -318,3 +318,14 @@ def test_the_border_is_found_by_tokens_only_behind_a_special_token(family):
     ids, labels = chat.encode(chat.messages(RECORD, fmt), tokenizer, DATE)
     assert border.find(ids) == (labels.count(chat.IGNORE_INDEX) if border.count else None)
     assert border.find(ids + ids) is None
+
+
+@pytest.mark.parametrize("make", [families.gptoss, lambda: families.llama3("llama3_1")], ids=["gptoss", "llama3_1"])
+def test_a_prepared_template_writes_its_date_and_effort_unasked(make):
+    talk = [{"role": "user", "content": "q"}]
+    tokenizer, fmt = make(), "harmony" if make is families.gptoss else "instruction"
+    effort = "high" if fmt == "harmony" else None
+    asked = chat.render(talk, tokenizer, True, DATE, effort)
+    tokenizer = turns.prepare(tokenizer, fmt, DATE, effort)
+    assert chat.render(talk, tokenizer, True) == asked == chat.render(talk, tokenizer, True, DATE, effort)
+    assert ("2026-11-03" if fmt == "harmony" else "03 Nov 2026") in asked

@@ -1,5 +1,6 @@
 """lib/gguf.py on the real llama.cpp, with a random Qwen3-shaped model of 1.5 million parameters."""
 
+import copy
 import json
 import os
 import signal
@@ -12,10 +13,11 @@ import gguf as package
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from lib import gguf, gguf_convert, layout
+from lib import gguf, gguf_convert, layout, qat
 
 CORPUS = [f"A patient aged {n} with fever, chest pain and {n % 7} days of cough isn't well." for n in range(200)]
 TEMPLATE = (
@@ -158,6 +160,77 @@ def test_perplexity_agrees_with_the_same_sum_in_torch(twin, bf16, text):
     assert measured["chunks"] == len(chunks)
     assert measured["ppl"] == pytest.approx(loss.exp().item(), rel=2e-3)
     assert measured == {**gguf.perplexity(bf16, text, ctx=ctx), "seconds": measured["seconds"]}
+
+
+def test_divergence_is_zero_from_itself_and_agrees_with_torch(twin, bf16, text, tmp_path):
+    saved = tmp_path / "probabilities.bin"
+    own = gguf.perplexity(bf16, text, ctx=128, save=saved)
+    again = gguf.perplexity(bf16, text, ctx=128, against=saved)
+    assert again["ppl"] == pytest.approx(own["ppl"], rel=1e-4) and again["chunks"] == own["chunks"]
+    assert again["kld"] == pytest.approx(0, abs=1e-5) and again["same_top"] == 1
+    types = {name: "q4_0" if p.ndim == 2 else "f32" for name, p in twin[1].named_parameters()}
+    file = gguf.quantize(bf16, tmp_path / "q4_0.gguf", "q4_0", dict.fromkeys(gguf.tensor_types(bf16), "q4_0"))
+    found = gguf.perplexity(file, text, ctx=128, against=saved)
+    rounded = qat.quantize_model(copy.deepcopy(twin[1]), types)
+    ids = torch.tensor(twin[2](text.read_text(encoding="utf-8"))["input_ids"])
+    ids = ids[: len(ids) // 128 * 128].view(-1, 128)
+    with torch.no_grad():
+        ours, theirs = (m(ids).logits[:, 64:-1].log_softmax(-1) for m in (twin[1], rounded))
+    expected = (ours.exp() * (ours - theirs)).sum(-1).mean().item()
+    assert found["kld"] == pytest.approx(expected, rel=0.1) and found["kld_stderr"] < found["kld"]
+    top = (ours.argmax(-1) == theirs.argmax(-1)).float().mean().item()
+    assert found["same_top"] == pytest.approx(top, abs=0.03)
+
+
+def test_saved_probabilities_are_bounded(twin, bf16, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf, "LOGITS_BYTES", limit := 3 * 64 * 2 * (len(twin[2]) + 8))
+    found = gguf.perplexity(bf16, text, ctx=128, save=tmp_path / "probabilities.bin")
+    assert found["chunks"] == 3
+    assert limit / 2 < (tmp_path / "probabilities.bin").stat().st_size <= limit
+
+
+def test_a_quantized_file_is_written_out_in_full_and_tells_of_an_importance_matrix(bf16, tmp_path):
+    file = gguf.quantize(bf16, tmp_path / "q4_0.gguf", "q4_0")
+    whole = gguf.quantize(file, tmp_path / "f32.gguf", "f32")
+    stored = dict(gguf.dequantize(file))
+    assert set(gguf.tensor_types(whole).values()) == {"f32"}
+    assert all(np.array_equal(values, stored[name]) for name, values in gguf.dequantize(whole))
+    assert not gguf.imatrix(file)
+    marked = package.GGUFWriter(tmp_path / "marked.gguf", "qwen3")
+    marked.add_string("quantize.imatrix.file", "calibration.dat")
+    marked.add_tensor("token_embd.weight", np.zeros((2, 32), dtype=np.float32))
+    for write in (marked.write_header_to_file, marked.write_kv_data_to_file, marked.write_tensors_to_file):
+        write()
+    marked.close()
+    assert gguf.imatrix(tmp_path / "marked.gguf")
+
+
+def test_an_adapter_is_served_beside_its_base_and_switched(twin, bf16, tmp_path):
+    folder, plain, tokenizer = twin
+    torch.manual_seed(3)
+    config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(copy.deepcopy(plain), config)
+    model.save_pretrained(tmp_path / "adapter")
+    adapter = gguf.convert_lora(tmp_path / "adapter", folder, tmp_path / "adapter.gguf")
+    ids = list(range(260, 280))
+    body = {"prompt": ids, "n_predict": 1, "temperature": 0, "n_probs": 5, "logit_bias": [[265, 100.0]]}
+    with torch.no_grad():
+        off, on = (m(torch.tensor([ids])).logits[0, -1].log_softmax(-1) for m in (plain, model))
+    assert (off - on).abs().max() > 0.5
+    with gguf.serve(bf16, ctx=256, adapters=[adapter]) as url:
+        for scale, expected in ((None, off), (1.0, on), (0.0, off)):
+            if scale is not None:
+                gguf.use_adapters(url, [scale])
+            reply = gguf.request(url, "/completion", body)
+            for entry in reply["completion_probabilities"][0]["top_logprobs"]:
+                assert expected[entry["id"]].item() == pytest.approx(entry["logprob"], abs=0.05)
+
+
+def test_an_adapter_of_another_architecture_is_refused(tmp_path, twin):
+    (tmp_path / "adapter").mkdir()
+    with pytest.raises(ValueError, match="converting adapter adapter failed"):
+        gguf.convert_lora(tmp_path / "adapter", twin[0], tmp_path / "adapter.gguf")
+    assert not (tmp_path / "adapter.gguf").exists()
 
 
 def test_a_text_too_short_for_perplexity_is_named(bf16, text):

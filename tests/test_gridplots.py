@@ -31,3 +31,14 @@ def test_rounding_steps_places_each_loss_and_marks_the_first():
     assert places == [(1.0, 0), (1.1, 0), (1.01, 1), (1.05, 1)]
     assert ax.lines[4].get_xdata()[0] == 1.0
     assert [label.get_text() for label in ax.get_yticklabels()] == ["control", "qat"]
+
+
+def test_two_grids_are_two_panels_of_the_same_weights():
+    weights = torch.linspace(-1, 1, 64)
+    both = {"file": grids.fake_quantize(weights, "q4_0"), "other": weights.round()}
+    axes = gridplots.two_grids(weights, both, 32).axes
+    assert [ax.get_title(loc="left") for ax in axes] == ["file", "other"]
+    for ax, rounded in zip(axes, both.values(), strict=True):
+        assert ax.lines[-1].get_ydata().tolist() == weights.tolist()
+        stems = ax.collections[-1].get_segments()
+        assert [float(stem[1][1]) for stem in stems] == pytest.approx(rounded.tolist())

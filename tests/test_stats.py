@@ -56,6 +56,16 @@ def test_bootstrap_over_questions_covers_the_truth(n):
     assert 0.91 <= hits / runs <= 0.985  # 95 % nominal; two standard errors of 400 runs are 2.2 points
 
 
+def test_a_mean_over_seeds_by_hand():
+    found = stats.mean_interval([1.0, 2.0, 3.0])
+    assert (found["value"], found["n"]) == (2, 3)
+    assert found["high"] - 2 == pytest.approx(4.3027 / 3**0.5, rel=1e-4)  # t(0.975, 2 degrees) is 4.3027
+    assert found["low"] == pytest.approx(4 - found["high"])
+    assert stats.mean_interval([5.0]) == {"value": 5.0, "low": None, "high": None, "n": 1}
+    with pytest.raises(ValueError, match="no value"):
+        stats.mean_interval([])
+
+
 def test_permutation_is_exact_for_few_differences():
     # five positive differences: only all-plus and all-minus are as extreme, 2 of 32 patterns
     assert stats.paired_permutation([2, 3, 4, 5, 6], [1, 1, 1, 1, 1]) == pytest.approx(2 / 32)
