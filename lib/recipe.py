@@ -121,6 +121,7 @@ def _combinations(recipe):
         (data["max_cut"], "data.max_cut", 0, 1),
         (recipe["chat"]["temperature"], "chat.temperature", 0, 2),
         (recipe["run"]["threads"], "run.threads", 1, 1024),
+        (qat["refresh_every"] if qat else 1, "qat.refresh_every", 1, 10**6),
         (data["test_questions"], "data.test_questions", 1, 10**6),
         (recipe["chat"]["batch_size"], "chat.batch_size", 1, 10**4),
     ):
@@ -143,6 +144,15 @@ def _combinations(recipe):
     if judge:
         candidates = ["base", "sft", *(["qat"] if qat else []), *export["quantizations"]]
         _subset(judge["candidates"], candidates, "judge.candidates (with this qat and export)")
+    if qat and not all(type(seed) is int for seed in qat["seeds"]):
+        raise ValueError(f"qat.seeds should list whole numbers, found {qat['seeds']!r}")
+    if qat and qat["refresh_every"] > 1:
+        saved = (recipe["sft"] | qat).get("save_steps")
+        if saved is None or saved % qat["refresh_every"]:
+            raise ValueError(
+                f"qat.refresh_every is {qat['refresh_every']} and qat.save_steps {saved}: make it a multiple, so that a "
+                "resumed run searches for scales at the same steps as an uninterrupted one"
+            )
     if recipe["lora"] and qat and model["quantization"]:
         raise ValueError(
             "qat over a 4-bit base (model.quantization) is not supported: set qat: null or load the base in 16 bits"
