@@ -150,8 +150,8 @@ def _combinations(recipe):
         saved = (recipe["sft"] | qat).get("save_steps")
         if saved is None or saved % qat["refresh_every"]:
             raise ValueError(
-                f"qat.refresh_every is {qat['refresh_every']} and qat.save_steps {saved}: make it a multiple, so that a "
-                "resumed run searches for scales at the same steps as an uninterrupted one"
+                f"qat.refresh_every is {qat['refresh_every']} and qat.save_steps {saved}: make it a multiple, so "
+                "that a resumed run searches for scales at the same steps as an uninterrupted one"
             )
     if recipe["lora"] and qat and model["quantization"]:
         raise ValueError(

@@ -75,7 +75,7 @@ def test_each_set_has_its_own_run_folder():
         ({"qat.scheme": "q4"}, "qat.scheme: found 'q4'.*nearest valid name is 'q4_0'"),
         ({"qat.seeds": ["a"]}, r"qat.seeds should list whole numbers, found \['a'\]"),
         ({"qat.refresh_every": 0}, "qat.refresh_every should be between 1"),
-        ({"qat.refresh_every": 25, "qat.save_steps": 60}, "refresh_every is 25 and qat.save_steps 60: make it a multiple"),
+        ({"qat.refresh_every": 25, "qat.save_steps": 60}, "refresh_every is 25 and qat.save_steps 60: make it a"),
     ],
 )
 def test_what_cannot_work_is_refused_at_load(overrides, said):
