@@ -18,7 +18,7 @@ from lib.files import ROOT
 STAGES = ["01_dataset", "02_baseline", "03_sft", "04_qat", "05_export", "06_judge"]
 SMALL = (
     "model.twin.steps=40 sft.max_steps=6 sft.save_steps=2 sft.eval_steps=3 sft.logging_steps=1 qat.max_steps=4 "
-    "data.test_questions=8 data.eval_fraction=0.01 chat.max_new_tokens=24 judge.questions=6"
+    "qat.seeds=[42,43] data.test_questions=8 data.eval_fraction=0.01 chat.max_new_tokens=24 judge.questions=6"
 )
 
 
@@ -75,10 +75,37 @@ def test_executed_notebooks_hold_no_warnings_and_no_walls_of_text(run):
 def test_what_was_trained_is_what_is_served(run):
     export, trained = record(run, "05_export")["metrics"], record(run, "04_qat")
     assert export["qat_tensors_differing"] == 0 and export["prompts_equal"] == 8
-    assert set(export["perplexity"]) == {"bf16", "q4_0", "q4_k_m", "q5_k_m", "q8_0", "qat q4_0"}
-    assert "fake_quantized.json" in trained["outputs"]
+    files = {"bf16", "q4_0", "q4_k_m", "q5_k_m", "q8_0"}
+    assert set(export["perplexity"]) == files | {"base bf16", "qat bf16", "qat q4_0"}
+    assert export["tensors_compared"] == 35 and "fake_quantized.json" in trained["outputs"]
+    assert abs(export["perplexity"]["bf16"]["kld"]) < 1e-5 < export["perplexity"]["q4_0"]["kld"]
+    floor, own = (export["arithmetic"][name]["kld"] for name in ("q4_0", "qat q4_0"))
+    assert 0 < own < 3 * floor
+    assert export["adapter"]["equal_on"] >= export["adapter"]["asked"] - 1
+    assert {(row["way"], row["seed"]) for row in trained["metrics"]["by_seed"]} == {
+        (way, seed) for way in ("control", "int4", "qat") for seed in (42, 43)
+    }
     names = os.listdir(folder(run) / "05_export" / "gguf")
     assert {"Modelfile", "README.md", "sft-q4_k_m.gguf", "qat-q4_0.gguf"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    "changed, compared",
+    [("qat.scheme=int4_weight_only qat.distill=true", 0), ("qat.scheme=q4_k_m qat.refresh_every=2", 35)],
+)
+def test_other_ways_of_training_on_a_grid(run, tmp_path, changed, compared):
+    copy = tmp_path / "outputs"
+    settings = f"{SMALL.replace('[42,43]', '[]')} qat.save_steps=2 export.quantizations=[q4_k_m] {changed}"
+    for stage in STAGES[:3]:
+        shutil.copytree(folder(run) / stage, folder(copy, settings) / stage)
+    for stage in STAGES[:5]:
+        done = make(copy, stage, settings)
+        assert done.returncode == 0, f"{stage}:\n{done.stdout}\n{done.stderr}"
+        assert ("fresh" in done.stdout) == (stage in STAGES[:3]), f"{stage}: {done.stdout}"
+    export, trained = record(copy, "05_export", settings)["metrics"], record(copy, "04_qat", settings)["metrics"]
+    target = "q4_0" if compared == 0 else "q4_k_m"
+    assert trained["target"] == target and f"qat {target}" in export["perplexity"]
+    assert (export["tensors_compared"], export["qat_tensors_differing"]) == (compared, 0)
 
 
 def test_the_loss_mask_of_the_trainers_own_batch(run):
