@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lib import grids, layout
 from lib.layout import plain_name
+from lib.rounder import Rounder
 
 KEPT = "f32"  # llama.cpp's type for what it does not quantize: norms, biases, routers
 
@@ -66,7 +67,7 @@ def prepare(model, types, refresh_every=1):
             if id(weight) in of_weight:
                 name = of_weight[id(weight)]
                 site = _site(adapted.get(id(weight), module), module, own, name, kinds[name], places[name])
-                site.rounder = grids.Rounder(site.type, refresh_every)
+                site.rounder = Rounder(site.type, refresh_every)
                 sites.append(site)
     _refuse_tied_adapters(sites)
     for site in sites:
@@ -113,20 +114,6 @@ def without_dropout(model):
             for adapter in module.lora_dropout:
                 module.lora_dropout[adapter] = torch.nn.Identity()
     return model
-
-
-@torch.no_grad()
-def merged_bf16(model):
-    """The weights that a merge exports: {parameter name: bfloat16 tensor}, bf16(W + BA) summed in float32.
-
-    Call it on the device that trained: a matrix product on another device can differ in its last bit.
-    """
-    merged = {name: p.to(torch.bfloat16) for name, p in base_parameters(model).items()}
-    names = {id(p): name for name, p in base_parameters(model).items()}
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            merged[names[id(_target(module))]] = _merged(module).to(torch.bfloat16)
-    return merged
 
 
 @torch.no_grad()
@@ -181,7 +168,7 @@ class _Site:
         return self.weight.detach().to(torch.bfloat16)
 
     def made_of(self):
-        """(tag, tensors) that determine the weight: see grids.Rounder."""
+        """(tag, tensors) that determine the weight: see Rounder."""
         weight = self.weight
         return (None, [self.saved()]) if weight.requires_grad else (_tag(weight), [])
 

@@ -48,8 +48,9 @@ def batch_of(made):
 def loss_of_the_file(trained, batch):
     """Cross-entropy of the merged weights on the grid."""
     types = types_of(trained)
+    qat.prepare(trained, types)
     merged = Qwen3ForCausalLM(trained.config)
-    merged.load_state_dict({n: w.float() for n, w in qat.merged_bf16(trained).items()}, strict=False)
+    merged.load_state_dict({site.name: site.saved().float() for site in qat.sites(trained)}, strict=False)
     with torch.no_grad():
         logits = qat.quantize_model(merged.eval(), types)(batch["input_ids"]).logits[:, :-1]
     return cross_entropy(logits.transpose(1, 2), batch["labels"][:, 1:]).item()
