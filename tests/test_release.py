@@ -8,7 +8,7 @@ from lib import release
 class Tokenizer:
     """ChatML as a plain Python function: the second path that the derived Modelfile is compared with."""
 
-    eos_token, eos_token_id = "<|im_end|>", 1
+    bos_token, eos_token, eos_token_id = None, "<|im_end|>", 1
 
     def apply_chat_template(self, turns, tokenize, add_generation_prompt, **more):
         text = "".join(f"<|im_start|>{t['role']}\n{t['content']}<|im_end|>\n" for t in turns)
