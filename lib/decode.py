@@ -80,14 +80,14 @@ def batch(model, prompts, stops, max_new_tokens, pick):
     """Continue prompts until each has produced a stop token or max_new_tokens tokens.
 
     prompts: lists of token ids, best of similar length. stops: set of token ids. pick: from `sampler`.
-    Returns one (generated ids, the stop token included; seconds until its last token) per prompt. Call it inside
-    `evaluation`.
+    Returns one (generated ids, the stop token included; seconds until its first token; until its last) per prompt. Call
+    it inside `evaluation`.
     """
     started = time.perf_counter()
     tokens, mask, positions = left_pad(prompts, model.device)
     cache = DynamicCache(config=model.config)
     shrinkable = all(isinstance(layer, DynamicLayer) for layer in cache.layers)
-    generated, seconds = [[] for _ in prompts], [0.0] * len(prompts)
+    generated, first, seconds = [[] for _ in prompts], 0.0, [0.0] * len(prompts)
     rows, live = list(range(len(prompts))), set(range(len(prompts)))  # rows: prompts in the batch; live: not ended
     for step in range(max_new_tokens):
         output = model(
@@ -99,12 +99,14 @@ def batch(model, prompts, stops, max_new_tokens, pick):
             logits_to_keep=1,
         )
         following = pick(output.logits[:, -1])
-        for row, token in zip(rows, following.tolist(), strict=True):
+        chosen, now = following.tolist(), time.perf_counter() - started  # tolist waits for the device
+        first = first or now
+        for row, token in zip(rows, chosen, strict=True):
             if row in live:
                 generated[row].append(token)
                 if token in stops or step == max_new_tokens - 1:
                     live.discard(row)
-                    seconds[row] = time.perf_counter() - started
+                    seconds[row] = now
         if not live:
             break
         if shrinkable and len(live) <= (1 - DROP_SHARE) * len(rows):
@@ -114,4 +116,4 @@ def batch(model, prompts, stops, max_new_tokens, pick):
             following, mask, positions = following[kept], mask[kept], positions[kept]
         tokens, positions = following[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-    return list(zip(generated, seconds, strict=True))
+    return [(ids, first, last) for ids, last in zip(generated, seconds, strict=True)]

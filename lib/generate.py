@@ -1,13 +1,17 @@
 """Answers from a transformers model, or from any server that speaks the OpenAI protocol, in one shape.
 
-An answer is {"id", "text", "tokens", "finish", "seconds"}:
+An answer is {"id", "text", "tokens", "finish", "first_s", "seconds"}:
     text     the complete assistant turn without stop tokens, reasoning tags included, also those that the template or
              the server kept apart, so that lib.answers sees one form whoever generated
     tokens   number of generated tokens, the stop token included
     finish   "stop" (the model ended its turn), "length" (cut at max_new_tokens) or "error" (no answer came)
-    seconds  wall time from the start of its batch or request to its last token: a latency, not a share of the cost
+    first_s  wall time from the start of its batch or request to its first token
+    seconds  wall time to its last token: a latency, not a share of the cost
+With `keep`, answers are written to a file as they come; a run that was killed asks for the rest only.
 """
 
+import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,8 +19,10 @@ from dataclasses import dataclass, field
 import openai
 
 from lib import chat, decode
-from lib.endpoint import client, complete
+from lib.endpoint import client, stream
+from lib.files import sha256_json
 
+NEW_LIMIT = ("o1", "o3", "o4", "gpt-5")  # models of OpenAI that refuse max_tokens
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|return|>", "<|call|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
 
 
@@ -27,6 +33,43 @@ def stop_ids(model, tokenizer):
     ids = set(own if isinstance(own, (list, tuple)) else [own]) | {tokenizer.eos_token_id}
     vocabulary = tokenizer.get_vocab()
     return {int(i) for i in ids | {vocabulary.get(token) for token in END_OF_TURN} if i is not None}
+
+
+class Kept:
+    """Answers on disk, one JSON line each, in the order they came; those of other prompts or settings are not read.
+
+    path: the file, or None to keep nothing. settings: JSON values that decide what is answered. A line that a kill cut
+    short is dropped.
+    """
+
+    def __init__(self, path, prompts, settings):
+        self.path, self.lock, self.answers = path, threading.Lock(), {}
+        self.keys = {p["id"]: sha256_json([p["messages"], settings])[:16] for p in prompts}
+        if path and path.exists():
+            whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+            for line in map(json.loads, filter(None, whole.split("\n"))):
+                if self.keys.get(line["answer"]["id"]) == line["key"]:
+                    self.answers[line["answer"]["id"]] = line["answer"]
+            path.write_text("".join(self._line(answer) for answer in self.answers.values()), encoding="utf-8")
+
+    def _line(self, answer):
+        return json.dumps({"key": self.keys[answer["id"]], "answer": answer}, ensure_ascii=False) + "\n"
+
+    def add(self, answer):
+        """Keep an answer. One that never came ("error") is asked again by the next run."""
+        with self.lock:
+            self.answers[answer["id"]] = answer
+            if self.path and answer["finish"] != "error":
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with open(self.path, "a", encoding="utf-8") as file:
+                    file.write(self._line(answer))
+
+    def missing(self, prompts):
+        return [prompt for prompt in prompts if prompt["id"] not in self.answers]
+
+    def ordered(self, prompts):
+        """All answers in prompt order."""
+        return [self.answers[prompt["id"]] for prompt in prompts]
 
 
 def transformers(
@@ -40,30 +83,44 @@ def transformers(
     seed=42,
     date=None,
     effort=None,
+    keep=None,
     progress=None,
 ):
     """Answer prompts with a causal language model; greedy unless temperature > 0. Returns answers in prompt order.
 
     prompts: list of {"id", "messages"}, rendered with the tokenizer's chat template (date, effort: see chat.render).
-    progress: called with (answered, total) after each batch. Prompts are batched by length, so that padding is small,
+    keep: file for answers as they come; the same call after a kill goes on from it. progress: called with (answered,
+    total) after each batch. Prompts are batched by length, so that padding is small,
     left-padded, and rows leave the batch once they have ended. Raises ValueError where a prompt has no tokens.
     """
-    texts = [chat.render(prompt["messages"], tokenizer, True, date, effort) for prompt in prompts]
+    settings = [max_new_tokens, temperature, seed, date, effort]
+    kept = Kept(keep, prompts, [*settings, _identity(model)] if keep else settings)
+    rest = kept.missing(prompts)
+    texts = [chat.render(prompt["messages"], tokenizer, True, date, effort) for prompt in rest]
     encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     if not all(encoded):
-        raise ValueError(f"prompt {prompts[encoded.index([])]['id']!r} has no tokens: look at the chat template")
-    stops, answers = stop_ids(model, tokenizer), [None] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: (-len(encoded[i]), i))  # longest first: memory runs out early
+        raise ValueError(f"prompt {rest[encoded.index([])]['id']!r} has no tokens: look at the chat template")
+    stops = stop_ids(model, tokenizer)
+    order = sorted(range(len(rest)), key=lambda i: (-len(encoded[i]), i))  # longest first: memory runs out early
     pick = decode.sampler(temperature, seed, model.device)
     with decode.evaluation(model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             outcomes = decode.batch(model, [encoded[i] for i in rows], stops, max_new_tokens, pick)
-            for i, (ids, seconds) in zip(rows, outcomes, strict=True):
-                answers[i] = _answer(prompts[i]["id"], texts[i], ids, stops, tokenizer) | {"seconds": seconds}
+            for i, (ids, first, seconds) in zip(rows, outcomes, strict=True):
+                times = {"first_s": first, "seconds": seconds}
+                kept.add(_answer(rest[i]["id"], texts[i], ids, stops, tokenizer) | times)
             if progress:
-                progress(min(start + batch_size, len(order)), len(order))
-    return answers
+                progress(len(prompts) - len(order) + min(start + batch_size, len(order)), len(prompts))
+    return kept.ordered(prompts)
+
+
+def _identity(model):
+    """Hash of a sample of every parameter, 64 values each: another training gives another hash."""
+    sample = {
+        name: p.detach().flatten()[:: max(1, p.numel() // 64)].double().tolist() for name, p in model.named_parameters()
+    }
+    return sha256_json(sample)
 
 
 def _answer(name, prompt, ids, stops, tokenizer):
@@ -84,6 +141,8 @@ class Server:
     slots: int = 1
     api_key: str = "none"
     extra_body: dict = field(default_factory=dict)
+    keep: object = None
+    identity: str | None = None
     progress: object = None
 
 
@@ -91,57 +150,54 @@ def server(base_url, prompts, max_new_tokens, **options):
     """Answer prompts through an OpenAI-compatible server (llama-server, vLLM, Ollama, the OpenAI API), in order.
 
     prompts: list of {"id", "messages"}. options: fields of Server. slots: requests under way at once; 1 is what makes
-    two runs against llama-server identical. An answer that does not come in timeout_s has finish "error" and text "".
+    two runs against llama-server identical. keep: as for `transformers`,
+    with `identity` naming what is served where the address does not. An answer that does not come in timeout_s has
+    finish "error" and text "". base_url: None for api.openai.com.
     Raises ConnectionError when the server cannot be reached, ValueError when it refuses the request.
     """
     how = Server(**options)
     api = client(base_url, how.api_key)
-    done = []
+    kept = Kept(
+        how.keep, prompts, [how.identity or base_url, how.model, how.temperature, max_new_tokens, how.extra_body]
+    )
 
     def ask(prompt):
-        answer = _ask(api, how, prompt, max_new_tokens)
-        done.append(answer["id"])
+        kept.add(_ask(api, how, prompt, max_new_tokens))
         if how.progress:
-            how.progress(len(done), len(prompts))
-        return answer
+            how.progress(len(kept.answers), len(prompts))
 
     with ThreadPoolExecutor(how.slots) as pool:
-        return list(pool.map(ask, prompts))
+        list(pool.map(ask, kept.missing(prompts)))
+    return kept.ordered(prompts)
 
 
 def _ask(api, how, prompt, max_new_tokens):
-    request = {"model": how.model, "messages": prompt["messages"], "max_tokens": max_new_tokens}
+    limit = "max_completion_tokens" if how.model.startswith(NEW_LIMIT) else "max_tokens"
+    request = {"model": how.model, "messages": prompt["messages"], limit: max_new_tokens}
     if how.temperature is not None:
         request["temperature"] = how.temperature
     start = time.monotonic()
     try:
-        reply, _ = complete(api, request | {"extra_body": how.extra_body}, how.timeout_s)
+        reply = stream(api, request | {"extra_body": how.extra_body}, how.timeout_s)
     except (openai.APITimeoutError, openai.RateLimitError, openai.InternalServerError, ValueError):
-        return _missing(prompt["id"], time.monotonic() - start)
+        seconds = time.monotonic() - start
+        return {"id": prompt["id"], "text": "", "tokens": 0, "finish": "error", "first_s": seconds, "seconds": seconds}
     except openai.APIConnectionError as error:
         raise ConnectionError(f"no server at {api.base_url}: {error}. Is llama-server still running?") from error
     except openai.APIStatusError as error:
         raise ValueError(f"{api.base_url} refused prompt {prompt['id']!r}: {error}") from error
-    choice, usage = reply.choices[0], reply.usage
-    finish = choice.finish_reason if choice.finish_reason in ("stop", "length") else "error"
-    tokens = usage.completion_tokens if usage else 0
     return {
         "id": prompt["id"],
-        "text": whole_turn(choice.message),
-        "tokens": tokens,
-        "finish": finish,
-        "seconds": time.monotonic() - start,
+        "text": whole_turn(reply["content"], reply["reasoning"]),
+        "tokens": reply["tokens"],
+        "finish": reply["finish"] if reply["finish"] in ("stop", "length") else "error",
+        "first_s": reply["first_s"],
+        "seconds": reply["seconds"],
     }
 
 
-def _missing(name, seconds):
-    return {"id": name, "text": "", "tokens": 0, "finish": "error", "seconds": seconds}
-
-
-def whole_turn(message):
+def whole_turn(content, reasoning=""):
     """The assistant turn as one text; reasoning that a server split off goes back into its tags, closed or not."""
-    extra = message.model_extra or {}
-    reasoning, content = extra.get("reasoning_content") or extra.get("reasoning") or "", message.content or ""
     if not reasoning:
         return content
     return f"<think>\n{reasoning}" + (f"\n</think>\n\n{content}" if content else "")

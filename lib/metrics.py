@@ -97,13 +97,26 @@ def summary(rows):
 
 
 def latency(answers):
-    """Seconds per answer: {"median_s", "p95_s"}, by nearest rank, and "tokens", the number generated in all."""
-    seconds = sorted(answer["seconds"] for answer in answers)
-    if not seconds:
-        raise ValueError("no answers to take the latency of")
-    at = math.ceil(0.95 * len(seconds)) - 1
-    tokens = sum(answer["tokens"] for answer in answers)
-    return {"median_s": statistics.median(seconds), "p95_s": seconds[at], "tokens": tokens}
+    """How long answers took: {"first_s", "seconds", "tokens_per_s"}, each {"median", "p95"}, and "tokens" in all.
+
+    first_s: seconds to the first token; tokens_per_s: of one answer, from its first token to its last. p95 by nearest
+    rank; of the rate it is the slow end. Answers that never came ("error") are not among them.
+    """
+    came = [answer for answer in answers if answer["finish"] != "error"]
+    if not came:
+        raise ValueError(f"none of the {len(answers)} answers came: there is no latency to take")
+    rates = [(a["tokens"] - 1) / (a["seconds"] - a["first_s"]) for a in came if a["seconds"] > a["first_s"]]
+    return {
+        "first_s": _spread([answer["first_s"] for answer in came]),
+        "seconds": _spread([answer["seconds"] for answer in came]),
+        "tokens_per_s": _spread(rates, slow=-1) if rates else None,
+        "tokens": sum(answer["tokens"] for answer in came),
+    }
+
+
+def _spread(values, slow=1):
+    ordered = sorted(values, reverse=slow < 0)
+    return {"median": statistics.median(ordered), "p95": ordered[math.ceil(0.95 * len(ordered)) - 1]}
 
 
 def likelihood(model, tokenizer, records, batch_size=16, progress=None):

@@ -1,8 +1,9 @@
-"""Judging for real: one call per question and order, with bounded retries, a deadline, a budget, and a count."""
+"""Judging for real: one verdict per question and order, with bounded retries, a deadline, a cap, and a count."""
 
-import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 
 import openai
 
@@ -11,143 +12,174 @@ from lib.endpoint import client, complete
 
 CONTENT_TRIES = 3  # the first reply and two more with fresh codes; then one repair of the last reply
 CHARS_PER_TOKEN = 3.5  # for the estimate before a call; what a call cost is taken from its usage
+TOKENS_PER_VERDICT = 60
+POLL_S = 0.2  # how often a verdict that another runner is after is looked for
 
 
-def tasks(items, orders_per_question=1):
-    """Calls to make: [(item, order of its models)], Williams rows dealt to questions in turn.
+@dataclass(frozen=True)
+class Task:
+    """One verdict to get: an item, the order in which its models are shown, and which repeat of the call it is."""
 
-    Over any run of as many questions as there are rows, each candidate stands equally often at each place.
+    item: dict
+    order: tuple
+    repeat: int = 0
+
+    def key(self, judge):
+        return (self.item["id"], judge.name, ">".join(self.order), protocol.content_hash(self.item, self.order),
+                self.repeat)  # fmt: skip
+
+    def messages(self, judge, attempt):
+        """(messages, codes) of one attempt; every attempt has fresh codes, the same ones when it is made again."""
+        labels = protocol.codes(f"{self.item['id']} {judge.name} {self.order} {self.repeat} {attempt}", len(self.order))
+        return protocol.prompt(self.item, self.order, labels), labels
+
+    def usd(self, judge):
+        """Dollars that one call will cost, by length."""
+        messages = protocol.prompt(self.item, self.order, ["XX0"] * len(self.order))
+        tokens_in = sum(len(message["content"]) for message in messages) / CHARS_PER_TOKEN
+        return _usd(judge, tokens_in, TOKENS_PER_VERDICT * len(self.order))
+
+
+def tasks(items, orders_per_question=1, repeats=0):
+    """Calls to make: Williams rows dealt to questions in turn; then `repeats` of the first calls once more.
+
+    Over as many questions as there are rows, each candidate stands equally often at each place.
     """
     models = sorted(items[0]["answers"])
     rows = protocol.williams(len(models))
-    dealt = [(i, (i + k) % len(rows)) for i in range(len(items)) for k in range(orders_per_question)]
-    return [(items[i], [models[place] for place in rows[row]]) for i, row in dealt]
+    step = max(1, len(rows) // 2)  # the second order of a question has other neighbours and places than the first
+    dealt = [
+        Task(item, tuple(models[place] for place in rows[(i + k * step) % len(rows)]))
+        for i, item in enumerate(items)
+        for k in range(min(orders_per_question, len(rows)))
+    ]
+    return dealt + [Task(task.item, task.order, 1) for task in dealt[:repeats]]
 
 
 def estimate(judge, work):
     """Dollars that asking `judge` for `work` will cost, cache aside: tokens by length, no retries."""
-    return sum(_call_usd(judge, item, order) for item, order in work)
-
-
-def _call_usd(judge, item, order):
-    messages = protocol.prompt(item, order, ["XX0"] * len(order))
-    tokens_in = sum(len(message["content"]) for message in messages) / CHARS_PER_TOKEN
-    return _usd(judge, tokens_in, 60 * len(order))
+    return sum(task.usd(judge) for task in work)
 
 
 def _usd(judge, tokens_in, tokens_out):
     return (tokens_in * judge.usd_per_mtok[0] + tokens_out * judge.usd_per_mtok[1]) / 1e6
 
 
-class Budget:
-    """Dollars that calls under way and made may add up to; shared by threads."""
+def request(judge, messages, labels, strict=True):
+    """Fields of chat.completions.create for one call. strict: with a schema and temperature 0."""
+    form = {"type": "json_schema", "json_schema": protocol.schema(labels)}
+    extras = {"temperature": 0.0, "response_format": form} if strict else {}
+    return {"model": judge.model, "messages": messages} | extras
 
-    def __init__(self, max_usd, spent):
-        self.left, self.lock = max_usd - spent, threading.Lock()
 
-    def reserve(self, usd):
-        """Whether the call may be made; if so its estimate is set aside."""
-        with self.lock:
-            if usd > max(self.left, 0.0):
-                return False
-            self.left -= usd
-            return True
-
-    def settle(self, reserved, actual):
-        with self.lock:
-            self.left += reserved - actual
+def read(judge, reply, labels, price=1.0):
+    """(verdict or None, text, fault or None, (tokens in, tokens out, dollars)) of a chat completion."""
+    choice, usage = reply.choices[0], reply.usage
+    tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+    text, verdict, fault = choice.message.content or "", None, None
+    if choice.message.refusal or choice.finish_reason == "content_filter":
+        fault = "the judge refused"
+    elif choice.finish_reason == "length":
+        fault = "the reply was cut"
+    else:
+        try:
+            verdict = protocol.parse(text, labels)
+        except protocol.ContentFault as error:
+            fault = str(error)
+    return verdict, text, fault, (*tokens, price * _usd(judge, *tokens))
 
 
 class Session:
     """One judge being asked: its client, its limits, and whether its server takes a schema and a temperature."""
 
-    def __init__(self, judge, budget, timeout_s):
-        self.judge, self.budget, self.timeout_s = judge, budget, timeout_s
+    def __init__(self, judge, store, timeout_s, max_usd):
+        self.judge, self.store, self.timeout_s, self.max_usd = judge, store, timeout_s, max_usd
         self.api, self.strict = client(judge.base_url, judge.api_key), True
 
     def call(self, messages, labels):
-        """(text, (tokens in, tokens out, dollars), fault or None) of one request, transport faults retried."""
-        request = {"model": self.judge.model, "messages": messages}
-        extras = {
-            "temperature": 0.0,
-            "response_format": {"type": "json_schema", "json_schema": protocol.schema(labels)},
-        }
+        """One completion, transport faults retried until timeout_s."""
         try:
-            reply, _ = complete(self.api, request | (extras if self.strict else {}), self.timeout_s)
+            return complete(self.api, request(self.judge, messages, labels, self.strict), self.timeout_s)[0]
         except openai.BadRequestError:
             if not self.strict:
                 raise
-            reply, _ = complete(self.api, request, self.timeout_s)
+            reply, _ = complete(self.api, request(self.judge, messages, labels, False), self.timeout_s)
             self.strict = False
-        choice, usage = reply.choices[0], reply.usage
-        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        fault = None
-        if choice.message.refusal or choice.finish_reason == "content_filter":
-            fault = "the judge refused"
-        elif choice.finish_reason == "length":
-            fault = "the reply was cut"
-        return choice.message.content or "", (*tokens, _usd(self.judge, *tokens)), fault
+            return reply
 
-    def ask(self, item, order):
-        """(verdict or None, attempt, cause of failure or None, calls made) of one question in one order.
+    def verdict(self, task):
+        """(verdict or None, cause of failure or None, calls made) of a task, which may be another runner's work."""
+        key, usd = task.key(self.judge), task.usd(self.judge)
+        while True:
+            state = self.store.claim(key, usd, self.max_usd, (CONTENT_TRIES + 1) * self.timeout_s + 10)
+            if state == "claimed":
+                verdict, attempt, cause, calls = None, 0, "stopped", 0
+                try:
+                    verdict, attempt, cause, calls = self._ask(task, key, usd)
+                finally:
+                    self.store.settle(key, attempt, verdict, cause)
+                return verdict, cause, calls
+            if state == "done":
+                return self.store.get(key), None, 0
+            if state == "failed":
+                return None, self.store.failure(key), 0
+            if state == "budget":
+                return None, "budget", 0
+            time.sleep(POLL_S)
 
-        Content faults get CONTENT_TRIES replies under fresh codes, then one repair of the last; a transport fault
-        that outlives the deadline ends it.
-        """
-        expected, calls, fault, reply = _call_usd(self.judge, item, order), [], None, ""
+    def _ask(self, task, key, usd):
+        """(verdict or None, attempt, cause or None, calls). CONTENT_TRIES replies, then one repair of the last."""
+        fault, text, calls = None, "", 0
         for attempt in range(CONTENT_TRIES + 1):
             if attempt < CONTENT_TRIES:
-                labels = protocol.codes(f"{item['id']} {self.judge.name} {order} {attempt}", len(order))
-                messages = protocol.prompt(item, order, labels)
+                messages, labels = task.messages(self.judge, attempt)
             else:
                 again = protocol.REPAIR.format(fault=fault, codes=", ".join(labels))
-                messages += [{"role": "assistant", "content": reply}, {"role": "user", "content": again}]
-            if not self.budget.reserve(expected):
+                messages += [{"role": "assistant", "content": text}, {"role": "user", "content": again}]
+            if attempt and not self.store.may_spend(key, usd, self.max_usd):
                 return None, attempt, "budget", calls
+            calls += 1
             try:
-                reply, cost, fault = self.call(messages, labels)
+                reply = self.call(messages, labels)
             except (openai.OpenAIError, ValueError) as error:  # the deadline has passed, or no retry would mend it
-                self.budget.settle(expected, 0.0)
-                return None, attempt, f"transport: {type(error).__name__}", [*calls, ("transport", 0, 0, 0.0)]
-            self.budget.settle(expected, cost[2])
-            try:
-                verdict = None if fault else protocol.parse(reply, labels)
-            except protocol.ContentFault as error:
-                fault = str(error)
-            calls.append(("content" if fault else "valid", *cost))
-            if not fault:
+                self.store.record_call(self.judge.name, "transport", 0, 0, 0.0)
+                return None, attempt, f"transport: {type(error).__name__}", calls
+            verdict, text, fault, cost = read(self.judge, reply, labels)
+            self.store.record_call(self.judge.name, "content" if fault else "valid", *cost)
+            if verdict:
                 return verdict, attempt, None, calls
-        return None, attempt, "content", calls
+        return None, attempt, f"content: {fault.split(':')[0]}", calls
 
 
 def run(judge, work, store, *, timeout_s, max_usd, progress=None):
-    """Ask one judge for all verdicts of `work` that the store does not hold; returns (rows, coverage).
+    """Get all verdicts of `work` that the store does not hold from one judge; returns (rows, coverage).
 
-    work: from `tasks`. store: a verdicts.Store. timeout_s: bound of one call with its transport retries.
-    rows: one per question, order and model, see _rows. coverage: {"asked", "judged", "invalid": {cause: count},
-    "incomplete", "calls", "usd"}; a question without a valid verdict is missing for all models alike.
+    work: from `tasks`. store: a verdicts.Store, shared with any other runner. timeout_s: bound of one call with its
+    transport retries. rows: one per question, order, repeat and model, see _rows. coverage: {"asked", "judged",
+    "invalid": {cause: count}, "incomplete", "calls", "usd"}; what has no valid verdict is missing for all models
+    alike.
     """
-    session = Session(judge, Budget(max_usd, store.spent()), timeout_s)
-    rows, invalid, pending, calls_made, spent = [], Counter(), {}, 0, store.spent(judge.name)
+    session, before = Session(judge, store, timeout_s, max_usd), store.spent(judge.name)
+    rows, invalid, calls_made, pending = [], Counter(), 0, {}
     with ThreadPoolExecutor(judge.slots) as pool:
-        for item, order in work:
-            key = (item["id"], judge.name, ">".join(order), protocol.content_hash(item, order))
-            if verdict := store.get(*key):
-                rows += _rows(judge, item, order, verdict)
-            else:
-                pending[pool.submit(session.ask, item, order)] = (key, item, order)
-        for done, future in enumerate(as_completed(pending), start=len(work) - len(pending) + 1):
-            key, item, order = pending[future]
-            verdict, attempt, cause, calls = future.result()
-            calls_made += len(calls)
-            store.record_calls(judge.name, calls)
-            if verdict:
-                store.put(key, attempt, verdict)
-                rows += _rows(judge, item, order, verdict)
-            else:
-                invalid[cause] += 1
-            if progress:
-                progress(done, len(work))
+        try:
+            for task in work:
+                if verdict := store.get(task.key(judge)):
+                    rows += _rows(judge, task, verdict)
+                else:
+                    pending[pool.submit(session.verdict, task)] = task
+            for done, future in enumerate(as_completed(pending), start=len(work) - len(pending) + 1):
+                verdict, cause, calls = future.result()
+                calls_made += calls
+                if verdict:
+                    rows += _rows(judge, pending[future], verdict)
+                else:
+                    invalid[cause] += 1
+                if progress:
+                    progress(done, len(work))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # an interrupted cell ends after the calls under way
+            raise
     missing = sum(invalid.values())
     coverage = {
         "asked": len(work),
@@ -155,31 +187,45 @@ def run(judge, work, store, *, timeout_s, max_usd, progress=None):
         "invalid": dict(sorted(invalid.items())),
         "incomplete": missing > protocol.MAX_INVALID * len(work),
         "calls": calls_made,
-        "usd": store.spent(judge.name) - spent,
+        "usd": store.spent(judge.name) - before,
     }
-    return sorted(rows, key=lambda row: (row["question"], row["order"], row["model"])), coverage
+    return sorted(rows, key=lambda row: (row["question"], row["order"], row["repeat"], row["model"])), coverage
 
 
-def _rows(judge, item, order, verdict):
-    """One row per model: question, judge, is_llm_judge, order, model, position, score, rank, correct, safety_issue.
+def _rows(judge, task, verdict):
+    """One row per model: question, judge, is_llm_judge, order, repeat, model, position (from 0), score, rank, correct,
+    safety_issue, raw_score, raw_rank, length (words).
 
-    A model whose answer was empty or cut loses whatever the judge says: score 1, last rank.
+    A model whose answer was empty or cut loses whatever the judge says: score 1, last rank. raw_*: what it said.
     """
-    rows = []
-    for position, (model, v) in enumerate(zip(order, verdict, strict=True)):
-        empty = not item["answers"][model].strip()
+    rows, answers = [], task.item["answers"]
+    for position, (model, v) in enumerate(zip(task.order, verdict, strict=True)):
+        empty = not answers[model].strip()
         rows.append(
             {
-                "question": item["id"],
+                "question": task.item["id"],
                 "judge": judge.name,
                 "is_llm_judge": True,
-                "order": ">".join(order),
+                "order": ">".join(task.order),
+                "repeat": task.repeat,
                 "model": model,
                 "position": position,
                 "score": 1 if empty else v["score"],
-                "rank": len(order) if empty else v["rank"],
+                "rank": len(task.order) if empty else v["rank"],
                 "correct": "no" if empty else v["correct_vs_reference"],
                 "safety_issue": v["safety_issue"],
+                "raw_score": v["score"],
+                "raw_rank": v["rank"],
+                "length": len(answers[model].split()),
             }
         )
     return rows
+
+
+def bounds(statistic, missing):
+    """(low, high) of a share over judged calls if all `missing` calls had gone against or for it.
+
+    statistic: a list of values in [0, 1], one per judged call.
+    """
+    total = len(statistic) + missing
+    return (sum(statistic) / total, (sum(statistic) + missing) / total) if total else (0.0, 1.0)

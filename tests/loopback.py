@@ -1,6 +1,7 @@
 """A real HTTP server on loopback that speaks, or misspeaks, the OpenAI protocol; shared by several test files."""
 
 import json
+import re
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,12 +22,16 @@ class Endpoint:
                     number = len(endpoint.bodies)
                 status, headers, text, delay = reply(body, number)
                 time.sleep(delay)
+                if body.get("stream") and status == 200:
+                    headers, text = streamed(headers, text)
                 self.send_response(status)
                 for name, value in {"Content-Type": "application/json", **headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
                 try:
-                    self.wfile.write(text.encode())
+                    for part in [text] if isinstance(text, str) else text:  # a list dribbles
+                        self.wfile.write(part.encode())
+                        time.sleep(0 if isinstance(text, str) else 0.1)
                 except (BrokenPipeError, ConnectionResetError):
                     pass  # the client has given up, as it should
 
@@ -43,6 +48,24 @@ class Endpoint:
     def __exit__(self, *error):
         self.http.shutdown()
         self.http.server_close()
+
+
+def streamed(headers, text):
+    """A completion as the pieces of a stream, or the text as it is where it is no whole completion."""
+    try:
+        whole = json.loads(text)
+        choice = whole["choices"][0]
+    except (ValueError, LookupError):
+        return headers, text
+    message, pieces = choice["message"], []
+    for field in ("reasoning_content", "content"):
+        words = re.findall(r"\s*\S+|\s+$", message.get(field) or "")
+        pieces += [{"index": 0, "delta": {field: word}, "finish_reason": None} for word in words]
+    pieces.append({"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]})
+    chunks = [whole | {"object": "chat.completion.chunk", "choices": [piece], "usage": None} for piece in pieces]
+    chunks.append(whole | {"object": "chat.completion.chunk", "choices": []})
+    lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks]
+    return headers | {"Content-Type": "text/event-stream"}, "".join([*lines, "data: [DONE]\n\n"])
 
 
 def completion(content, finish="stop", **message):

@@ -1,3 +1,5 @@
+import time
+
 import openai
 import pytest
 from loopback import Endpoint, completion
@@ -45,3 +47,53 @@ def test_the_last_fault_is_raised_at_the_deadline():
 
 def test_retry_after_is_read_and_bounded():
     assert [endpoint._seconds(text) for text in ("2", "600", "Fri, 20 Nov 2026", None)] == [2.0, 30.0, 0.0, 0.0]
+
+
+def test_a_server_that_dribbles_is_left_at_the_deadline():
+    with Endpoint(lambda body, n: (200, {}, list(completion("late")), 0)) as server:  # 0.1 s a character
+        start = time.monotonic()
+        with pytest.raises(openai.APITimeoutError):
+            endpoint.complete(endpoint.client(server.url), REQUEST, 0.8)
+        with pytest.raises(openai.OpenAIError):
+            endpoint.stream(endpoint.client(server.url), REQUEST, 0.8)
+        assert time.monotonic() - start < 5
+
+
+def test_a_hung_connection_is_tried_again_before_the_deadline():
+    def reply(body, number):
+        return 200, {}, completion("ok"), 5 if number == 1 else 0
+
+    with Endpoint(reply) as server:
+        got, attempts = endpoint.complete(endpoint.client(server.url), REQUEST, 1.0)
+    assert (got.choices[0].message.content, attempts) == ("ok", 2)
+
+
+def test_faults_last_until_the_deadline_whatever_the_server_asks_for():
+    with Endpoint(lambda body, n: (429, {"Retry-After": "600"}, "{}", 0)) as server:
+        start = time.monotonic()
+        with pytest.raises(openai.RateLimitError):
+            endpoint.complete(endpoint.client(server.url), REQUEST, 1.0)
+        assert 0.85 <= time.monotonic() - start < 5
+
+
+def test_a_stream_gives_the_text_the_count_and_the_first_token():
+    with Endpoint(lambda body, n: (200, {}, completion("one two", reasoning_content="why"), 0.1)) as server:
+        got = endpoint.stream(endpoint.client(server.url), REQUEST, 5)
+    assert (got["content"], got["reasoning"], got["tokens"], got["finish"]) == ("one two", "why", 7, "stop")
+    assert 0.1 <= got["first_s"] <= got["seconds"]
+
+
+def test_a_stream_that_ends_early_is_asked_again():
+    cut = 'data: {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "m", "choices": []}\n\n'
+
+    def reply(body, number):
+        return (
+            200,
+            {"Content-Type": "text/event-stream"} if number == 1 else {},
+            cut if number == 1 else completion("ok"),
+            0,
+        )
+
+    with Endpoint(reply) as server:
+        assert endpoint.stream(endpoint.client(server.url), REQUEST, 5)["content"] == "ok"
+        assert len(server.bodies) == 2

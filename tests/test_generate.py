@@ -115,3 +115,50 @@ def test_what_no_retry_mends_is_said_at_once():
         assert len(server.bodies) == 1
     with pytest.raises(ConnectionError, match="no server at"):
         generate.server("http://127.0.0.1:9", prompts("a"), 9, timeout_s=0.3)
+
+
+def test_answers_are_kept_as_they_come_and_a_second_run_asks_for_the_rest(tmp_path):
+    file, asked = tmp_path / "cache" / "a.jsonl", prompts("a", "b", "c", "d")
+
+    def broken(body, number):
+        return (400, {}, '{"error": {"message": "gone"}}', 0) if number == 3 else (200, {}, completion("yes"), 0)
+
+    with Endpoint(broken) as server:
+        with pytest.raises(ValueError, match="gone"):
+            generate.server(server.url, asked, 9, keep=file, identity="m")
+    file.write_text(file.read_text() + '{"key": "cut in the mid')
+    with Endpoint(lambda body, n: (200, {}, completion("later"), 0)) as server:
+        got = generate.server(server.url, asked, 9, keep=file, identity="m")
+        questions = [body["messages"][0]["content"] for body in server.bodies]
+        kept = [a["text"] for a in got].count("yes")
+        assert kept >= 2 and len(questions) == 4 - kept and "c" in questions
+        assert generate.server(server.url, asked, 9, keep=file, identity="m") == got
+        assert len(server.bodies) == 4 - kept
+        generate.server(server.url, asked, 9, keep=file, identity="another model")
+        assert len(server.bodies) == 8 - kept
+
+
+def test_a_killed_generation_goes_on_with_the_same_answers(model, tokenizer, tmp_path):
+    file = tmp_path / "answers.jsonl"
+
+    def stop(done, total):
+        if done >= 4:
+            raise KeyboardInterrupt
+
+    whole = generate.transformers(model, tokenizer, QUESTIONS, 12, 2)
+    with pytest.raises(KeyboardInterrupt):
+        generate.transformers(model, tokenizer, QUESTIONS, 12, 2, keep=file, progress=stop)
+    assert len(file.read_text().splitlines()) == 4
+    asked = []
+    again = generate.transformers(model, tokenizer, QUESTIONS, 12, 2, keep=file, progress=lambda *at: asked.append(at))
+    assert asked == [(6, 8), (8, 8)] and [a["text"] for a in again] == [a["text"] for a in whole]
+    other = random_model(tokenizer, seed=4)
+    assert generate.transformers(other, tokenizer, QUESTIONS, 12, 8, keep=file) != again
+
+
+def test_times_are_ordered(model, tokenizer):
+    for answer in generate.transformers(model, tokenizer, QUESTIONS, 12, 4):
+        assert 0 < answer["first_s"] <= answer["seconds"]
+    with Endpoint(lambda body, n: (200, {}, completion("one two three"), 0.05)) as server:
+        got = generate.server(server.url, prompts("a"), 9)[0]
+    assert 0.05 <= got["first_s"] <= got["seconds"]

@@ -28,14 +28,14 @@ def test_key_terms_leave_out_the_letter_and_fillers():
 
 
 def test_scores_by_hand():
-    assert scored(REFERENCE) == {"score": 10.0, "correct": True, "recall": 1.0, "mismatch": False}
-    assert scored("Answer: B") == {"score": 7.0, "correct": True, "recall": 0.0, "mismatch": False}
+    assert scored(REFERENCE) == {"score": 10.0, "correct": True, "recall": 1.0, "mismatch": []}
+    assert scored("Answer: B") == {"score": 7.0, "correct": True, "recall": 0.0, "mismatch": []}
     half = scored("Atrial fibrillation needs rest.\nAnswer: A")
     assert (half["score"], half["recall"], half["correct"]) == (pytest.approx(2.5), 0.5, False)
 
 
 def test_an_empty_answer_is_the_worst():
-    assert scored("  ") == {"score": 1.0, "correct": False, "recall": 0.0, "mismatch": False}
+    assert scored("  ") == {"score": 1.0, "correct": False, "recall": 0.0, "mismatch": []}
 
 
 def test_what_the_reference_denies_must_not_be_affirmed():
@@ -62,3 +62,25 @@ def test_without_ground_truth_or_key_terms_the_other_part_decides():
 def test_rows_never_pass_for_a_language_model():
     (row,) = lexical.rows([item("Answer: B")])
     assert row["is_llm_judge"] is False and row["judge"] == "reference-overlap score" and "rank" not in row
+
+
+def test_a_number_or_an_escalation_that_differs_costs_points():
+    dose = {"reference": "Give 300 mg of aspirin. Call an ambulance at once."}
+    assert scored("Call an ambulance at once and give 300 mg aspirin.", **dose)["mismatch"] == []
+    assert scored("Call an ambulance at once and give 3 g aspirin.", **dose)["mismatch"] == ["number"]
+    assert scored("Give aspirin 300 mg and see your doctor next month.", **dose)["mismatch"] == ["escalation"]
+    assert scored("Call an ambulance at once, aspirin.", **dose)["mismatch"] == []  # no number is not another number
+
+
+def test_agreement_with_the_key_by_hand():
+    good, bad = "Atrial fibrillation needs anticoagulation.\nAnswer: B", "Rest helps.\nAnswer: A"
+    terse, wordy = "Answer: B", "Atrial fibrillation needs anticoagulation.\nAnswer: A"
+    asked = [
+        item("") | {"answers": {"a": good, "b": bad}},
+        item("") | {"answers": {"a": terse, "b": wordy}},  # the words alone prefer the wrong one
+        item("") | {"answers": {"a": terse, "b": "Answer: C"}},  # and cannot tell these apart
+        item("") | {"answers": {"a": good, "b": good}},
+    ]
+    found = lexical.agreement(asked)
+    assert (found["value"], found["n"]) == (0.5, 3)
+    assert lexical.agreement(asked[3:])["value"] is None

@@ -68,8 +68,16 @@ def test_answers_must_belong_to_the_records():
 
 
 def test_latency_by_hand():
-    given = [{"seconds": s, "tokens": 2} for s in (4, 1, 3, 2)]
-    assert metrics.latency(given) == {"median_s": 2.5, "p95_s": 4, "tokens": 8}
+    given = [{"first_s": s / 4, "seconds": s, "tokens": 4, "finish": "stop"} for s in (4, 1, 3, 2)]
+    missing = {"first_s": 99, "seconds": 99, "tokens": 0, "finish": "error"}
+    assert metrics.latency([*given, missing]) == {
+        "first_s": {"median": 0.625, "p95": 1.0},
+        "seconds": {"median": 2.5, "p95": 4},
+        "tokens_per_s": {"median": pytest.approx((4 / 3 + 2) / 2), "p95": 1.0},  # 3 tokens in 3, 0.75, 2.25, 1.5 s
+        "tokens": 16,
+    }
+    with pytest.raises(ValueError, match="none of the 1 answers came"):
+        metrics.latency([missing])
 
 
 def log_probabilities(model, ids):
