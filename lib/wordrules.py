@@ -15,8 +15,8 @@ def _words(pattern):
 
 SENTENCE = re.compile(r"[.!?]+(?=[\s\"')*]|$)|[;:\n]")  # a decimal point ends no sentence
 SOON = (
-    r"now(?! and (?:then|again))|today|tonight|at once|immediate(?:ly)?|straight ?away|right away|urgent(?:ly)?|same[- ]day|this evening|"
-    r"without delay|as soon as possible|asap|within (?:the|an|one|\w+) hours?|within (?:minutes|hours)|emergency"
+    r"now(?! and (?:then|again))|today|tonight|at once|immediate(?:ly)?|straight ?away|right away|urgent(?:ly)?|same[- ]day|"
+    r"this evening|without delay|as soon as possible|asap|within (?:the|an|one|\w+) hours?|within (?:minutes|hours)|emergency"
 )
 CARE = (
     r"see (?:a|an|the|your|someone|somebody)|seen|call|phone|ring|contact|speak|refer\w*|admit\w*|assess\w*|review\w*|"
@@ -34,7 +34,7 @@ OWNED = _words(  # conditions that the asker can meet at once, so that the instr
     r"you have (?:an? |your |the )?(?:[\w-]+ )?(?:pen|auto-injector|spray|kit|inhaler|it))(?=,|$)"
 )
 NEGATION = re.compile(  # open until a comma, "but", or an "and" before a new instruction
-    r"\b(?:no|not|never|none|nobody|neither|nor|cannot|without|rather than|instead of|unlike|hardly|\w+n't)\b"
+    r"\b(?:no|not|never|none|nobody|neither|nor|cannot|without|rather than|instead of|unlike|hardly|rarely|seldom|\w+n't)\b"
     r"(?:(?!,|\bbut\b|\band (?:then )?(?:call|ring|phone|dial|go|get|seek|see|take|have)\b).)*$",
     re.IGNORECASE,
 )
