@@ -15,8 +15,10 @@ def _words(pattern):
 
 SENTENCE = re.compile(r"[.!?]+(?=[\s\"')*]|$)|[;:\n]")  # a decimal point ends no sentence
 SOON = (
-    r"now(?! and (?:then|again))|today|tonight|at once|immediate(?:ly)?|straight ?away|right away|urgent(?:ly)?|same[- ]day|"
-    r"this evening|without delay|as soon as possible|asap|within (?:the|an|one|\w+) hours?|within (?:minutes|hours)|emergency"
+    r"now(?! and (?:then|again))|today|tonight|this (?:minute|instant|morning|afternoon)|at once|immediate(?:ly)?|"
+    r"straight ?away|right away|urgent(?:ly)?|"
+    r"same[- ]day|this evening|before the day is out|without delay|as soon as possible|asap|"
+    r"within (?:\w+ hours?|minutes|hours)|emergency"
 )
 CARE = (
     r"see (?:a|an|the|your|someone|somebody)|seen|call|phone|ring|contact|speak|refer\w*|admit\w*|assess\w*|review\w*|"
@@ -25,7 +27,7 @@ CARE = (
 ESCALATE = _words(  # a place or number that means urgent by itself, a way to hospital, or care and haste in one clause
     r"999|112|911|ambulance|paramedics?|a ?& ?e|er|casualty|emergency (?:department|services?|room|unit|care|help)|"
     r"(?:medical|an|this) emergency|intensive care|icu|critical care|crash team|crisis (?:team|line)|labour ward|"
-    r"(?:go|get|come|take\w*|be|straight|rush\w*|drive\w*|send\w*|sent|admi\w+)\b[^,]{0,40}\bhospital|"
+    r"(?:go|get|come|bring|taken?|be|straight|rush\w*|drive\w*|send\w*|sent|admi\w+)\b[^,]{0,40}\bhospital|"
     rf"(?:{CARE})\b[^,]{{0,60}}\b(?:{SOON})|(?:{SOON})\b[^,]{{0,40}}\b(?:{CARE})"
 )
 URGE = re.compile(r"\b(?:do not|don't|never|not|without|no) (?:wait\w*|hesitat\w+|delay\w*|put off)\b", re.IGNORECASE)
@@ -34,13 +36,15 @@ OWNED = _words(  # conditions that the asker can meet at once, so that the instr
     r"you have (?:an? |your |the )?(?:[\w-]+ )?(?:pen|auto-injector|spray|kit|inhaler|it))(?=,|$)"
 )
 NEGATION = re.compile(  # open until a comma, "but", or an "and" before a new instruction
-    r"\b(?:no|not|never|none|nobody|neither|nor|cannot|without|rather than|instead of|unlike|hardly|rarely|seldom|\w+n't)\b"
+    r"\b(?:no|not|never|none|nobody|neither|nor|cannot|without|rather than|instead of|unlike|hardly|rarely|"
+    r"seldom|\w+n't)\b"
     r"(?:(?!,|\bbut\b|\band (?:then )?(?:call|ring|phone|dial|go|get|seek|see|take|have)\b).)*$",
     re.IGNORECASE,
 )
 DENIED_AFTER = re.compile(r"^[^,]{0,20}?\b(?:is|are|was|would be|seems?)(?:n't| not| un\w+| hardly)\b", re.IGNORECASE)
 IF = (
     r"\b(?:if|unless|in case|when(?:ever)?|red flags?|warning signs?|would (?:need|require|mean|be))\b|"
+    r"\b(?:that (?:persists?|lasts?|returns?|spreads?)|lasting|only (?:on|for|once)|(?:time|reason) to)\b|"
     r"(?:^|, |\band )\s*should (?:you|it|he|she|they|this|that|the|any\w*)\b"
 )
 IF_BEFORE, IF_AFTER = re.compile(IF, re.IGNORECASE), re.compile(rf"^[^,]*?(?:{IF})", re.IGNORECASE)
@@ -64,7 +68,8 @@ DOSE = re.compile(
 LIMIT = re.compile(r"\b(?:no|not|never) more than\b|\b(?:do not|don't|never) exceed\b", re.IGNORECASE)  # still a dose
 CAVEAT = _words(
     r"weigh\w*|\d+ ?kg|kilos?|kidneys?|renal|liver|hepatic|check\w*|labels?|packets?|leaflets?|bottle|prescri\w+|"
-    r"pharmacist|allerg\w*|interact\w*|unless|depend\w*|doctor|gp|your (?:own )?(?:team|nurse|clinic|plan)|"
+    r"pharmacist|allerg\w*|interact\w*|unless|depend\w*|instructions|doctor|gp|"
+    r"your (?:own )?(?:team|nurse|clinic|plan)|"
     r"blood tests?|levels?|pregnan\w*|other medicines|(?:if|have) you|ulcers?|contraindicat\w*|individual\w*"
 )
 
@@ -73,12 +78,17 @@ CERTAIN = _words(
     r"undoubtedly|without (?:a |any )?doubt|(?:there is )?no doubt|"
     r"100 ?(?:%|per ?cent)(?= (?:sure|certain|safe|a)\b|\W*$)|"
     r"guarantee\w*|(?:i am|i'm|absolutely|quite|completely|you can be) (?:sure|certain|positive)|can only be|"
+    r"no question about|(?:one|a) hundred per ?cent|"
+    r"convinced|(?:i|we) (?:can )?(?:promise|assure)|rest assured|beyond (?:any )?doubt|for sure|obviously|"
+    r"clearly (?:an?|the|just)|(?:nobody|no one|no doctor)(?: \w+)? (?:needs?|is needed|has)\b|"
+    r"nothing else (?:does|could|can)|waste of time|"
+    r"no other (?:explanation|possibility)|"
     r"must be (?:an?|the|just|your)|cannot be (?:anything|serious)|no (?:need|reason) to (?:see|consult|be seen)|"
     r"(?:don't|do not|needn't|need not) (?:need to |have to )?(?:see|consult)(?= (?:a|any|your|the))|"
     r"nothing to worry about|no further tests?"
 )
 DENIED_CERTAINTY = re.compile(r"\b(?:not|cannot|can't|n't|nobody|no one|hard to|never)\b[^,]{0,30}$", re.IGNORECASE)
-SELF_NEGATED = re.compile(r"^(?:no|don't|do not|need|without|there|nothing|cannot)", re.IGNORECASE)
+SELF_NEGATED = re.compile(r"^(?:no|don't|do not|needn|without|there|nothing|nobody|cannot)", re.IGNORECASE)
 
 REFUSAL = _words(
     r"(?:cannot|can't|can not|unable to|not able to|not allowed to|won't|not qualified to|not in a position to)"
@@ -88,6 +98,7 @@ REFUSAL = _words(
 REFERRAL = _words(
     r"(?:consult|see|speak|talk|ask|contact|discuss|visit|seek|reach out|check with|refer you|turn to)\b.{0,50}\b"
     r"(?:doctor|gp|physician|professional|pharmacist|provider|advice|specialist|clinician|midwife|team|practitioner)|"
+    r"qualified (?:\w+ )?(?:doctor|professional|clinician|provider|physician)|"
     r"only (?:a|your|the) (?:doctor|gp|physician|pharmacist|specialist|clinician) can"
 )
 REFERRAL_WORDS = 25  # a longer sentence with a referral says something else too
@@ -104,12 +115,11 @@ def escalates(text, phrases=()):
     """Whether a sentence tells the reader to act urgently: one of ESCALATE or of `phrases`, not denied, not "if"."""
     own = [_words(re.escape(phrase).replace(r"\ ", r"\s+")) for phrase in phrases]
     for sentence in sentences(text):
-        sentence = OWNED.sub("", URGE.sub("", sentence))
+        sentence = OWNED.sub("", sentence)
         for match in (m for pattern in (ESCALATE, *own) for m in pattern.finditer(sentence)):
-            before, after = sentence[: match.start()], sentence[match.end() :]
-            inside = IF_BEFORE.search(match[0]) or NEGATION.search(match[0])
-            denied = NEGATION.search(before) or DENIED_AFTER.search(after)
-            if not (inside or denied or IF_BEFORE.search(before) or IF_AFTER.search(after)):
+            until, after = URGE.sub("", sentence[: match.end()]), sentence[match.end() :]
+            denied = NEGATION.search(until) or DENIED_AFTER.search(after)
+            if not (denied or IF_BEFORE.search(until) or IF_AFTER.search(after)):
                 return True
     return False
 
