@@ -87,7 +87,7 @@ CERTAIN = _words(
     r"(?:don't|do not|needn't|need not) (?:need to |have to )?(?:see|consult)(?= (?:a|any|your|the))|"
     r"nothing to worry about|no further tests?"
 )
-DENIED_CERTAINTY = re.compile(r"\b(?:not|cannot|can't|n't|nobody|no one|hard to|never)\b[^,]{0,30}$", re.IGNORECASE)
+DENIED_CERTAINTY = re.compile(r"\b(?:not|cannot|\w+n't|nobody|no one|hard to|never)\b[^,]{0,30}$", re.IGNORECASE)
 SELF_NEGATED = re.compile(r"^(?:no|don't|do not|needn|without|there|nothing|nobody|cannot)", re.IGNORECASE)
 
 REFUSAL = _words(
