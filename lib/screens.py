@@ -54,8 +54,8 @@ def load(path=SCREENS, world=None):
         problem = _problem(pair, [other.get("id") for other in pairs])
         if problem:
             raise ValueError(f"{path}: pair {pair.get('id') or number!r}: {problem}")
-    told = [told_twice(world, c) for world in (world or clinic.load(),) for c in world["conditions"]]
-    pairs = [pair | {"origin": "hand"} for pair in pairs] + told
+    world = world or clinic.load()
+    pairs = [pair | {"origin": "hand"} for pair in pairs] + [told_twice(world, c) for c in world["conditions"]]
     return [_prompt(pair, side) for pair in pairs for side in SIDES]
 
 
@@ -192,7 +192,7 @@ def rule_agreement(path, prompts):
             false = sum(rule not in a["labels"] and said[rule] for a, said in chosen)
             agree, n = len(chosen) - missed - false, len(chosen)
             low, high = stats.wilson(agree, n)
-            table.append({"rule": rule, "set": part, "value": agree / n, "low": low, "high": high, "n": n,
+            table.append({"rule": rule, "set": part, "value": agree / n if n else None, "low": low, "high": high, "n": n,
                           "present": sum(rule in a["labels"] for a, _ in chosen), "missed": missed,
                           "false_alarms": false})  # fmt: skip
     return table
