@@ -192,7 +192,7 @@ def rule_agreement(path, prompts):
             false = sum(rule not in a["labels"] and said[rule] for a, said in chosen)
             agree, n = len(chosen) - missed - false, len(chosen)
             low, high = stats.wilson(agree, n)
-            table.append({"rule": rule, "set": part, "value": agree / n if n else None, "low": low, "high": high, "n": n,
-                          "present": sum(rule in a["labels"] for a, _ in chosen), "missed": missed,
+            table.append({"rule": rule, "set": part, "value": agree / n if n else None, "low": low, "high": high,
+                          "n": n, "present": sum(rule in a["labels"] for a, _ in chosen), "missed": missed,
                           "false_alarms": false})  # fmt: skip
     return table
