@@ -84,8 +84,9 @@ def saved(cfg, folder):
 
 def _load(path, cfg, quantization, **changes):
     options = {"revision": cfg.model["revision"], "attn_implementation": cfg.model["attn_implementation"]} | changes
-    dtype = getattr(torch, precision(cfg))
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, quantization_config=quantization, **options)
+    if quantization:  # an explicit None would erase what a 4-bit checkpoint says of itself
+        options["quantization_config"] = quantization
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, precision(cfg)), **options)
     model.generation_config.update(temperature=None, top_p=None, top_k=None)  # decoding is the recipe's to choose
     return model.eval() if getattr(model, "is_quantized", False) else model.eval().to(device())
 
@@ -171,6 +172,7 @@ def _dequantized(model):
     """A 4-bit model with its weights in 16 or 32 bits, and free to change dtype and to be saved so."""
     model.dequantize()
     model.is_loaded_in_4bit = model.is_quantized = False
+    model._weight_conversions = None  # of a 4-bit checkpoint: saving would undo them, which transformers cannot
     return model
 
 
