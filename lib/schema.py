@@ -51,7 +51,7 @@ class DataSection:
 class ModelSection:
     base: str = ""
     revision: str | None = None
-    dtype: typing.Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    dtype: typing.Literal["auto", "float32", "bfloat16", "float16"] = "bfloat16"  # auto: lib.models.precision
     attn_implementation: str = "sdpa"
     quantization: dict | None = None
     twin: dict | None = None

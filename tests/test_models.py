@@ -1,0 +1,105 @@
+"""What the device decides about a model, and a base that is kept in four bits."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from types import SimpleNamespace
+
+import families
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
+from transformers import Qwen3Config, Qwen3ForCausalLM
+from trl import SFTConfig, SFTTrainer
+
+from lib import chat, models, recipe
+
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+ROW = torch.arange(5, 45).unsqueeze(0)
+RECORDS = [{"instruction": "Which test?", "reasoning": "Step one.", "output": "Two."}] * 2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    tokenizer, path = families.qwen3(), tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, initializer_range=0.1, tie_word_embeddings=True,
+    )  # fmt: skip
+    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def over(folder, **model):
+    fields = {"base": str(folder), "twin": None, "dtype": "auto", **model}
+    return recipe.load("tiny", {"model": fields, "qat": None, "judge.candidates": ["base", "sft"]})
+
+
+@pytest.mark.parametrize(
+    ("gpu", "hardware", "dtype"),
+    [(False, False, "float32"), (True, True, "bfloat16"), (True, False, "float16")],
+    ids=["cpu", "a100", "t4"],
+)
+def test_auto_is_the_devices_best_and_the_trainers_flags_follow(gpu, hardware, dtype, folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **how: asked.append(how) or hardware)
+    stage = SimpleNamespace(dir=folder, headless=True)
+    found = models.device_fields(over(folder), stage)
+    assert models.precision(over(folder)) == dtype
+    assert (found["bf16"], found["fp16"], found["use_cpu"]) == (dtype == "bfloat16", dtype == "float16", not gpu)
+    assert all(how == {"including_emulation": False} for how in asked)  # else a T4 says yes
+    assert models.precision(over(folder, dtype="bfloat16")) == "bfloat16"  # a recipe that names one gets it
+
+
+def test_a_base_kept_in_four_bits_is_the_base_loaded_in_four_bits(folder, tmp_path):
+    cfg = over(folder, quantization=NF4)
+    loaded = models.base(cfg)
+    assert loaded.config.quantization_config.bnb_4bit_compute_dtype == torch.float32  # the device's, not the default
+    models.write_nf4(cfg, models.tokenizer(cfg), tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.get_tensor("model.layers.0.self_attn.q_proj.weight").dtype == torch.uint8
+    with torch.no_grad():
+        expected = loaded(ROW).logits
+        plain = models.base(over(folder))(ROW).logits
+        for again in (over(tmp_path), over(tmp_path, quantization=NF4)):
+            assert torch.equal(models.base(again)(ROW).logits, expected)
+    assert not torch.equal(plain, expected)
+    assert models.tokenizer(over(tmp_path)).get_vocab() == models.tokenizer(cfg).get_vocab()
+
+
+def test_an_adapter_over_the_checkpoint_merges_into_what_it_was_trained_on(folder, tmp_path):
+    cfg = over(folder, quantization=NF4)
+    tokenizer = models.tokenizer(cfg)
+    models.write_nf4(cfg, tokenizer, tmp_path / "nf4")
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    torch.manual_seed(1)
+    model = get_peft_model(models.base(over(tmp_path / "nf4")), lora).eval()
+    with torch.no_grad():
+        trained = model(ROW).logits
+        models.merge(model, tokenizer, tmp_path / "merged")
+        merged = models.saved(cfg, tmp_path / "merged")(ROW).logits
+    torch.testing.assert_close(merged, trained, atol=0.2, rtol=0)  # one rounding to bfloat16
+
+
+def test_a_base_in_16_bits_is_no_nf4_checkpoint(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"recipe tiny loads its base unquantized \(model.quantization is None\)"):
+        models.write_nf4(over(folder), families.qwen3(), tmp_path)
+
+
+def test_what_trl_casts_over_four_bits_trains_in_float32(folder, tmp_path):
+    cfg = over(folder, quantization=NF4)
+    model = get_peft_model(models.base(cfg), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    args = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, max_steps=1, report_to="none")
+    tokenizer = models.tokenizer(cfg)
+    trainer = SFTTrainer(model, args, None, chat.rows(RECORDS, tokenizer, "think"), processing_class=tokenizer)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    assert {p.dtype for p in trainable} == {torch.bfloat16}  # if this fails, TRL has stopped and in_float32 can go
+    before = [p.clone() for p in models.in_float32(model).parameters() if p.requires_grad]
+    trainer.train()
+    assert {p.dtype for p in trainable} == {torch.float32}
+    assert any(not torch.equal(a, b) for a, b in zip(before, trainable, strict=True))

@@ -1,0 +1,238 @@
+"""Every recipe loads, and holds the published values of its system or says beside the value why not."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from peft import LoraConfig, get_peft_model
+from transformers import GPT2Config, GptOssConfig, LlamaConfig, Qwen3Config
+from trl import SFTConfig
+
+from lib import curriculum, models, packing, recipe, sources
+from lib.files import ROOT
+
+NAMES = sorted(path.stem for path in (ROOT / "params").glob("*.yaml"))
+QKVO = ["q_proj", "k_proj", "v_proj", "o_proj"]
+STAGED = {
+    "data.sources": ["pubmedqa", "medmcqa", "medqa"],
+    "data.stages": ["pubmedqa", "medmcqa", "medqa"],
+    "data.test_sources": ["pubmedqa", "medmcqa", "medqa"],
+    "chat.format": "instruction",
+    "lora.r": 4,
+    "lora.lora_alpha": 8,
+    "sft.learning_rate": 5e-5,
+    "sft.per_device_train_batch_size": 1,
+    "sft.gradient_accumulation_steps": 4,
+    "sft.max_length": 512,
+}
+NF4 = {
+    "model.quantization.load_in_4bit": True,
+    "model.quantization.bnb_4bit_quant_type": "nf4",
+    "model.quantization.bnb_4bit_use_double_quant": True,
+}
+PUBLISHED = {  # recipe: {key: the published value}
+    "gpt_oss_20b": {
+        "run.seed": 42,
+        "data.sources": ["medical_o1", "medical_r1", "medreason"],
+        "data.eval_fraction": 0.05,
+        "model.base": "unsloth/gpt-oss-20b-BF16",
+        "model.dtype": "bfloat16",
+        "model.quantization": None,
+        "chat.format": "harmony",
+        "chat.reasoning_effort": "medium",
+        "lora.r": 32,
+        "lora.lora_alpha": 64,
+        "lora.lora_dropout": 0.05,
+        "sft.learning_rate": 1e-4,
+        "sft.num_train_epochs": 2,
+        "sft.per_device_train_batch_size": 8,
+        "sft.gradient_accumulation_steps": 8,
+        "sft.max_length": 4096,
+        "sft.packing": True,
+        "sft.lr_scheduler_type": "cosine",
+        "sft.warmup_steps": 0.03,
+        "sft.report_to": "wandb",
+        "qat.scheme": "int4_weight_only",
+        "qat.learning_rate": 5e-5,
+        "qat.num_train_epochs": 1,
+        "export.outtype": "f16",
+        "judge.questions": 50,
+        "judge.candidates": "gpt-4.1",  # beside ours
+    },
+    "llama2_7b_staged": STAGED | {"model.base": "meta-llama/Llama-2-7b-chat-hf"},
+    "llama2_13b_staged": STAGED | {"model.base": "meta-llama/Llama-2-13b-chat-hf"},
+    "dialogpt_medium": STAGED | {"model.base": "microsoft/DialoGPT-medium"},
+    "llama31_8b_t4": NF4
+    | {
+        "data.sources": ["medical_o1"],
+        "data.eval_fraction": 0.1,
+        "model.base": "meta-llama/Llama-3.1-8B-Instruct",
+        "model.dtype": "bfloat16",
+        "chat.format": "thinking_response",
+        "lora.r": 16,
+        "lora.lora_alpha": 32,
+        "lora.lora_dropout": 0.05,
+        "lora.target_modules": QKVO,
+        "sft.learning_rate": 2e-4,
+        "sft.num_train_epochs": 3,
+        "sft.per_device_train_batch_size": 2,
+        "sft.gradient_accumulation_steps": 4,
+        "sft.max_length": 2048,
+        "sft.optim": "paged_adamw_32bit",
+        "sft.lr_scheduler_type": "cosine",
+        "sft.warmup_steps": 0.03,
+    },
+    "llama32_1b_reasonmed": {
+        "data.sources": ["reasonmed"],
+        "data.test_sources": ["pubmedqa"],
+        "model.base": "meta-llama/Llama-3.2-1B-Instruct",
+        "model.dtype": "float16",
+        "lora.r": 8,
+        "lora.lora_alpha": 16,
+        "lora.target_modules": QKVO,
+        "sft.learning_rate": 2e-4,
+        "sft.num_train_epochs": 3,
+        "sft.per_device_train_batch_size": 4,
+        "sft.gradient_accumulation_steps": 4,
+        "sft.max_length": 512,
+        "export.outtype": "f16",
+        "export.quantizations": ["q4_k_m", "q5_k_m", "q8_0"],
+    },
+    "qwen3_8b": NF4
+    | {
+        "run.seed": 42,
+        "data.sources": ["medical_o1"],
+        "data.eval_fraction": 0.05,
+        "data.min_reasoning_chars": 201,  # longer than 200
+        "model.base": "Qwen/Qwen3-8B",
+        "chat.format": "think",
+        "chat.temperature": 0.6,
+        "lora.r": 8,
+        "lora.lora_alpha": 16,
+        "lora.lora_dropout": 0.05,
+        "lora.target_modules": ["q_proj", "v_proj"],
+        "sft.learning_rate": 2e-4,
+        "sft.num_train_epochs": 3,
+        "sft.per_device_train_batch_size": 2,
+        "sft.gradient_accumulation_steps": 16,
+        "sft.optim": "paged_adamw_8bit",
+        "sft.lr_scheduler_type": "cosine",
+        "sft.warmup_steps": 0.03,
+        "sft.weight_decay": 0.01,
+        "sft.max_grad_norm": 1.0,
+        "sft.logging_steps": 50,
+        "sft.eval_steps": 300,
+        "sft.save_steps": 300,
+        "sft.save_total_limit": 3,
+        "sft.load_best_model_at_end": True,
+        "sft.metric_for_best_model": "eval_loss",
+        "sft.report_to": "tensorboard",
+    },
+}
+ARCHITECTURES = {"gpt_oss_20b": GptOssConfig, "qwen3_8b": Qwen3Config, "dialogpt_medium": GPT2Config}  # else Llama's
+FIXED = ("learning_rate", "num_train_epochs", "train_batch_size", "accumulation_steps", "max_length")  # never differ
+ALSO = {  # published files that a longer list must hold
+    "gpt_oss_20b": {"q4_k_m", "q5_k_m", "q8_0", "q4_0", "mxfp4_moe"},
+    "llama32_1b_reasonmed": {"q4_k_m", "q5_k_m", "q8_0"},
+}
+
+
+def lines(name):
+    """{dotted key: line of the file}, from the places that the YAML parser gives."""
+    text = (ROOT / "params" / f"{name}.yaml").read_text(encoding="utf-8")
+    rows, found = text.splitlines(), {}
+
+    def walk(node, prefix):
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            found[prefix + key.value] = rows[key.start_mark.line]
+            walk(value, f"{prefix}{key.value}.")
+
+    walk(yaml.compose(text), "")
+    return found
+
+
+def value(cfg, key):
+    """A recipe's value; of lists of named things, the names."""
+    section, *rest = key.split(".")
+    found = cfg.sections([section])[section]
+    for part in rest:
+        found = found[part]
+    return [entry["name"] for entry in found] if isinstance(found, list) and isinstance(found[0], dict) else found
+
+
+def differences(published, cfg, beside):
+    """The keys whose value is not the published one and whose line does not say "published: <it>" and a reason."""
+    wrong = []
+    for key, expected in published.items():
+        said = re.search(rf"# published: {re.escape(str(expected))}; \S+ \S+", beside.get(key, ""))
+        if value(cfg, key) != expected and (not said or key.endswith(FIXED)):
+            wrong.append(f"{key}: {value(cfg, key)!r}, published {expected!r}")
+    return wrong
+
+
+def test_every_system_has_its_recipe():
+    assert set(PUBLISHED) | {"tiny"} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_values_are_the_published_ones_or_the_line_says_why_not(name):
+    assert differences(PUBLISHED[name], recipe.load(name), lines(name)) == []
+
+
+def test_a_silent_difference_is_found():
+    cfg = recipe.load("qwen3_8b", {"lora.r": 16, "sft.learning_rate": 1e-4})
+    beside = lines("qwen3_8b") | {"sft.learning_rate": "learning_rate: 1e-4  # published: 0.0002; better so"}
+    found = differences(PUBLISHED["qwen3_8b"], cfg, beside)
+    assert found == ["lora.r: 16, published 8", "sft.learning_rate: 0.0001, published 0.0002"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_ready_to_run(name):
+    cfg = recipe.load(name)
+    data, trained = cfg.data, cfg.sft
+    for spec in data["sources"] + data["test_sources"] + data["truth_sources"]:
+        sources.check_spec(spec)
+        one_of_many = len(sources.lookup(spec["name"]).configs) > 1
+        assert spec.get("config") or not one_of_many, f"{spec['name']} needs a config"
+    curriculum.stages(data["stages"], {spec["name"] for spec in data["sources"]})
+    assert ALSO.get(name, set()) <= set(cfg.export["quantizations"])
+    if cfg.model["base"] != "twin":
+        assert re.fullmatch(r"[0-9a-f]{40}", cfg.model["revision"]), "pin the base's commit"
+        assert trained["assistant_only_loss"] is True
+    if trained.get("load_best_model_at_end"):
+        assert trained["save_steps"] % trained["eval_steps"] == 0
+    if cfg.qat and cfg.lora:
+        assert cfg.lora["lora_dropout"] == 0, "QAT rounds W + BA as one matrix, which dropout contradicts"
+    if cfg.lora.get("target_parameters"):
+        assert cfg.lora["lora_dropout"] == 0, "PEFT refuses dropout on parameters"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_libraries_take_its_values(name, tmp_path):
+    """The adapter finds what it names on a small model of the architecture, and the trainer's arguments construct."""
+    cfg = recipe.load(name)
+    SFTConfig(**cfg.sft | models.device_fields(cfg, SimpleNamespace(dir=tmp_path, headless=True)))
+    small = packing.small(ARCHITECTURES.get(name, LlamaConfig)(), cfg.model["attn_implementation"])
+    model = get_peft_model(small, LoraConfig(**cfg.lora))
+    adapted = " ".join(name for name, p in model.named_parameters() if p.requires_grad)
+    assert all(f".{module}.lora_A" in adapted for module in cfg.lora["target_modules"])
+    if name == "gpt_oss_20b":  # two layers, both expert matrices, A and B
+        assert adapted.count(".experts.") == 8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_its_comments_tell_to_set_loads(name):
+    text = (ROOT / "params" / f"{name}.yaml").read_text(encoding="utf-8")
+    for told in re.findall(r'SET="([^"]+)"', text):
+        recipe.load(name, recipe.parse_set(told))
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_variants_differ_from_the_first_only_in_the_base():
+    first = recipe.load("llama2_7b_staged").sections()
+    for name in ("llama2_13b_staged", "dialogpt_medium"):
+        other = recipe.load(name).sections()
+        different = {f"{s}.{k}" for s in first for k in (first[s] or {}) | (other[s] or {})
+                     if (first[s] or {}).get(k) != (other[s] or {}).get(k)}  # fmt: skip
+        assert different <= {"model.base", "model.revision", "lora.target_modules", "lora.fan_in_fan_out"}
