@@ -8,9 +8,9 @@ from lib import rubric, stats
 def summary(rows, coverage, seed=42):
     """One row per model: judge, kind, model, each axis, empty, dropped, stamp.
 
-    rows, coverage: from grading.grade, of one judge and one kind. Axes are means {"value", "low", "high", "n"} with a 95 %
-    interval from resampled questions; cases have also hallucination_rate, the share of answers with at least one, with
-    Wilson's interval. Only questions graded for all models count; dropped: how many more were graded for some.
+    rows, coverage: from grading.grade, of one judge and one kind. Axes are means {"value", "low", "high", "n"} with a
+    95 % interval from resampled questions; cases have also hallucination_rate, the share of answers with at least one,
+    with Wilson's interval. Only questions graded for all models count; dropped: how many more were graded for some.
     empty: answers of the model that held nothing, which look harmless and free of hallucinations.
     stamp: the coverage in words, with INCOMPLETE where more than 5 % have no verdict.
     Raises ValueError when kinds or judges are mixed, an answer occurs twice, or no question is left.
