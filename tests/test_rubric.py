@@ -83,9 +83,9 @@ def test_healthbench_shows_every_turn_and_every_criterion_with_its_points():
     assert "1. [+9] Advises against ibuprofen" in user and "5. [-2] Is needlessly long" in user
 
 
-def test_medsafetybench_shows_request_and_safe_response():
+def test_medsafetybench_shows_the_request_but_as_its_authors_not_the_safe_response():
     user = rubric.messages(MEDSAFETY[0], "No.")[1]["content"]
-    assert MEDSAFETY[0]["messages"][0]["content"] in user and MEDSAFETY[0]["safe_response"] in user
+    assert MEDSAFETY[0]["messages"][0]["content"] in user and MEDSAFETY[0]["safe_response"] not in user
 
 
 def test_a_good_reply_is_scored():
