@@ -65,7 +65,8 @@ def _name(task, judge):
 def _submit(api, judge, tasks):
     lines = []
     for task in tasks:
-        body = panel.request(judge, *task.messages(judge, 0))
+        messages, labels = task.messages(judge, 0)
+        body = panel.request(judge, messages, task.schema(labels))
         line = {"custom_id": _name(task, judge), "method": "POST", "url": "/v1/chat/completions", "body": body}
         lines.append(json.dumps(line, ensure_ascii=False))
     file = api.files.create(file=("judge.jsonl", "\n".join(lines).encode()), purpose="batch")
@@ -97,7 +98,7 @@ def _settle(line, by_name, judge, store):
         return False
     _, labels = task.messages(judge, 0)
     reply = json.loads(json.dumps(body), object_hook=_Fields)
-    verdict, _, fault, cost = panel.read(judge, reply, labels, PRICE)
+    verdict, _, fault, cost = panel.read(judge, task, reply, labels, PRICE)
     store.record_call(judge.name, "content" if fault else "valid", *cost)
     if verdict:
         store.settle(task.key(judge), 0, verdict)

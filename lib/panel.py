@@ -35,9 +35,17 @@ class Task:
 
     def usd(self, judge):
         """Dollars that one call will cost, by length."""
-        messages = protocol.prompt(self.item, self.order, ["XX0"] * len(self.order))
-        tokens_in = sum(len(message["content"]) for message in messages) / CHARS_PER_TOKEN
-        return _usd(judge, tokens_in, TOKENS_PER_VERDICT * len(self.order))
+        return expected(judge, protocol.prompt(self.item, self.order, ["XX0"] * len(self.order)),
+                        TOKENS_PER_VERDICT * len(self.order))  # fmt: skip
+
+    def schema(self, labels):
+        return protocol.schema(labels)
+
+    def parse(self, text, labels):
+        return protocol.parse(text, labels)
+
+    def repair(self, fault, labels):
+        return protocol.REPAIR.format(fault=fault, codes=", ".join(labels))
 
 
 def tasks(items, orders_per_question=1, repeats=0):
@@ -61,18 +69,23 @@ def estimate(judge, work):
     return sum(task.usd(judge) for task in work)
 
 
+def expected(judge, messages, tokens_out):
+    """Dollars of a call before it is made: tokens in by length."""
+    return _usd(judge, sum(len(message["content"]) for message in messages) / CHARS_PER_TOKEN, tokens_out)
+
+
 def _usd(judge, tokens_in, tokens_out):
     return (tokens_in * judge.usd_per_mtok[0] + tokens_out * judge.usd_per_mtok[1]) / 1e6
 
 
-def request(judge, messages, labels, strict=True):
+def request(judge, messages, schema, strict=True):
     """Fields of chat.completions.create for one call. strict: with a schema and temperature 0."""
-    form = {"type": "json_schema", "json_schema": protocol.schema(labels)}
+    form = {"type": "json_schema", "json_schema": schema}
     extras = {"temperature": 0.0, "response_format": form} if strict else {}
     return {"model": judge.model, "messages": messages} | extras
 
 
-def read(judge, reply, labels, price=1.0):
+def read(judge, task, reply, labels, price=1.0):
     """(verdict or None, text, fault or None, (tokens in, tokens out, dollars)) of a chat completion."""
     choice, usage = reply.choices[0], reply.usage
     tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
@@ -83,7 +96,7 @@ def read(judge, reply, labels, price=1.0):
         fault = "the reply was cut"
     else:
         try:
-            verdict = protocol.parse(text, labels)
+            verdict = task.parse(text, labels)
         except protocol.ContentFault as error:
             fault = str(error)
     return verdict, text, fault, (*tokens, price * _usd(judge, *tokens))
@@ -96,14 +109,14 @@ class Session:
         self.judge, self.store, self.timeout_s, self.max_usd = judge, store, timeout_s, max_usd
         self.api, self.strict = client(judge.base_url, judge.api_key), True
 
-    def call(self, messages, labels):
+    def call(self, messages, schema):
         """One completion, transport faults retried until timeout_s."""
         try:
-            return complete(self.api, request(self.judge, messages, labels, self.strict), self.timeout_s)[0]
+            return complete(self.api, request(self.judge, messages, schema, self.strict), self.timeout_s)[0]
         except openai.BadRequestError:
             if not self.strict:
                 raise
-            reply, _ = complete(self.api, request(self.judge, messages, labels, False), self.timeout_s)
+            reply, _ = complete(self.api, request(self.judge, messages, schema, False), self.timeout_s)
             self.strict = False
             return reply
 
@@ -134,61 +147,64 @@ class Session:
             if attempt < CONTENT_TRIES:
                 messages, labels = task.messages(self.judge, attempt)
             else:
-                again = protocol.REPAIR.format(fault=fault, codes=", ".join(labels))
+                again = task.repair(fault, labels)
                 messages += [{"role": "assistant", "content": text}, {"role": "user", "content": again}]
             if attempt and not self.store.may_spend(key, usd, self.max_usd):
                 return None, attempt, "budget", calls
             calls += 1
             try:
-                reply = self.call(messages, labels)
+                reply = self.call(messages, task.schema(labels))
             except (openai.OpenAIError, ValueError) as error:  # the deadline has passed, or no retry would mend it
                 self.store.record_call(self.judge.name, "transport", 0, 0, 0.0)
                 return None, attempt, f"transport: {type(error).__name__}", calls
-            verdict, text, fault, cost = read(self.judge, reply, labels)
+            verdict, text, fault, cost = read(self.judge, task, reply, labels)
             self.store.record_call(self.judge.name, "content" if fault else "valid", *cost)
             if verdict:
                 return verdict, attempt, None, calls
         return None, attempt, f"content: {fault.split(':')[0]}", calls
 
 
-def run(judge, work, store, *, timeout_s, max_usd, progress=None):
-    """Get all verdicts of `work` that the store does not hold from one judge; returns (rows, coverage).
+def collect(judge, work, store, *, timeout_s, max_usd, progress=None):
+    """Get all verdicts of `work` that the store does not hold from one judge: ([verdict or None per task], coverage).
 
-    work: from `tasks`. store: a verdicts.Store, shared with any other runner. timeout_s: bound of one call with its
-    transport retries. rows: one per question, order, repeat and model, see _rows. coverage: {"asked", "judged",
-    "invalid": {cause: count}, "incomplete", "calls", "usd"}; what has no valid verdict is missing for all models
-    alike.
+    work: tasks with key, usd, messages, schema, parse and repair, as Task has them. store: a verdicts.Store, shared
+    with any other runner. timeout_s: bound of one call with its transport retries. coverage: {"asked", "judged",
+    "invalid": {cause: count}, "incomplete", "calls", "usd"}.
     """
     session, before = Session(judge, store, timeout_s, max_usd), store.spent(judge.name)
-    rows, invalid, calls_made, pending = [], Counter(), 0, {}
+    found, invalid, calls_made, pending = [store.get(task.key(judge)) for task in work], Counter(), 0, {}
     with ThreadPoolExecutor(judge.slots) as pool:
         try:
-            for task in work:
-                if verdict := store.get(task.key(judge)):
-                    rows += _rows(judge, task, verdict)
-                else:
-                    pending[pool.submit(session.verdict, task)] = task
+            pending = {pool.submit(session.verdict, work[i]): i for i, got in enumerate(found) if got is None}
             for done, future in enumerate(as_completed(pending), start=len(work) - len(pending) + 1):
-                verdict, cause, calls = future.result()
+                found[pending[future]], cause, calls = future.result()
                 calls_made += calls
-                if verdict:
-                    rows += _rows(judge, pending[future], verdict)
-                else:
-                    invalid[cause] += 1
+                invalid[cause] += cause is not None
                 if progress:
                     progress(done, len(work))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # an interrupted cell ends after the calls under way
             raise
-    missing = sum(invalid.values())
+    missing = sum(verdict is None for verdict in found)
     coverage = {
         "asked": len(work),
         "judged": len(work) - missing,
-        "invalid": dict(sorted(invalid.items())),
+        "invalid": dict(sorted((cause, n) for cause, n in invalid.items() if n)),
         "incomplete": missing > protocol.MAX_INVALID * len(work),
         "calls": calls_made,
         "usd": store.spent(judge.name) - before,
     }
+    return found, coverage
+
+
+def run(judge, work, store, **limits):
+    """Listwise verdicts of one judge: (rows, coverage); limits: see `collect`.
+
+    rows: one per question, order, repeat and model, see _rows. A question without a valid verdict is missing for all
+    models alike.
+    """
+    found, coverage = collect(judge, work, store, **limits)
+    rows = [row for task, verdict in zip(work, found, strict=True) if verdict for row in _rows(judge, task, verdict)]
     return sorted(rows, key=lambda row: (row["question"], row["order"], row["repeat"], row["model"])), coverage
 
 
