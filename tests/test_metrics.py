@@ -1,10 +1,11 @@
 import math
 
+import families
 import pytest
 import torch
 from tiny_qwen import byte_tokenizer, random_model
 
-from lib import metrics
+from lib import chat, lossmask, metrics
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +124,62 @@ def test_perplexity_equals_the_sum_over_single_rows(model, tokenizer):
 def test_perplexity_without_labels_is_refused(model):
     with pytest.raises(ValueError, match="none of the 1 rows"):
         metrics.perplexity(model, [([1, 2, 3], [-100, -100, -100])])
+
+
+PARTS = {  # format: (tokenizer, the reasoning with its marks)
+    "think": (families.qwen3, "<think>\n{}\n</think>\n\n"),
+    "thinking_response": (byte_tokenizer, "## Thinking\n\n{}\n\n## Final Response\n\n"),
+}
+CONVERSATIONS = [("Which test?", "Cough.\n\nFever.", "X-ray.\n\nAnswer: B"), ("Why?", "A clot.", "Answer: C")]
+
+
+@pytest.mark.parametrize("fmt", PARTS)
+def test_perplexity_by_part_splits_at_the_marks_of_the_format(fmt):
+    make, marked = PARTS[fmt]
+    tokenizer = make()
+    model = random_model(tokenizer, seed=2)
+    rows, logs = [], {"reasoning": [], "answer": [], "end": []}
+    for question, reasoning, answer in CONVERSATIONS:
+        record = {"instruction": question, "reasoning": reasoning, "output": answer}
+        rows.append(chat.encode(chat.messages(record, fmt), tokenizer))
+        texts = marked.format(reasoning), answer, "<|im_end|>\n"
+        counts = [len(tokenizer(text)["input_ids"]) for text in texts]
+        learnt = log_probabilities(model, rows[-1][0])[-sum(counts) :]
+        for name, part in zip(logs, learnt.split(counts), strict=True):
+            logs[name] += part.tolist()
+    got = metrics.perplexity_by_part(model, rows, lossmask.Regions(tokenizer, fmt), batch_size=2)
+    assert list(got) == ["reasoning", "answer", "end"]
+    for name, part in got.items():
+        assert (part["tokens"], part["rows"]) == (len(logs[name]), 2)
+        assert part["loss"] == pytest.approx(-sum(logs[name]) / len(logs[name]), abs=1e-5)
+        assert part["perplexity"] == pytest.approx(math.exp(part["loss"]))
+    whole = metrics.perplexity(model, rows, batch_size=2)
+    assert sum(part["tokens"] for part in got.values()) == whole["tokens"]
+    assert sum(p["tokens"] * p["loss"] for p in got.values()) == pytest.approx(whole["tokens"] * whole["loss"])
+
+
+def test_perplexity_by_part_names_only_what_is_labelled():
+    tokenizer = families.qwen3()
+    model, regions = random_model(tokenizer, seed=2), lossmask.Regions(tokenizer, "think")
+    turns = chat.messages({"instruction": "Why?", "reasoning": "A clot.", "output": "Answer: C"}, "think")
+    ids, labels = chat.encode(turns, tokenizer)
+    final = lossmask.final_only(ids, labels, tokenizer, "think")
+    assert set(metrics.perplexity_by_part(model, [(ids, final)], regions)) == {"answer", "end"}
+    everything = metrics.perplexity_by_part(model, [(ids, ids)], regions)
+    assert everything["prompt"]["tokens"] == sum(label == -100 for label in labels) - 1  # none before the first
+
+
+def test_option_loglikelihoods_by_hand(model, tokenizer):
+    found = metrics.option_loglikelihoods(model, tokenizer, [("Answer:", [" A", " µg"]), ("Is it so? ", ["yes"])])
+    for (context, text), option in zip(
+        [("Answer:", " A"), ("Answer:", " µg"), ("Is it so?", " yes")], [*found[0], *found[1]], strict=True
+    ):
+        size = len(text.encode())  # one token per byte; the blank that ends a context is counted with the continuation
+        total = float(log_probabilities(model, tokenizer(context + text)["input_ids"])[-size:].sum())
+        assert option == {"sum": pytest.approx(total, abs=1e-4), "tokens": size, "bytes": size - 1}
+
+
+@pytest.mark.parametrize("pair", [("", [" A"]), ("Answer:", [""]), ("Answer:", [])])
+def test_option_loglikelihoods_wants_text(model, tokenizer, pair):
+    with pytest.raises(ValueError, match="no token in the context"):
+        metrics.option_loglikelihoods(model, tokenizer, [pair])
