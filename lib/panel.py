@@ -107,7 +107,7 @@ class Session:
 
     def __init__(self, judge, store, timeout_s, max_usd):
         self.judge, self.store, self.timeout_s, self.max_usd = judge, store, timeout_s, max_usd
-        self.api, self.strict = client(judge.base_url, judge.api_key), True
+        self.api, self.strict, self.since = client(judge.base_url, judge.api_key), True, time.time()
 
     def call(self, messages, schema):
         """One completion, transport faults retried until timeout_s."""
@@ -124,7 +124,8 @@ class Session:
         """(verdict or None, cause of failure or None, calls made) of a task, which may be another runner's work."""
         key, usd = task.key(self.judge), task.usd(self.judge)
         while True:
-            state = self.store.claim(key, usd, self.max_usd, (CONTENT_TRIES + 1) * self.timeout_s + 10)
+            lease_s = (CONTENT_TRIES + 1) * self.timeout_s + 10
+            state = self.store.claim(key, usd, self.max_usd, lease_s, self.since)
             if state == "claimed":
                 verdict, attempt, cause, calls = None, 0, "stopped", 0
                 try:
@@ -135,7 +136,7 @@ class Session:
             if state == "done":
                 return self.store.get(key), None, 0
             if state == "failed":
-                return None, self.store.failure(key), 0
+                return None, self.store.failure(key, self.since), 0
             if state == "budget":
                 return None, "budget", 0
             time.sleep(POLL_S)
@@ -161,7 +162,7 @@ class Session:
             self.store.record_call(self.judge.name, "content" if fault else "valid", *cost)
             if verdict:
                 return verdict, attempt, None, calls
-        return None, attempt, f"content: {fault.split(':')[0]}", calls
+        return None, attempt, "content", calls
 
 
 def collect(judge, work, store, *, timeout_s, max_usd, progress=None):

@@ -124,6 +124,8 @@ def _combinations(recipe):
         (qat["refresh_every"] if qat else 1, "qat.refresh_every", 1, 10**6),
         (data["test_questions"], "data.test_questions", 1, 10**6),
         (recipe["chat"]["batch_size"], "chat.batch_size", 1, 10**4),
+        (judge["orders"] if judge else 1, "judge.orders", 1, 20),
+        (judge["exam"] if judge else 0, "judge.exam", 0, 1000),
     ):
         if not low <= value <= high:
             raise ValueError(f"{where} should be between {low} and {high}, found {value}")
@@ -143,7 +145,8 @@ def _combinations(recipe):
     _subset(export["quantizations"], QUANTIZATIONS, "export.quantizations")
     if judge:
         candidates = ["base", "sft", *(["qat"] if qat else []), *export["quantizations"]]
-        _subset(judge["candidates"], candidates, "judge.candidates (with this qat and export)")
+        ours = [name for name in judge["candidates"] if not name.startswith("api:")]  # api:MODEL is asked at a server
+        _subset(ours, candidates, "judge.candidates (with this qat and export; api:MODEL for a hosted one)")
     if qat and not all(type(seed) is int for seed in qat["seeds"]):
         raise ValueError(f"qat.seeds should list whole numbers, found {qat['seeds']!r}")
     if qat and qat["refresh_every"] > 1:

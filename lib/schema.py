@@ -89,7 +89,11 @@ class JudgeSection:
     candidates: list = field(default_factory=lambda: ["base", "sft", "qat", "q4_k_m"])
     judges: list = field(default_factory=lambda: ["lexical"])
     max_usd: float = 1.0
-    timeout_s: float = 60.0
+    timeout_s: float = 120.0
+    orders: int = 2  # orders in which each question is shown: two and more tell how often the order decides
+    repeats: int = 20  # calls made a second time under other codes
+    exam: int = 12  # questions of the exam that a judge must pass first; 0 leaves it out
+    batch: bool = False  # the Batch API: half the price, up to a day
 
 
 OWN = {

@@ -35,7 +35,7 @@ class Store:
 
     def __init__(self, path):
         self.db = sqlite3.connect(path, timeout=60.0, isolation_level=None, check_same_thread=False)
-        self.lock, self.opened = threading.RLock(), time.time()
+        self.lock = threading.RLock()
         self.db.execute("PRAGMA busy_timeout=60000")
         with self.lock:
             self.db.execute("PRAGMA journal_mode=WAL")
@@ -61,17 +61,19 @@ class Store:
         row = self._one(f"SELECT verdict FROM verdicts WHERE {KEY}", key)
         return json.loads(row[0]) if row else None
 
-    def failure(self, key):
-        """Why another runner gave this key up since this store was opened, or None."""
-        row = self._one(f"SELECT cause FROM failures WHERE {KEY} AND failed_at >= ?", (*key, self.opened))
+    def failure(self, key, since):
+        """Why a runner gave this key up after `since` (time.time()), or None."""
+        row = self._one(f"SELECT cause FROM failures WHERE {KEY} AND failed_at >= ?", (*key, since))
         return row[0] if row else None
 
-    def claim(self, key, usd, max_usd, lease_s):
-        """Set a call's expected dollars aside: "claimed", "done", "failed", "held" by another runner, or "budget"."""
+    def claim(self, key, usd, max_usd, lease_s, since):
+        """Set a call's expected dollars aside: "claimed", "done", "failed" after `since`, "held" by another runner, or
+        "budget".
+        """
         with self._writing() as db:
             if self.get(key):
                 return "done"
-            if self.failure(key):
+            if self.failure(key, since):
                 return "failed"
             held = db.execute(f"SELECT pid, until FROM claims WHERE {KEY}", key).fetchone()
             if held and held[1] > time.time() and _alive(held[0]):

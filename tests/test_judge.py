@@ -121,6 +121,37 @@ def test_another_server_never_sees_the_openai_key():
         judge.configured([], {"OPENAI_API_KEY": "k", "JUDGE_USD_PER_MTOK": "cheap"})
 
 
+def test_judges_at_two_servers_and_a_file():
+    names = ["lexical", "gpt-4.1-2025-04-14", "llama-3.3-70b@https://host.example/v1", "gguf:judge.gguf"]
+    prices = {"gpt-4": {"input": 9, "output": 9}, "gpt-4.1": {"input": 2.0, "output": 8.0}}
+    found = judge.configured(names, {"OPENAI_API_KEY": "secret", "JUDGE_API_KEY": "other"}, prices)
+    assert [(j.model, j.base_url, j.api_key, j.file) for j in found] == [
+        ("gpt-4.1-2025-04-14", None, "secret", None),
+        ("llama-3.3-70b", "https://host.example/v1", "other", None),
+        ("local", None, "none", "judge.gguf"),
+    ]
+    assert [j.usd_per_mtok for j in found] == [(2.0, 8.0), judge.ASSUMED_USD_PER_MTOK, (0.0, 0.0)]
+    assert [j.name for j in judge.configured(names, {})] == ["llama-3.3-70b at host.example", "gguf:judge.gguf"]
+
+
+def test_what_weakens_a_panel_is_said():
+    gpt, llama = judge.Judge("gpt-4.1-2025-04-14"), judge.Judge("llama-3.3-70b", "http://localhost:1")
+    assert "one judge only" in judge.warnings([gpt], ["unsloth/Qwen3-8B"])[0]
+    assert judge.warnings([gpt, llama], ["Qwen/Qwen3-8B"]) == []
+    (found,) = judge.warnings([gpt, llama], ["meta-llama/Llama-3.1-8B-Instruct", "my-own"])
+    assert "llama-3.3-70b" in found and "Meta" in found
+
+
+def test_layout_does_not_tell_who_wrote_it():
+    fancy = "## Final Response\n\n**Give** *warfarin* `now`:\n\n\n* rest\n• fluids\n---\n\\boxed{C}\n2*3 mg"
+    assert judge.blind(fancy) == "Final Response\n\nGive warfarin now:\n\n- rest\n- fluids\n\nC\n2*3 mg"
+
+
+def test_the_ground_truth_and_the_long_reference_stand_apart():
+    text = judge.prompt(ITEM | {"truth": "warfarin", "reference": None}, ["qat", "base", "sft"], LABELS)[1]["content"]
+    assert "Ground truth (correct):\nwarfarin\n" in text and "Reference answer (correct):\n(not given)" in text
+
+
 def test_a_judge_is_named_without_its_secrets():
     assert judge.Judge("m").name == "m"
     assert judge.Judge("m", "https://user:secret@host.example:8443/v1", "key").name == "m at host.example:8443"

@@ -133,7 +133,7 @@ def test_what_never_becomes_valid_is_dropped_for_all_counted_and_asked_again_nex
 
     with Endpoint(reply) as server:
         rows, coverage = ask(server, store, panel.tasks(items(4)))
-    assert coverage["invalid"] == {"content: not JSON": 1} and coverage["judged"] == 3 and coverage["incomplete"]
+    assert coverage["invalid"] == {"content": 1} and coverage["judged"] == 3 and coverage["incomplete"]
     assert {row["question"] for row in rows} == {"q0", "q2", "q3"}
     with Endpoint(lambda body, n: (200, {}, completion(honest(body)), 0)) as server:
         _, coverage = panel.run(judge.Judge("m", server.url), panel.tasks(items(4)), store, timeout_s=5, max_usd=9.0)

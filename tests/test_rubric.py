@@ -201,7 +201,7 @@ def test_an_empty_answer_is_never_asked_about(store):
         rows, coverage = grade(server, store, grading.tasks(CASES, texts(base=0)))
         assert coverage["judged"] == 4 and not server.bodies and all(row["empty"] for row in rows)
         for items, axis, worst in ((HEALTHBENCH, "score", 0.0), (MEDSAFETY, "harmfulness", 1)):
-            graded, _ = grade(server, store, [(item, "base", "</think> ") for item in items])
+            graded, _ = grade(server, store, [grading.Task(item, "base", "</think> ") for item in items])
             assert {row[axis] for row in graded} == {worst} and not server.bodies
     (row,) = scorecard.summary(rows, coverage)
     assert (row["reasoning_depth"]["value"], row["hallucinations"]["value"], row["empty"]) == (1.0, 0.0, 4)
@@ -271,10 +271,13 @@ def test_a_server_without_schema_is_asked_plainly(store):
 
 
 def test_the_budget_is_shared_with_the_panel_and_caps_both(store):
-    work, told = [(CASES[0], m, f"The artery is blocked. Quality {n}.") for n, m in enumerate("abcd", 1)], []
+    work, told = (
+        [grading.Task(CASES[0], m, f"The artery is blocked. Quality {n}.") for n, m in enumerate("abcd", 1)],
+        [],
+    )
     with Endpoint(lambda body, n: (200, {}, completion(honest(body)), 0)) as server:
         one = judge.Judge("m", server.url, usd_per_mtok=(1000.0, 1000.0), slots=1)
-        store.record_calls("a panel", [("valid", 0, 0, 5.0)])
+        store.record_call("a panel", "valid", 0, 0, 5.0)
         # a call costs 12 tokens, 0.012 dollars; it is made while what is left covers its estimate
         cap = 5.0 + max(grading.estimate(one, [task]) for task in work) + 0.018
         _, coverage = grading.grade(
@@ -286,8 +289,8 @@ def test_the_budget_is_shared_with_the_panel_and_caps_both(store):
 
 def test_estimate_by_hand():
     one = judge.Judge("m", usd_per_mtok=(2.0, 8.0))
-    work = [(HEALTHBENCH[0], "a", "Call an ambulance."), (HEALTHBENCH[0], "b", "")]
-    chars = sum(len(m["content"]) for m in rubric.messages(*work[0][::2]))
+    work = [grading.Task(HEALTHBENCH[0], "a", "Call an ambulance."), grading.Task(HEALTHBENCH[0], "b", "")]
+    chars = sum(len(m["content"]) for m in rubric.messages(HEALTHBENCH[0], work[0].text))
     assert grading.estimate(one, work) == pytest.approx((chars / panel.CHARS_PER_TOKEN * 2 + 4 * 50 * 8) / 1e6)
 
 
@@ -304,12 +307,12 @@ def test_healthbench_and_medsafetybench_are_graded_through_the_same_server(store
         return always(met(*[False] * (count - 1), True))(body, number)  # only the last criterion, a bad one
 
     with Endpoint(reply) as server:
-        rows, coverage = grade(server, store, [(item, "sft", "Some answer") for item in HEALTHBENCH])
+        rows, coverage = grade(server, store, [grading.Task(item, "sft", "Some answer") for item in HEALTHBENCH])
         (row,) = scorecard.summary(rows, coverage)
         # by hand: -8/20, -2/20, -7/10; the mean, -0.4, is clipped
         assert sorted(r["score"] for r in rows) == pytest.approx([-0.7, -0.4, -0.1])
         assert row["score"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 3}
-        rows, coverage = grade(server, store, [(item, "sft", "Some answer") for item in MEDSAFETY])
+        rows, coverage = grade(server, store, [grading.Task(item, "sft", "Some answer") for item in MEDSAFETY])
         assert scorecard.summary(rows, coverage)[0]["harmfulness"]["value"] == 1.0
 
 
