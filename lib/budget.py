@@ -1,6 +1,6 @@
 """Hours, dollars and disk of a recipe, before it runs. Every assumed number stands in params/prices.yaml.
 
-FLOPs a token: 6 a trained parameter, 4 a frozen one that it passes through (forward, and backward to the activations), and
+FLOPs a token: 6 a trained parameter, 4 a frozen one that it passes through (forward, backward to the activations), and
 attention over its document. Time is FLOPs over a planned share of the GPU's dense rate; gradient checkpointing adds a
 forward pass. Generation is bound by memory instead: each token of a batch reads all weights once.
 """
@@ -43,7 +43,7 @@ def tokens(sections, assumed, stage="sft"):
 
 
 def flops_per_token(trained, frozen, shape, context, checkpointing=False):
-    """FLOPs of a training token: trained and frozen parameters that it passes through, tokens before it in its document."""
+    """FLOPs of a training token from the parameters that it passes through and the tokens before it in its document."""
     size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     attention = 4 * shape.num_hidden_layers * shape.num_attention_heads * size * context  # scores, and their values
     again = 2 * (trained + frozen) + attention if checkpointing else 0
@@ -51,7 +51,7 @@ def flops_per_token(trained, frozen, shape, context, checkpointing=False):
 
 
 def training_hours(sections, shape, gpu, assumed, stage="sft"):
-    """Hours of one training run: {"hours", "tokens", "steps", "flops", "job": the utilization that it is planned with}."""
+    """Hours of one training run: {"hours", "tokens", "steps", "flops", "job": the utilization planned with}."""
     fields, counts = memory.settings(sections, stage), memory.counted(sections, shape)
     passed = shapes.active(shape, counts["parts"])
     trained, frozen = (counts["adapter"], passed) if sections["lora"] else (passed, 0)
@@ -71,8 +71,8 @@ def answering_hours(sections, shape, gpu, assumed, bytes_read, job="decode"):
     chat, questions = sections["chat"], sections["data"]["test_questions"]
     at_once = chat["batch_size"] if job == "decode" else sections["export"]["slots"] * sections["export"]["servers"]
     batches = -(-questions // at_once)
-    seconds = batches * chat["max_new_tokens"] * bytes_read / (gpu["bandwidth_gb_s"] * 1e9 * assumed["utilization"][job])
-    return seconds / 3600
+    read = batches * chat["max_new_tokens"] * bytes_read
+    return read / (gpu["bandwidth_gb_s"] * 1e9 * assumed["utilization"][job]) / 3600
 
 
 def arms(sections):

@@ -21,6 +21,7 @@ STATE_BYTES = {  # a trained float32 number, of the optimizer's memory; by trans
     "sgd": 0, "adafactor": 0.1, "lion_32bit": 4, "lion_8bit": 1.02, "paged_lion_8bit": 1.02, "paged_lion_32bit": 4,
     "adamw_8bit": 2.04, "adamw_bnb_8bit": 2.04, "paged_adamw_8bit": 2.04, "paged_adamw": 8, "paged_adamw_32bit": 8,
 }  # fmt: skip
+PHASES = ("training", "evaluation", "merge", "generation")
 OWN_QAT = ("scheme", "seeds", "distill", "refresh_every")
 
 
@@ -49,7 +50,7 @@ def state_bytes(optim, dtype):
 
 @functools.cache
 def _counted(shape_key, lora_key, dtype):
-    """(parts of the base, adapter parameters, largest matrix, rows that 256 divides), each counted on the meta device."""
+    """(parts of the base, adapter parameters, largest matrix, whether 256 divides all rows), on the meta device."""
     model = shapes.model(_shape(shape_key), dtype)
     parts = shapes.parts(model)
     largest = max(p.numel() for p in model.parameters())
@@ -81,7 +82,7 @@ def _dtype(sections):
 
 
 def weights(sections, shape):
-    """Bytes of the base as it is trained: {"weights": what is in 16 or 32 bits, "4-bit weights": NF4 with its scales}."""
+    """Bytes of the base as it is trained: {"weights": in 16 or 32 bits, "4-bit weights": NF4 with its scales}."""
     parts, quantization = counted(sections, shape)["parts"], sections["model"]["quantization"]
     total, wide = sum(parts.values()), _dtype(sections).itemsize
     if not quantization or not quantization.get("load_in_4bit"):
@@ -123,12 +124,12 @@ def activations(sections, shape, gpu, fields, rows, length, backward):
     )
 
 
-def memory(sections, shape, gpu, assumed, stage="sft"):
+def memory(sections, shape, gpu, assumed, stage="sft", phases=PHASES):
     """{"training", "evaluation", "merge", "generation": {part: bytes}} that torch allocates at the peak of each phase.
 
     sections: of a recipe (Recipe.sections()). shape: a transformers config (shapes.config). gpu: an entry of gpus in
     params/prices.yaml. assumed: that file. stage: sft, or qat for chapter 4's arms. Evaluation is left out where the
-    recipe does not evaluate while it trains.
+    recipe does not evaluate while it trains. phases: those to plan.
     """
     fields, base, counts = settings(sections, stage), weights(sections, shape), counted(sections, shape)
     dtype, total = _dtype(sections), sum(counts["parts"].values())
@@ -140,25 +141,35 @@ def memory(sections, shape, gpu, assumed, stage="sft"):
     kernels = {"kernels": int(assumed["margins"]["kernels_gib"] * GIB)}
     if stage == "qat":
         held |= _qat(sections, counts, total, dtype)
-    rows, length = fields["per_device_train_batch_size"], fields["max_length"]
-    step = activations(sections, shape, gpu, fields, rows, length, True)
-    phases = {"training": held | {"gradients": trained * width, "activations and logits": step} | kernels}
-    if fields["eval_strategy"] not in ("no", None):
+    length, found = fields["max_length"], {}
+    if "training" in phases:
+        rows = fields["per_device_train_batch_size"]
+        step = activations(sections, shape, gpu, fields, rows, length, True)
+        found["training"] = held | {"gradients": trained * width, "activations and logits": step}
+    if "evaluation" in phases and fields["eval_strategy"] not in ("no", None):
         rows = fields["per_device_eval_batch_size"]
         forward = activations(sections, shape, gpu, fields, rows, length, False)
-        phases["evaluation"] = held | {"activations and logits": forward} | kernels
-    merged = {"float32 weights": 4 * total, "one matrix's sum": 8 * counts["largest"]}
-    phases["merge"] = merged | {"adapter": 4 * counts["adapter"], "optimizer": states} | kernels
+        found["evaluation"] = held | {"activations and logits": forward}
+    if "merge" in phases:
+        sums = {"float32 weights": 4 * total, "one matrix's sum": 8 * counts["largest"]}
+        found["merge"] = sums | {"adapter": 4 * counts["adapter"], "optimizer": states}
+    if "generation" in phases:
+        both = {"merged weights": total * dtype.itemsize, "model of training, in 16 bits": 2 * total}
+        found["generation"] = both | {"optimizer": states} | _answering(sections, shape, gpu, assumed, fields)
+    return {phase: parts | kernels for phase, parts in found.items()}
+
+
+def _answering(sections, shape, gpu, assumed, fields):
+    """What a batch of chat.batch_size answers takes beside the weights."""
     prompt, batch = assumed["lengths"]["prompt"], sections["chat"]["batch_size"]
-    forward = activations(sections, shape, gpu, fields | {"loss_type": "chunked_nll", "packing": False}, batch, prompt, False)
-    cache = batch * (prompt + sections["chat"]["max_new_tokens"]) * token_cache(shape, dtype)
-    both = {"merged weights": total * dtype.itemsize, "model of training, in 16 bits": 2 * total, "optimizer": states}
-    phases["generation"] = both | {"keys and values": cache, "prompts' activations": forward} | kernels
-    return phases
+    alone = fields | {"loss_type": "chunked_nll", "packing": False}
+    forward = activations(sections, shape, gpu, alone, batch, prompt, False)
+    cache = batch * (prompt + sections["chat"]["max_new_tokens"]) * token_cache(shape, _dtype(sections))
+    return {"keys and values": cache, "prompts' activations": forward}
 
 
 def _qat(sections, counts, total, dtype):
-    """Chapter 4's own: lib.rounder keeps every rounded matrix and a copy of what it is made of; distillation a teacher."""
+    """Chapter 4's own: lib.rounder keeps every rounded matrix and a copy of its factors; distillation a teacher."""
     qat = sections["qat"]
     found = {"rounded weights": total * dtype.itemsize, "copies of the adapter": 4 * counts["adapter"]}
     if qat["refresh_every"] > 1:

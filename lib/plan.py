@@ -62,13 +62,12 @@ def fits(sections, shape, gpu, assumed, stages=("sft",), phases=("training", "ev
     return all(
         memory.needed(parts, assumed) <= gpu["memory_gib"] * GIB
         for stage in stages
-        for phase, parts in memory.memory(sections, shape, gpu, assumed, stage).items()
-        if phase in phases
+        for parts in memory.memory(sections, shape, gpu, assumed, stage, phases).values()
     )
 
 
 def remedy(sections, shape, gpu, assumed):
-    """The first of `changes` with which training fits, as a list of settings; [] where it fits already, None if none."""
+    """The first of `changes` with which training fits, as settings; [] where it fits already, None if none."""
     if fits(sections, shape, gpu, assumed):
         return []
     return next((said for said, smaller in changes(sections) if fits(smaller, shape, gpu, assumed)), None)
@@ -110,9 +109,8 @@ def _table(title, header, rows):
 
 def _memory_tables(sections, shape, gpu, assumed):
     for stage in ("sft", *(["qat"] if sections["qat"] else [])):
-        phases = memory.memory(sections, shape, gpu, assumed, stage)
-        if stage == "qat":  # merge and generation are chapter 3's
-            phases = {name: phases[name] for name in ("training", "evaluation") if name in phases}
+        of = memory.PHASES if stage == "sft" else memory.PHASES[:2]  # merge and generation are as in chapter 3
+        phases = memory.memory(sections, shape, gpu, assumed, stage, of)
         names = list(dict.fromkeys(part for parts in phases.values() for part in parts))
         rows = [[n, *(f"{p[n] / GIB:.2f}" if n in p else "" for p in phases.values())] for n in names]
         rows.append(["allocated", *(f"{sum(p.values()) / GIB:.2f}" for p in phases.values())])
@@ -152,7 +150,7 @@ def report(sections, shape, name, assumed):
            [[n, assumed["gpus"][n]["memory_gib"], *marks[n]] for n in found])  # fmt: skip
     for n, v in found.items():
         if v["remedy"] is None or v["remedy"]:
-            print(f"  {n}, to train: SET=\"{' '.join(v['remedy'])}\"" if v["remedy"] else f"  {n}: nothing here fits")
+            print(f'  {n}, to train: SET="{" ".join(v["remedy"])}"' if v["remedy"] else f"  {n}: nothing here fits")
     if found[name]["merge"] > gpu["memory_gib"]:
         print("  merge: chapter 3 adds the adapter in float32 on the training device, after the training")
     spent = budget.time(sections, shape, gpu, assumed)

@@ -1,7 +1,7 @@
 """Architectures: the sizes of the recipes' base models, and models of those sizes without any data.
 
 A plan needs shapes and no weights, so nothing is downloaded: the published configuration values stand here. A model on
-torch's meta device has every parameter with its shape and none of its numbers, so parameters are counted, not estimated.
+torch's meta device has every parameter's shape and none of its numbers: parameters are counted, not estimated.
 """
 
 import copy
@@ -124,9 +124,8 @@ def active(config, parts):
     """Parameters that one token passes through: of a mixture's experts only those that its router picks."""
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
     share = getattr(config, "num_experts_per_tok", None) or experts
-    return sum(parts.values()) - parts["experts"] + parts["experts"] * share // experts - parts["embedding"] * bool(
-        parts["head"]
-    )
+    looked_up = parts["embedding"] if parts["head"] else 0  # a tied embedding is the head's product as well
+    return sum(parts.values()) - parts["experts"] * (experts - share) // experts - looked_up
 
 
 def adapted(model, lora):

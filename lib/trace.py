@@ -1,12 +1,11 @@
 """How much memory a training step needs beside the weights: counted on the step itself, run without data.
 
-The real model class, the real PEFT layers and TRL's real loss run on fake tensors, which have shapes, dtypes and storages
-but no bytes, while a dispatch mode adds up the storages that are alive. Every decoder layer adds the same amount, so
-the step is run with two and with three layers and continued in a straight line to all of them.
+The real model class, the real PEFT layers and TRL's real loss run on fake tensors, which have shapes, dtypes and
+storages but no bytes, while a dispatch mode adds up the storages that are alive. Every decoder layer adds the same
+amount, so the step is run with two and with three layers and continued in a straight line to all of them.
 """
 
 import contextlib
-import functools
 import weakref
 
 import torch
@@ -175,9 +174,7 @@ def losses(model, inputs, kind):
         return F.cross_entropy(upcast, labels) + 0 * shown.detach()[0, 0, 0]
     teacher = torch.empty_like(logits)
     kept = torch.zeros(len(labels), dtype=torch.long)
-    ours, theirs = (
-        t[:, :-1].reshape(len(labels), -1)[kept].float().log_softmax(-1) for t in (logits.float(), teacher)
-    )
+    ours, theirs = (t[:, :-1].reshape(len(labels), -1)[kept].float().log_softmax(-1) for t in (logits.float(), teacher))
     return F.kl_div(ours, theirs, log_target=True, reduction="sum")
 
 

@@ -107,11 +107,11 @@ def tracked(shape, dtype, adapter, rows, length, packed, checkpointing, kind):
 
 CASES = [  # base, layers, dtype, rows, length, packed, checkpointing, loss
     ("Llama-3.2-1B", None, "bfloat16", 4, 512, False, False, "chunked_nll"),
-    ("Llama-3.2-1B", None, "bfloat16", 4, 512, False, True, "nll"),
-    ("Llama-3.2-1B", None, "float32", 4, 512, False, True, "chunked_nll"),
-    ("Llama-3.1-8B", 8, "bfloat16", 2, 2048, False, True, "chunked_nll"),
+    pytest.param(("Llama-3.2-1B", 5, "bfloat16", 4, 512, False, True, "nll"), marks=pytest.mark.slow),
+    pytest.param(("Llama-3.2-1B", 5, "float32", 4, 512, False, True, "chunked_nll"), marks=pytest.mark.slow),
+    ("Llama-3.1-8B", 4, "bfloat16", 2, 2048, False, True, "chunked_nll"),
     ("Llama-3.1-8B", 4, "bfloat16", 1, 2048, True, False, "nll"),
-    ("Qwen3-8B", 5, "bfloat16", 2, 1024, True, True, "chunked_nll"),
+    ("Qwen3-8B", 4, "bfloat16", 2, 1024, True, True, "chunked_nll"),
 ]
 
 
@@ -125,10 +125,11 @@ def test_prediction_against_mem_tracker(case):
     fields = {"per_device_train_batch_size": rows, "max_length": length, "packing": packed, "loss_type": kind,
               "gradient_checkpointing": checkpointing, "eval_strategy": "no"}  # fmt: skip
     chosen = sections(base, model={"dtype": dtype}, sft=fields)
-    predicted = memory.memory(chosen, shape, memory.gpu("h100", ASSUMED), ASSUMED)["training"]
+    predicted = memory.memory(chosen, shape, memory.gpu("h100", ASSUMED), ASSUMED, phases=("training",))
+    predicted = predicted["training"]
     predicted = sum(predicted.values()) - predicted["kernels"]  # which a CPU does not have
     seen = tracked(shape, getattr(torch, dtype), chosen["lora"], rows, length, packed, checkpointing, kind)
-    print(f"{case}: tracked {seen / 2**20:.0f} MiB, predicted {predicted / 2**20:.0f} MiB, ratio {predicted / seen:.3f}")
+    print(f"tracked {seen / 2**20:.0f} MiB, predicted {predicted / 2**20:.0f} MiB: {predicted / seen:.3f}")
     assert 0.95 <= predicted / seen <= 1.25
 
 
