@@ -29,7 +29,7 @@ $(STAGES):
 	@$(LAUNCH) $(PYTHON) -m lib.execute $@ $(ARGS)
 
 plan:  ## memory, hours, disk and dollars of RECIPE on one GPU (default a100-80gb), before any download
-	@$(PYTHON3) -m lib.setup
+	@[ -e .venv/.ready ] || $(PYTHON3) -m lib.setup
 	@$(PYTHON) -m lib.plan $(ARGS) --gpu "$(or $(GPU),a100-80gb)"
 
 report: setup  ## outputs/<run>/report/index.html from what has run
