@@ -9,7 +9,7 @@ STAGES := 01_dataset 02_baseline 03_sft 04_qat 05_export 06_judge
 export PIP_ARGS
 
 .DEFAULT_GOAL := all
-.PHONY: all setup $(STAGES) report lab verify accept publish test soak bench-data bench-qat lint clean help
+.PHONY: all setup $(STAGES) plan report lab verify accept publish test soak bench-data bench-qat lint clean help
 
 all: $(STAGES) report  ## every stage of RECIPE (default tiny), then the HTML report
 
@@ -27,6 +27,10 @@ setup:  ## .venv with the pinned packages, and llama.cpp built from its pinned s
 .NOTPARALLEL:
 $(STAGES):
 	@$(LAUNCH) $(PYTHON) -m lib.execute $@ $(ARGS)
+
+plan:  ## memory, hours, disk and dollars of RECIPE on one GPU (default a100-80gb), before any download
+	@[ -e .venv/.ready ] || $(PYTHON3) -m lib.setup
+	@$(PYTHON) -m lib.plan $(ARGS) --gpu "$(or $(GPU),a100-80gb)"
 
 report: setup  ## outputs/<run>/report/index.html from what has run
 	@$(PYTHON) -m lib.report $(ARGS)

@@ -40,6 +40,21 @@ def seed(seed, threads):
     torch.set_flush_denormal(True)  # denormals slow a CPU down by orders of magnitude and change no metric
 
 
+@contextlib.contextmanager
+def random_state():
+    """Whatever draws random numbers inside the block leaves the generators of Python, NumPy and torch as they were."""
+    import numpy
+    import torch
+
+    python, arrays = random.getstate(), numpy.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            numpy.random.set_state(arrays)
+
+
 def describe():
     """Versions, commit, hardware and peak memory, as they are now."""
     versions = {"python": platform.python_version()}

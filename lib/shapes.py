@@ -1,0 +1,133 @@
+"""Architectures: the sizes of the recipes' base models, and models of those sizes without any data.
+
+A plan needs shapes and no weights, so nothing is downloaded: the published configuration values stand here. A model on
+torch's meta device has every parameter's shape and none of its numbers: parameters are counted, not estimated.
+"""
+
+import copy
+from collections import Counter
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from lib import schema
+
+LLAMA2 = {
+    "model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+LLAMA3 = {
+    "model_type": "llama", "vocab_size": 128256, "num_key_value_heads": 8, "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+}  # fmt: skip
+SHAPES = {  # values of each model's published config.json
+    "Llama-2-7b": LLAMA2 | {
+        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+    },
+    "Llama-2-13b": LLAMA2 | {
+        "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
+        "num_key_value_heads": 40,
+    },
+    "Llama-3.1-8B": LLAMA3 | {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "tie_word_embeddings": False,
+    },
+    "Llama-3.2-1B": LLAMA3 | {
+        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+        "head_dim": 64, "tie_word_embeddings": True,
+    },
+    "Qwen3-8B": {
+        "model_type": "qwen3", "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 12288,
+        "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+        "max_position_embeddings": 40960, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+    },
+    "gpt-oss-20b": {
+        "model_type": "gpt_oss", "vocab_size": 201088, "hidden_size": 2880, "intermediate_size": 2880,
+        "num_hidden_layers": 24, "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64,
+        "num_local_experts": 32, "num_experts_per_tok": 4, "max_position_embeddings": 131072,
+        "tie_word_embeddings": False,
+    },
+    "DialoGPT-medium": {
+        "model_type": "gpt2", "vocab_size": 50257, "n_embd": 1024, "n_layer": 24, "n_head": 16, "n_positions": 1024,
+    },
+}  # fmt: skip
+
+
+def config(base, twin=None):
+    """The transformers config of model.base: a local folder's, the twin's, or one of SHAPES found in its hub id.
+
+    Raises ValueError with the nearest known name, and what to do, for a model that is none of these.
+    """
+    if twin is not None:
+        from lib.twin import FAMILIES, TRAINING_KEYS  # needs the tokenizer libraries, which other bases do not
+
+        family = FAMILIES[twin["architecture"]]
+        sizes = {key: value for key, value in twin.items() if key not in TRAINING_KEYS}
+        own = {"vocab_size": twin["vocab_size"], "tie_word_embeddings": True, **family.fields}
+        return family.config(**own | sizes)
+    if (Path(base) / "config.json").exists():
+        return AutoConfig.from_pretrained(base)
+    found = [name for name in SHAPES if name.lower() in base.rpartition("/")[2].lower()]
+    if not found:
+        raise ValueError(
+            f"the shape of {base!r} is not known here{schema.nearest(base.rpartition('/')[2], list(SHAPES))}: "
+            "download its config.json and set model.base to that folder, or add its values to SHAPES in lib/shapes.py"
+        )
+    return AutoConfig.for_model(**SHAPES[max(found, key=len)])
+
+
+def model(config, dtype=torch.bfloat16, layers=None, **options):
+    """A causal language model of that shape on the meta device. layers: take only so many of its layers."""
+    config = copy.deepcopy(config)
+    if layers is not None:
+        setattr(config, "n_layer" if config.model_type == "gpt2" else "num_hidden_layers", layers)
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:layers]
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, **options)
+
+
+def matrices(model):
+    """{name of the parameter: its module}, of what bitsandbytes stores in 4 bits: linear layers, but the head."""
+    head = model.get_output_embeddings()
+    kinds = (torch.nn.Linear, Conv1D)
+    return {f"{name}.weight": m for name, m in model.named_modules() if isinstance(m, kinds) and m is not head}
+
+
+def parts(model):
+    """{"embedding", "head", "matrices", "experts", "other": parameters} of a model; tied parameters once.
+
+    head is 0 where it is tied to the embedding. matrices: weights of linear layers inside the decoder layers. experts:
+    the stacked weights of a mixture. other: norms, biases, routers.
+    """
+    found = Counter(embedding=0, head=0, matrices=0, experts=0, other=0)
+    linear = {id(module.weight) for module in matrices(model).values()}
+    embedding, head = (get().weight for get in (model.get_input_embeddings, model.get_output_embeddings))
+    for name, parameter in model.named_parameters():
+        if parameter is embedding:
+            part = "embedding"
+        elif parameter is head:
+            part = "head"
+        elif id(parameter) in linear:
+            part = "matrices"
+        else:
+            part = "experts" if ".experts." in name and parameter.dim() == 3 else "other"
+        found[part] += parameter.numel()
+    return dict(found)
+
+
+def active(config, parts):
+    """Parameters that one token passes through: of a mixture's experts only those that its router picks."""
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
+    share = getattr(config, "num_experts_per_tok", None) or experts
+    looked_up = parts["embedding"] if parts["head"] else 0  # a tied embedding is the head's product as well
+    return sum(parts.values()) - parts["experts"] * (experts - share) // experts - looked_up
+
+
+def adapted(model, lora):
+    """The model with a LoRA adapter, still on the meta device. Adapter parameters are float32, as PEFT makes them."""
+    return get_peft_model(model, LoraConfig(**lora))

@@ -1,0 +1,218 @@
+"""The plan: parameters against published totals, memory against PyTorch's own tracker, time and dollars by hand."""
+
+import contextlib
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils.checkpoint import checkpoint
+from trl.trainer import sft_trainer as trl
+
+from lib import budget, memory, plan, recipe, shapes, trace
+
+ASSUMED = budget.load()
+FOUR = {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+def lora(r=8, targets=FOUR, dropout=0.05):
+    return {"r": r, "lora_alpha": 2 * r, "lora_dropout": dropout, "target_modules": sorted(targets),
+            "task_type": "CAUSAL_LM"}  # fmt: skip
+
+
+def sections(base="meta-llama/Llama-3.1-8B", **over):
+    found = recipe.load("tiny", {"data.origin": "hub"}).sections()
+    found["model"] = found["model"] | {"base": base, "twin": None, "dtype": "bfloat16", "quantization": None}
+    found["lora"], found["qat"], found["judge"] = lora(16), None, None
+    return plan.changed(found, **over)
+
+
+# published totals of the models' cards and checkpoints
+@pytest.mark.parametrize(
+    ("base", "total"),
+    [
+        ("meta-llama/Llama-2-7b-hf", 6_738_415_616),
+        ("meta-llama/Llama-2-13b-hf", 13_015_864_320),
+        ("meta-llama/Llama-3.1-8B-Instruct", 8_030_261_248),
+        ("meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400),
+        ("Qwen/Qwen3-8B", 8_190_735_360),
+        ("unsloth/gpt-oss-20b-BF16", 20_914_757_184),
+        ("microsoft/DialoGPT-medium", 354_823_168),
+    ],
+)
+def test_parameters_equal_published_totals(base, total):
+    model = shapes.model(shapes.config(base))
+    assert sum(shapes.parts(model).values()) == model.num_parameters() == total
+
+
+def test_gpt_oss_reads_four_of_32_experts():
+    shape = shapes.config("openai/gpt-oss-20b")
+    assert round(shapes.active(shape, shapes.parts(shapes.model(shape))) / 1e9, 1) == 3.6  # as its card says
+
+
+def test_unknown_names_have_a_remedy():
+    with pytest.raises(ValueError, match="nearest valid name is 'Qwen3-8B'"):
+        shapes.config("Qwen/Qwen3-8C")
+    with pytest.raises(ValueError, match="nearest valid name is 'a100-80gb'"):
+        memory.gpu("a100-80g", ASSUMED)
+
+
+class Tracker(MemTracker):
+    """PyTorch's tracker without its per-module statistics, which cannot hook frozen parameters and take minutes."""
+
+    def _track_module_params_and_buffers(self, module, install_grad_hooks=True):
+        return super()._track_module_params_and_buffers(module, False)
+
+    def _pre_fw_hook(self, *args): ...
+    def _post_fw_hook(self, *args): ...
+    def _pre_bw_hook(self, *args): ...
+    def _post_bw_hook(self, *args): ...
+
+
+def loss_of(model, ids, mask, kind):
+    """TRL's losses over every token, all chunks, the model at full depth, torch's own attention."""
+    if kind == "nll":
+        return model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss
+    inner = model.get_base_model()
+    hidden = inner.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.flatten(0, 1)
+    parts = zip(hidden.split(256), ids.flatten().split(256), strict=True)
+    weight = inner.lm_head.weight
+    return sum(checkpoint(trl._chunk, h, weight, None, i, 1.0, None, use_reentrant=False)[0] for h, i in parts)
+
+
+def tracked(shape, dtype, adapter, rows, length, packed, checkpointing, kind):
+    """Peak bytes that MemTracker sees over two steps: forward, backward, AdamW."""
+    model = get_peft_model(shapes.model(shape, dtype, attn_implementation="sdpa"), LoraConfig(**adapter)).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    with FakeTensorMode():
+        trace._to_fake(model)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4, foreach=False)
+        ids = torch.zeros((1, rows * length) if packed else (rows, length), dtype=torch.long)
+        mask = torch.ones(ids.shape[0], 1, ids.shape[1], ids.shape[1], dtype=torch.bool)
+        tracker = Tracker()
+        tracker.track_external(model, optimizer, ids, mask)
+        with tracker:
+            for _ in range(2):
+                autocast = torch.autocast("cpu", dtype) if dtype != torch.float32 else contextlib.nullcontext()
+                with autocast:
+                    loss = loss_of(model, ids, mask, kind)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        return tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+
+
+CASES = [  # base, layers, dtype, rows, length, packed, checkpointing, loss
+    ("Llama-3.2-1B", None, "bfloat16", 4, 512, False, False, "chunked_nll"),
+    pytest.param(("Llama-3.2-1B", 5, "bfloat16", 4, 512, False, True, "nll"), marks=pytest.mark.slow),
+    pytest.param(("Llama-3.2-1B", 5, "float32", 4, 512, False, True, "chunked_nll"), marks=pytest.mark.slow),
+    ("Llama-3.1-8B", 4, "bfloat16", 2, 2048, False, True, "chunked_nll"),
+    ("Llama-3.1-8B", 4, "bfloat16", 1, 2048, True, False, "nll"),
+    ("Qwen3-8B", 4, "bfloat16", 2, 1024, True, True, "chunked_nll"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, c)))
+def test_prediction_against_mem_tracker(case):
+    base, layers, dtype, rows, length, packed, checkpointing, kind = case
+    shape = shapes.config(base)
+    shape.num_hidden_layers = layers or shape.num_hidden_layers
+    if getattr(shape, "layer_types", None):
+        shape.layer_types = shape.layer_types[: shape.num_hidden_layers]
+    fields = {"per_device_train_batch_size": rows, "max_length": length, "packing": packed, "loss_type": kind,
+              "gradient_checkpointing": checkpointing, "eval_strategy": "no"}  # fmt: skip
+    chosen = sections(base, model={"dtype": dtype}, sft=fields)
+    predicted = memory.memory(chosen, shape, memory.gpu("h100", ASSUMED), ASSUMED, phases=("training",))
+    predicted = predicted["training"]
+    predicted = sum(predicted.values()) - predicted["kernels"]  # which a CPU does not have
+    seen = tracked(shape, getattr(torch, dtype), chosen["lora"], rows, length, packed, checkpointing, kind)
+    print(f"tracked {seen / 2**20:.0f} MiB, predicted {predicted / 2**20:.0f} MiB: {predicted / seen:.3f}")
+    assert 0.95 <= predicted / seen <= 1.25
+
+
+def test_four_bit_weights_by_hand():
+    quantization = {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}
+    found = memory.weights(sections(model={"quantization": quantization}), shapes.config("Llama-3.1-8B"))
+    matrices = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    assert found["4-bit weights"] == int(matrices * (0.5 + 1 / 64 + 4 / (64 * 256)))
+    assert found["weights"] == 2 * (2 * 128256 * 4096 + 65 * 4096)  # embedding, head, norms
+
+
+def test_keys_and_values_by_hand():
+    assert memory.token_cache(shapes.config("Qwen3-8B"), torch.bfloat16) == 2 * 36 * 8 * 128 * 2
+    assert memory.token_cache(shapes.config("DialoGPT-medium"), torch.float32) == 2 * 24 * 1024 * 4
+
+
+def test_qlora_of_8b_fits_where_16_bits_do_not():
+    shape, a10g = shapes.config("Llama-3.1-8B"), memory.gpu("a10g", ASSUMED)
+    fields = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_length": 2048, "packing": False,
+              "gradient_checkpointing": False, "eval_strategy": "no"}  # fmt: skip
+    large = sections(sft=fields)
+    assert not plan.fits(large, shape, a10g, ASSUMED)
+    said = plan.remedy(large, shape, a10g, ASSUMED)
+    assert said[0] == "sft.gradient_checkpointing=true"
+    smaller = next(found for words, found in plan.changes(large) if words == said)
+    assert plan.fits(smaller, shape, a10g, ASSUMED)
+    rows = smaller["sft"]["per_device_train_batch_size"] * smaller["sft"]["gradient_accumulation_steps"]
+    assert rows == 8 and large["sft"]["gradient_checkpointing"] is False
+    assert plan.remedy(smaller, shape, a10g, ASSUMED) == []
+
+
+def test_time_and_dollars_by_hand():
+    shape = shapes.config("Llama-3.1-8B")
+    chosen = sections(sft={"max_steps": 100, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4,
+                           "max_length": 1024, "packing": True, "gradient_checkpointing": False})  # fmt: skip
+    adapter = memory.counted(chosen, shape)["adapter"]
+    assert adapter == 32 * 16 * (2 * (4096 + 4096) + 2 * (4096 + 1024))
+    attention = 3 * 4 * 32 * 32 * 128 * 350  # scores and values, forward and twice backward, half a row of 700 before
+    flops = 6 * adapter + 4 * (8_030_261_248 - 128256 * 4096) + attention  # the embedding is looked up, not multiplied
+    gpu = memory.gpu("h100", ASSUMED)
+    found = budget.training_hours(chosen, shape, gpu, ASSUMED)
+    assert found["tokens"] == 100 * 8 * 1024
+    assert found["hours"] == pytest.approx(found["tokens"] * flops / (989e12 * 0.30) / 3600)
+    stage = next(s for s in budget.time(chosen, shape, gpu, ASSUMED) if "steps" in s["what"])
+    assert stage["usd"] == pytest.approx(found["hours"] * gpu["usd_per_hour"])
+
+
+def test_planned_rate_stays_below_the_measured_one():
+    """NeMo AutoModel: 12,473 tokens/s and 402 TFLOP/s on an H100; FLOPs of our formula, rows of 4,096 tokens."""
+    per_token = budget.flops_per_token(0, 7_504_924_672, shapes.config("Llama-3.1-8B"), 2048)
+    assert 12_473 * per_token == pytest.approx(402e12, rel=0.05)
+    assert ASSUMED["utilization"]["lora"] <= 402 / 989
+
+
+def test_judging_by_hand():
+    judge = {"questions": 50, "candidates": ["base", "sft", "q8_0"], "judges": ["lexical", "gpt-4.1-2025-04-14", "own"]}
+    found = budget.judging(sections() | {"judge": judge}, ASSUMED)
+    assert [f["calls"] for f in found] == [300, 300] and found[1]["usd"] is None
+    assert found[0]["usd"] == pytest.approx(300 * ((300 + 3 * 900) * 2.0 + 300 * 8.0) / 1e6)
+
+
+def test_published_file_sizes():
+    """gpt-oss-20b as MiB of its published files: most rows there fall back to 32-weight blocks."""
+    export = {"quantizations": ["q4_k_m", "q5_k_m", "q8_0"]}
+    chosen = sections("unsloth/gpt-oss-20b-BF16", export=export)
+    found = budget.files(chosen, shapes.config("gpt-oss-20b"), ASSUMED)
+    assert [found[n] / 2**20 for n in found] == pytest.approx([39_909, 15_061, 16_098, 21_218], rel=0.02)
+
+
+def test_access_does_not_need_a_network(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "x")
+
+    def offline(*_, **__):
+        raise OSError("no route")
+
+    found = plan.access("meta-llama/Llama-3.1-8B", ASSUMED, offline)
+    assert found == {"gated": True, "token": True, "reachable": False}
+    assert plan.access("twin", ASSUMED, offline)["reachable"] is None
+    assert plan.access("Qwen/Qwen3-8B", ASSUMED, offline)["gated"] is False
+
+
+def test_the_plan_of_the_tiny_recipe_prints_every_table(capsys):
+    assert plan.main(["--recipe", "tiny", "--gpu", "l4"]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("keys and values", "Needed on each GPU", "Time on one l4", "Disk", "Assumed"))
+    assert plan.main(["--gpu", "l5"]) == 2
