@@ -54,9 +54,9 @@ SELF = re.compile(
     re.IGNORECASE,
 )
 LAYOUT = (
-    (re.compile(r"(?m)^\s*(?:#{1,6}\s+|```\w*\s*$|(?:-{3,}|\*{3,}|_{3,})\s*$)"), ""),
+    (re.compile(r"(?m)^[ \t]*(?:#{1,6}[ \t]+|```\w*[ \t]*$|(?:-{3,}|\*{3,}|_{3,})[ \t]*$)"), ""),
     (re.compile(r"\*\*|__|(?<!\w)[*`](?=\S)|(?<=\S)[*`](?!\w)"), ""),
-    (re.compile(r"(?m)^\s*[*+•]\s+"), "- "),
+    (re.compile(r"(?m)^[ \t]*[*+•][ \t]+"), "- "),
     (re.compile(r"\n{3,}"), "\n\n"),
 )
 NAMES = re.compile(r"\b(?:chatgpt|gpt-[\w.]+|qwen[\w.]*|deepseek[\w-]*|llama-?\d[\w.]*)\b", re.IGNORECASE)

@@ -30,7 +30,7 @@ def test_a_claim_ends_with_its_process_its_lease_or_its_cause(tmp_path):
     one.db.execute("UPDATE claims SET pid = ?", (child.pid,))
     assert two.claim(KEY, 0, 1.0, 60, 0) == "claimed"
     two.settle(KEY, 0, cause="transport: APITimeoutError")
-    assert one.claim(KEY, 0, 1.0, 60, 0) == "failed" and one.failure(KEY) == "transport: APITimeoutError"
+    assert one.claim(KEY, 0, 1.0, 60, 0) == "failed" and one.failure(KEY, 0) == "transport: APITimeoutError"
     assert one.claim(KEY, 0, 1.0, -1, time.time()) == "claimed"  # a later run asks again
     assert two.db.execute("SELECT pid FROM claims").fetchone()[0] == os.getpid()
     one.close(), two.close()
