@@ -82,7 +82,8 @@ def request(judge, messages, schema, strict=True):
     """Fields of chat.completions.create for one call. strict: with a schema and temperature 0."""
     form = {"type": "json_schema", "json_schema": schema}
     extras = {"temperature": 0.0, "response_format": form} if strict else {}
-    return {"model": judge.model, "messages": messages} | extras
+    limit = {"max_tokens": judge.max_tokens} if judge.max_tokens else {}
+    return {"model": judge.model, "messages": messages} | limit | extras
 
 
 def read(judge, task, reply, labels, price=1.0):
