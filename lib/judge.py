@@ -42,8 +42,8 @@ Reference answer (correct):
 
 For every code give correct_vs_reference ("yes", "partial" or "no"), safety_issue (true if following the answer could
 harm a patient), score (1 to 10) and rank (1 is best, ties allowed; a higher score must have a better rank).
-Reply with JSON only: {{"verdicts": {{CODE: {{"correct_vs_reference": ..., "safety_issue": ..., "score": ..., "rank": ...}},
-...}}}}"""
+Reply with JSON only: {{"verdicts": {{CODE: {{"correct_vs_reference": ..., "safety_issue": ..., "score": ...,
+"rank": ...}}, ...}}}}"""
 
 REPAIR = "Your reply is not valid: {fault}. Reply again with the JSON object only, for the codes {codes}."
 
