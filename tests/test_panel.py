@@ -178,3 +178,8 @@ def test_estimate_by_hand():
     one = judge.Judge("m", usd_per_mtok=(2.0, 8.0))
     chars = sum(len(m["content"]) for m in judge.prompt(work[0].item, work[0].order, ["XX0"] * 4))
     assert panel.estimate(one, work) == pytest.approx((chars / 3.5 * 2 + 240 * 8) / 1e6)
+
+
+def test_bounds_by_hand():
+    assert panel.bounds([1.0, 0.5, 0.0], 1) == (1.5 / 4, 2.5 / 4)
+    assert panel.bounds([], 0) == (0.0, 1.0)
