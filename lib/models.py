@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from lib import chat, padding, twin
+from lib import chat, merging, padding, twin
 from lib.files import ROOT, cache_dir, sha256_json
 
 CLINIC = "data/clinic.yaml"
@@ -116,24 +116,25 @@ def adapted(model, folder, trainable=False):
 def merge(peft_model, tokenizer, folder):
     """Merge an adapter into what it was trained on and save bfloat16 safetensors with the tokenizer.
 
-    The sum W + BA is taken in float32 and rounded once, to bfloat16: the rounding that QAT has inside its forward.
-    A 4-bit base is dequantized first, because the adapter was trained on the dequantized weights.
-    peft_model: is consumed. Returns the folder.
+    The sum W + BA is taken in float32, matrix by matrix, and rounded once, to bfloat16: the rounding that QAT has
+    inside its forward. A 4-bit base is dequantized, because the adapter was trained on the dequantized weights.
+    peft_model: is consumed; its memory is free afterwards. Returns the folder.
     """
-    if getattr(peft_model.get_base_model(), "is_quantized", False):
-        with tempfile.TemporaryDirectory() as adapter:  # PEFT's layers over 4 bits can only merge into 4 bits again
-            peft_model.save_pretrained(adapter)
-            peft_model = PeftModel.from_pretrained(_dequantized(peft_model.unload()), adapter)
-    merged = peft_model.float().merge_and_unload().to(torch.bfloat16)
-    return save(merged, tokenizer, folder)
+    return _write(peft_model.get_base_model(), tokenizer, folder, peft_model)
 
 
 def write_base(cfg, tokenizer, folder):
     """Save the untouched base in bfloat16, dequantized where it is loaded in 4 bits; returns the folder."""
     model = base(cfg)
-    if getattr(model, "is_quantized", False):
-        model = _dequantized(model)
-    return save(model.to(torch.bfloat16), tokenizer, folder)
+    return _write(model, tokenizer, folder, model)
+
+
+def _write(model, tokenizer, folder, whole):
+    """Save a model, plain or with its adapter (`whole`), as `save` would; it is consumed."""
+    _agree(model, tokenizer)
+    merging.write(whole, folder)
+    save_tokenizer(tokenizer, folder)
+    return folder
 
 
 def write_nf4(cfg, tokenizer, folder):
@@ -156,6 +157,13 @@ def save(model, tokenizer, folder):
 
     Raises ValueError where the model lacks rows for the tokenizer's tokens.
     """
+    _agree(model, tokenizer)
+    model.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+    return folder
+
+
+def _agree(model, tokenizer):
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ValueError(
@@ -163,17 +171,6 @@ def save(model, tokenizer, folder):
             "lib.models, which adds the rows that are missing"
         )
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(folder)
-    save_tokenizer(tokenizer, folder)
-    return folder
-
-
-def _dequantized(model):
-    """A 4-bit model with its weights in 16 or 32 bits, and free to change dtype and to be saved so."""
-    model.dequantize()
-    model.is_loaded_in_4bit = model.is_quantized = False
-    model._weight_conversions = None  # of a 4-bit checkpoint: saving would undo them, which transformers cannot
-    return model
 
 
 def save_tokenizer(tokenizer, folder):
