@@ -1,13 +1,17 @@
 """Models and tokenizers: the base, an adapter on it, the merge, and what the device decides about training."""
 
+import importlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from lib import chat, merging, padding, twin
@@ -83,6 +87,9 @@ def saved(cfg, folder):
 
 
 def _load(path, cfg, quantization, **changes):
+    if "unsloth" in sys.modules and backend(cfg)[0] == "unsloth":  # `trainable` has rewritten transformers' classes
+        model = _by_unsloth(path, cfg, bool(quantization), changes.get("revision", cfg.model["revision"]))
+        return importlib.import_module("unsloth").FastLanguageModel.for_inference(model)
     options = {"revision": cfg.model["revision"], "attn_implementation": cfg.model["attn_implementation"]} | changes
     if quantization:  # an explicit None would erase what a 4-bit checkpoint says of itself
         options["quantization_config"] = quantization
@@ -109,8 +116,109 @@ def precision(cfg):
 
 
 def adapted(model, folder, trainable=False):
-    """The base with a saved LoRA adapter on it."""
-    return PeftModel.from_pretrained(model, folder, is_trainable=trainable).eval()
+    """The base with a saved LoRA adapter on it.
+
+    Raises ValueError when a tensor of the adapter finds no place, or a place no tensor: PEFT only warns.
+    """
+    model = PeftModel.from_pretrained(model, folder, is_trainable=trainable).eval()
+    with safe_open(Path(folder, "adapter_model.safetensors"), "pt") as file:
+        places = get_peft_model_state_dict(model, save_embedding_layers=False)
+        unknown = {name for name in set(file.keys()) ^ set(places) if ".lora_" in name}
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} tensors of the adapter in {folder} are not where PEFT looks for them, {min(unknown)} for "
+            "one: train it again, with model.backend=transformers"
+        )
+    return model
+
+
+def backend(cfg):
+    """What trains this recipe's adapter in chapter 3, ("unsloth" or "transformers", the reason in words).
+
+    Raises ValueError where the recipe asks for Unsloth and it cannot be had. Chapter 4 always takes transformers: its
+    rounding replaces the weights that a module's forward reads, and Unsloth's kernels read past the module.
+    """
+    wanted, why = cfg.model["backend"], None
+    if wanted == "transformers":
+        return wanted, "model.backend says so"
+    if not torch.cuda.is_available():
+        why = "there is no CUDA or ROCm GPU"
+    elif int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        why = "this run has several processes, and it serves one GPU"
+    elif unlike := _not_unsloths(cfg):
+        why = unlike
+    else:
+        try:
+            importlib.import_module("unsloth")
+        except Exception as error:  # it raises whatever its checks of driver, triton and versions raise
+            why = f"`import unsloth` fails: {type(error).__name__}: {error}"
+    if why is None:
+        return "unsloth", f"model.backend is {wanted}, there is a GPU, and the package imports"
+    if wanted == "unsloth":
+        raise ValueError(
+            f"model.backend is unsloth, but {why}: install requirements-gpu.txt on a machine with a GPU, or set "
+            "model.backend to transformers"
+        )
+    return "transformers", f"model.backend is auto, and {why}"
+
+
+def _not_unsloths(cfg):
+    """Why Unsloth would train over another quantized base than the recipe's; None where it would not."""
+    fixed = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    if cfg.model["quantization"] in (None, {}, fixed):
+        return None
+    return f"its quantization is {fixed}, not this recipe's {cfg.model['quantization']}"
+
+
+def trainable(cfg, lora):
+    """The base with a fresh adapter to train, by the recipe's backend; prints which one that is, and why.
+
+    lora: peft.LoraConfig(**cfg.lora). The Unsloth path is written against the signatures of 2026 and has never run:
+    where this project is tested there is no GPU. It rewrites transformers' classes for the whole process, so from here
+    on `base` and `saved` load through it too; measure packing before.
+    """
+    name, why = backend(cfg)
+    print(f"trained with {name}: {why}")
+    if name == "transformers":
+        return get_peft_model(base(cfg), lora)
+    model = _by_unsloth(source(cfg), cfg, bool(cfg.model["quantization"]), cfg.model["revision"])
+    values = {key: getattr(lora, key) for key in cfg.lora if key != "task_type"}  # that one it sets itself
+    values |= {key: sorted(value) for key, value in values.items() if isinstance(value, set)}
+    values |= {"use_gradient_checkpointing": _checkpointing(cfg), "random_state": cfg.run["seed"]}
+    return importlib.import_module("unsloth").FastLanguageModel.get_peft_model(model, **values)
+
+
+def trained(cfg, model, folder):
+    """Save the adapter that was trained, in PEFT's format, and return the model ready to be measured and merged.
+
+    Raises ValueError when it holds no LoRA layer of PEFT's: it could not be merged or loaded in chapter 4.
+    """
+    model.save_pretrained(folder)
+    if not any(isinstance(module, LoraLayer) for module in model.modules()):
+        raise ValueError("the trained model has no adapter of PEFT's: train with model.backend=transformers")
+    if backend(cfg)[0] == "unsloth":  # its forward gives no logits in training mode
+        importlib.import_module("unsloth").FastLanguageModel.for_inference(model)
+    return model.eval()
+
+
+def _by_unsloth(path, cfg, quantized, revision):
+    model, _ = importlib.import_module("unsloth").FastLanguageModel.from_pretrained(
+        model_name=str(path),
+        revision=revision,
+        use_exact_model_name=True,  # else it loads a 4-bit copy of its own from the hub
+        max_seq_length=cfg.sft["max_length"] + cfg.chat["max_new_tokens"],
+        dtype=getattr(torch, precision(cfg)),
+        load_in_4bit=quantized,
+        load_in_16bit=not quantized,
+        use_gradient_checkpointing=_checkpointing(cfg),
+        fix_tokenizer=False,  # the tokenizer is ours
+        random_state=cfg.run["seed"],
+    )
+    return model
+
+
+def _checkpointing(cfg):
+    return "unsloth" if cfg.sft.get("gradient_checkpointing", True) else False
 
 
 def merge(peft_model, tokenizer, folder):

@@ -51,6 +51,7 @@ class DataSection:
 class ModelSection:
     base: str = ""
     revision: str | None = None
+    backend: typing.Literal["auto", "unsloth", "transformers"] = "auto"  # what trains the adapter: lib.models.backend
     dtype: typing.Literal["auto", "float32", "bfloat16", "float16"] = "bfloat16"  # auto: lib.models.precision
     attn_implementation: str = "sdpa"
     quantization: dict | None = None
