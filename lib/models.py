@@ -18,6 +18,7 @@ from lib import chat, merging, padding, twin
 from lib.files import ROOT, cache_dir, sha256_json
 
 CLINIC = "data/clinic.yaml"
+KEPT_FREE = 0.8  # share of the free memory of a GPU that weights may take; the rest is for computing
 
 
 def source(cfg, progress=None):
@@ -82,8 +83,22 @@ def base(cfg):
 
 
 def saved(cfg, folder):
-    """A merged model that `merge` wrote, computed in the recipe's dtype."""
-    return _load(folder, cfg, None, revision=None)
+    """A merged model that `merge` wrote, computed in the recipe's dtype.
+
+    Where it is larger than what is free on the GPU, its last layers stay in main memory and travel there when they are
+    needed: slow, and as exact. (A T4 trains 8 billion parameters in 4 bits and cannot hold them in 16.)
+    """
+    size = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))  # bfloat16
+    size = size * getattr(torch, precision(cfg)).itemsize // 2
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
+    return _load(folder, cfg, None, revision=None, **_placement(size, free))
+
+
+def _placement(size, free):
+    """from_pretrained's device_map for weights of `size` bytes where `free` are left on a GPU; {} where they fit."""
+    if free is None or size < KEPT_FREE * free:
+        return {}
+    return {"device_map": "auto", "max_memory": {torch.cuda.current_device(): int(KEPT_FREE * free), "cpu": size}}
 
 
 def _load(path, cfg, quantization, **changes):
@@ -95,7 +110,8 @@ def _load(path, cfg, quantization, **changes):
         options["quantization_config"] = quantization
     model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, precision(cfg)), **options)
     model.generation_config.update(temperature=None, top_p=None, top_k=None)  # decoding is the recipe's to choose
-    return model.eval() if getattr(model, "is_quantized", False) else model.eval().to(device())
+    placed = getattr(model, "is_quantized", False) or "device_map" in options
+    return model.eval() if placed else model.eval().to(device())
 
 
 def device():

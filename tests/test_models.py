@@ -107,6 +107,12 @@ def test_what_trl_casts_over_four_bits_trains_in_float32(folder, tmp_path):
     assert any(not torch.equal(a, b) for a, b in zip(before, trainable, strict=True))
 
 
+def test_a_merged_model_larger_than_the_gpu_is_placed_in_parts(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert models._placement(16, None) == models._placement(16, 100) == {}
+    assert models._placement(160, 100) == {"device_map": "auto", "max_memory": {0: 80, "cpu": 160}}
+
+
 def test_a_cpu_trains_with_transformers_and_says_why(folder, monkeypatch, capsys):
     cfg, lora = over(folder, backend="auto"), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
     assert models.backend(cfg) == ("transformers", "model.backend is auto, and there is no CUDA or ROCm GPU")
