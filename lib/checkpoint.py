@@ -3,8 +3,10 @@
 import shutil
 from pathlib import Path
 
+from accelerate.state import AcceleratorState
 from transformers import TrainerCallback
 
+from lib import ranks
 from lib.files import read_json, sha256_file, write_json
 
 MANIFEST = "manifest.json"
@@ -20,15 +22,31 @@ class Manifests(TrainerCallback):
     def __init__(self, key, progress=None):
         self.key, self.progress = key, progress
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        if args.world_size != ranks.world():
+            raise RuntimeError(
+                f"the trainer sees {args.world_size} processes where {ranks.world()} were started: gradients would not "
+                "be shared. Start with torchrun, and leave accelerate's own settings out"
+            )
+        found = str(getattr(AcceleratorState().distributed_type, "value", "NO"))
+        if (args.fsdp and found != "FSDP") or (args.deepspeed and found != "DEEPSPEED"):
+            raise RuntimeError(
+                f"sft.{'fsdp' if args.fsdp else 'deepspeed'} is set and accelerate trains as {found}: nothing would be "
+                'spread over ranks. It takes GPUs and LAUNCH="torchrun ..."'
+            )
+
     def on_step_end(self, args, state, control, **kwargs):
         if self.progress:
             self.progress(state.global_step, state.max_steps, "steps")
 
     def on_save(self, args, state, control, **kwargs):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        write_json(folder / MANIFEST, {"key": self.key, "files": _hashes(folder)})
+        ranks.gather("saved")  # every rank has written its share
+        if ranks.leads():
+            write_json(folder / MANIFEST, {"key": self.key, "files": _hashes(folder)})
 
 
+@ranks.led
 def newest(folder, key):
     """The checkpoint with most steps whose manifest has this key and matches its files, or None.
 

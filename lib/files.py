@@ -1,9 +1,14 @@
-"""Files that are whole or absent: atomic writes, content hashes, and the folders everything lives in."""
+"""Files that are whole or absent: atomic writes, content hashes, and the folders everything lives in.
+
+With several ranks, rank 0 alone writes: on the others the functions below that write do nothing.
+"""
 
 import hashlib
 import json
 import os
 from pathlib import Path
+
+from lib import ranks
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,6 +30,8 @@ def write_text(path, text):
 
 def _write(path, parts):
     path = Path(path)
+    if not ranks.leads():
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from lib import chat, padding, twin
+from lib import chat, padding, ranks, twin
 from lib.files import ROOT, cache_dir, sha256_json
 
 CLINIC = "data/clinic.yaml"
@@ -18,10 +18,11 @@ CLINIC = "data/clinic.yaml"
 
 def source(cfg, progress=None):
     """What from_pretrained loads the base from: a hub id, a folder, or the tiny base model, built when missing."""
-    if cfg.model["base"] != "twin":
-        return padded(cfg.model["base"], cfg.model["revision"])
-    cfg.reads.add(CLINIC)
-    return twin.build(cfg.model["twin"], ROOT / CLINIC, cfg.run["seed"], progress)
+    with ranks.first():
+        if cfg.model["base"] != "twin":
+            return padded(cfg.model["base"], cfg.model["revision"])
+        cfg.reads.add(CLINIC)
+        return twin.build(cfg.model["twin"], ROOT / CLINIC, cfg.run["seed"], progress)
 
 
 def padded(base, revision=None):
@@ -113,6 +114,38 @@ def adapted(model, folder, trainable=False):
     return PeftModel.from_pretrained(model, folder, is_trainable=trainable).eval()
 
 
+def save_adapter(model, folder, trainer=None):
+    """Save a trained LoRA adapter, whole or not at all; returns the folder.
+
+    trainer: whose training it comes from; needed where it spread the weights over ranks (FSDP, DeepSpeed ZeRO-3).
+    """
+    whole = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded(trainer) else None
+    return _write_adapter(model, Path(folder), whole)
+
+
+@ranks.led
+def _write_adapter(model, folder, state):
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        model.save_pretrained(f"{scratch}/whole", state_dict=state)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(f"{scratch}/whole", folder)
+    return folder
+
+
+def sharded(trainer):
+    """Whether a trainer has spread the model's weights over ranks, so that no rank has all of them."""
+    if trainer is None:
+        return False
+    deepspeed = getattr(trainer.args, "hf_deepspeed_config", None)
+    return bool(trainer.args.fsdp or (deepspeed and deepspeed.is_zero3()))
+
+
+def whole(model, trainer, cfg, folder):
+    """The trained model in one piece on every rank: itself, or where it was sharded, the base with its saved adapter."""
+    return adapted(base(cfg), folder) if sharded(trainer) else model
+
+
+@ranks.led
 def merge(peft_model, tokenizer, folder):
     """Merge an adapter into what it was trained on and save bfloat16 safetensors with the tokenizer.
 
@@ -128,6 +161,7 @@ def merge(peft_model, tokenizer, folder):
     return save(merged, tokenizer, folder)
 
 
+@ranks.led
 def write_base(cfg, tokenizer, folder):
     """Save the untouched base in bfloat16, dequantized where it is loaded in 4 bits; returns the folder."""
     model = base(cfg)
@@ -136,6 +170,7 @@ def write_base(cfg, tokenizer, folder):
     return save(model.to(torch.bfloat16), tokenizer, folder)
 
 
+@ranks.led
 def write_nf4(cfg, tokenizer, folder):
     """Save the base as the 4-bit checkpoint that model.quantization describes; returns the folder.
 
@@ -152,7 +187,7 @@ def write_nf4(cfg, tokenizer, folder):
 
 
 def save(model, tokenizer, folder):
-    """Save a model and its tokenizer with one pad token and one vocabulary; returns the folder.
+    """Save a model and its tokenizer with one pad token and one vocabulary, whole or not at all; returns the folder.
 
     Raises ValueError where the model lacks rows for the tokenizer's tokens.
     """
@@ -163,8 +198,13 @@ def save(model, tokenizer, folder):
             "lib.models, which adds the rows that are missing"
         )
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(folder)
-    save_tokenizer(tokenizer, folder)
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        model.save_pretrained(f"{scratch}/whole")
+        save_tokenizer(tokenizer, f"{scratch}/whole")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(f"{scratch}/whole", folder)
     return folder
 
 

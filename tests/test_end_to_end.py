@@ -17,7 +17,8 @@ from lib.files import ROOT
 
 STAGES = ["01_dataset", "02_baseline", "03_sft", "04_qat", "05_export", "06_judge"]
 SMALL = (
-    "model.twin.steps=40 sft.max_steps=6 sft.save_steps=2 sft.eval_steps=3 sft.logging_steps=1 qat.max_steps=4 "
+    "model.twin.steps=40 sft.max_steps=6 sft.save_steps=2 sft.eval_steps=3 sft.logging_steps=1 "
+    "sft.gradient_accumulation_steps=2 qat.max_steps=4 "
     "qat.seeds=[42,43] data.test_questions=8 data.eval_fraction=0.01 chat.max_new_tokens=24 judge.questions=6"
 )
 
@@ -143,6 +144,27 @@ def test_a_kernel_killed_in_training_resumes_to_the_same_adapter(run, tmp_path):
     before, after = record(run, "03_sft")["metrics"], record(copy, "03_sft")["metrics"]
     assert before["adapter_sha256"] == after["adapter_sha256"]
     assert before["generated"] == after["generated"] and before["perplexity"] == after["perplexity"]
+
+
+def test_two_ranks_train_and_answer_as_one_does_at_the_same_global_batch(run, tmp_path):
+    settings, copy = SMALL.replace("accumulation_steps=2", "accumulation_steps=1"), tmp_path / "outputs"
+    shutil.copytree(folder(run) / "01_dataset", folder(copy, settings) / "01_dataset")
+    launch = "torchrun --nproc_per_node 2"
+    command = [sys.executable, "-m", "torch.distributed.run", *launch.split()[1:], "--no-python", sys.executable]
+    done = subprocess.run(
+        [*command, "-m", "lib.execute", "03_sft", "--set", settings],
+        cwd=ROOT, env=os.environ | {"OUTPUTS": str(copy), "LAUNCH": launch}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = record(run, "03_sft"), record(copy, "03_sft", settings)
+    assert (one["ranks"], two["ranks"]) == (1, 2) and set(one["outputs"]) == set(two["outputs"])
+    for which in ("first", "last"):  # the same sums in another order: equal here, to float32's seven digits anywhere
+        assert two["metrics"]["loss"][which] == pytest.approx(one["metrics"]["loss"][which], rel=1e-6)
+    assert two["metrics"]["adapter_sha256"] == one["metrics"]["adapter_sha256"]
+    stages = [folder(run) / "03_sft", folder(copy, settings) / "03_sft"]
+    texts = [[json.loads(row)["text"] for row in open(stage / "answers.jsonl")] for stage in stages]
+    assert texts[0] == texts[1] and len(texts[0]) == 8
+    assert (stages[1] / "03_sft.rank1.ipynb").exists() and not list(stages[1].glob(".rank1*"))
 
 
 @pytest.mark.slow
