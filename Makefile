@@ -10,7 +10,7 @@ LAUNCHED := 02_baseline 03_sft 04_qat
 export PIP_ARGS
 
 .DEFAULT_GOAL := all
-.PHONY: all setup $(STAGES) plan report lab verify accept publish test soak bench-data bench-qat lint clean help
+.PHONY: all setup $(STAGES) plan report lab spotcheck verify accept publish test soak bench-data bench-qat lint clean help
 
 all: $(STAGES) report  ## every stage of RECIPE (default tiny), then the HTML report
 
@@ -43,6 +43,9 @@ report: setup  ## outputs/<run>/report/index.html from what has run
 
 lab: setup  ## JupyterLab on notebooks/
 	$(PYTHON) -m jupyter lab --notebook-dir=notebooks
+
+spotcheck: setup  ## a blinded sheet of answer pairs for a human; once filled in, how often the scores agree with it
+	@$(PYTHON) -m lib.spotcheck $(ARGS)
 
 verify: setup  ## read every byte of a finished run again and compare it with its stage.json
 	@$(PYTHON) -m lib.execute verify $(ARGS)

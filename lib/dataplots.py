@@ -62,3 +62,25 @@ def heat_map(shares, title="Questions of one source that another has too"):
     ax.spines[["left", "bottom"]].set_visible(False)
     ax.tick_params(length=0)
     return figure
+
+
+def forgetting(rows, title="What each stage taught, and what it cost elsewhere"):
+    """Accuracy on every benchmark after every stage of training, as a map of percentages.
+
+    rows: [{"after": name, benchmark: proportion between 0 and 1 or None, ...}] in order of training, the base first.
+    """
+    names = [name for name in rows[0] if name != "after"]
+    figure, (ax,) = _canvas(1.5 + 0.45 * len(rows), title)
+    values = [[100 * (row[name] or 0.0) for name in names] for row in rows]
+    ax.imshow(values, cmap=SHADES, vmin=0, vmax=100, aspect="auto")
+    for y, row in enumerate(rows):
+        for x, name in enumerate(names):
+            text = "–" if row[name] is None else f"{100 * row[name]:.1f}"
+            ax.text(x, y, text, ha="center", va="center", fontsize=10, color="white" if values[y][x] > 60 else INK)
+    ax.set_xticks(range(len(names)), names)
+    ax.set_yticks(range(len(rows)), [row["after"] for row in rows])
+    ax.set_xlabel("accuracy on ... (%)")
+    ax.set_ylabel("after ...")
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.tick_params(length=0)
+    return figure

@@ -150,6 +150,10 @@ class Server:
     identity: str | None = None
     progress: object = None
 
+    def decides(self, base_url, max_new_tokens):
+        """What an answer depends on: kept answers to anything else are not read."""
+        return [self.identity or base_url, self.model, self.temperature, max_new_tokens, self.extra_body]
+
 
 def server(base_url, prompts, max_new_tokens, **options):
     """Answer prompts through an OpenAI-compatible server (llama-server, vLLM, Ollama, the OpenAI API), in order.
@@ -162,9 +166,7 @@ def server(base_url, prompts, max_new_tokens, **options):
     """
     how = Server(**options)
     api = client(base_url, how.api_key)
-    kept = Kept(
-        how.keep, prompts, [how.identity or base_url, how.model, how.temperature, max_new_tokens, how.extra_body]
-    )
+    kept = Kept(how.keep, prompts, how.decides(base_url, max_new_tokens))
 
     def ask(prompt):
         kept.add(_ask(api, how, prompt, max_new_tokens))

@@ -71,10 +71,10 @@ def estimate(judge, work):
 
 def expected(judge, messages, tokens_out):
     """Dollars of a call before it is made: tokens in by length."""
-    return _usd(judge, sum(len(message["content"]) for message in messages) / CHARS_PER_TOKEN, tokens_out)
+    return cost(judge, sum(len(message["content"]) for message in messages) / CHARS_PER_TOKEN, tokens_out)
 
 
-def _usd(judge, tokens_in, tokens_out):
+def cost(judge, tokens_in, tokens_out):
     return (tokens_in * judge.usd_per_mtok[0] + tokens_out * judge.usd_per_mtok[1]) / 1e6
 
 
@@ -99,7 +99,7 @@ def read(judge, task, reply, labels, price=1.0):
             verdict = task.parse(text, labels)
         except protocol.ContentFault as error:
             fault = str(error)
-    return verdict, text, fault, (*tokens, price * _usd(judge, *tokens))
+    return verdict, text, fault, (*tokens, price * cost(judge, *tokens))
 
 
 class Session:

@@ -23,3 +23,9 @@ def test_a_panel_per_source_with_its_medians():
 def test_the_heat_map_writes_each_share_and_leaves_the_diagonal():
     _, cells = texts(dataplots.heat_map({"a": {"a": 1.0, "b": 0.125}, "b": {"a": 0.0, "b": 1.0}}))
     assert cells == ["", "12", "0", ""]
+
+
+def test_the_forgetting_matrix_writes_each_accuracy_and_a_dash_where_none_was_scored():
+    rows = [{"after": "base", "medqa": 0.25, "pubmedqa": None}, {"after": "medqa", "medqa": 0.705, "pubmedqa": 0.5}]
+    labels, cells = texts(dataplots.forgetting(rows))
+    assert cells == ["25.0", "–", "70.5", "50.0"]

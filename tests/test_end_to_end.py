@@ -56,11 +56,15 @@ def test_all_six_stages_finish_and_are_then_fresh(run):
 
 def test_a_change_in_judge_runs_the_judge_only(run, tmp_path):
     copy = tmp_path / "outputs"
-    settings = SMALL.replace("judge.questions=6", "judge.questions=5")
+    settings = SMALL + " 'judge.judges=[lexical,gguf:gguf/sft-q8_0.gguf]' judge.exam=1"
     shutil.copytree(folder(run), folder(copy, settings))
     said = {stage: make(copy, stage, settings).stdout for stage in STAGES}
     assert [stage for stage in STAGES if "fresh" not in said[stage]] == ["06_judge"]
     assert "judge: changed in the recipe" in said["06_judge"]
+    metrics = record(copy, "06_judge", settings)["metrics"]
+    ((name, sat),) = metrics["exam"].items()  # a model of two million weights, served and asked for real
+    assert name.startswith("sft-q8_0.gguf ") and len(sat["marks"]) == 6
+    assert metrics["llm"]["coverage"].keys() == ({name} if sat["passed"] else set())
 
 
 def test_executed_notebooks_hold_no_warnings_and_no_walls_of_text(run):
