@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import os
 import secrets
+import signal
 import sys
 import time
 
@@ -16,6 +17,10 @@ from lib.files import ROOT, HashCache, outputs_dir, read_json, sha256_file, sha2
 from lib.terminal import Terminal
 
 ERROR_MARK = "medtune-error"
+FULL_SAYS = ("No space left", "File too large", "quota exceeded", "file write failed", "os error 28", "os error 27")
+FULL = (
+    "the disk is full, or a limit on file sizes is reached: free space, then run again; whole checkpoints are resumed"
+)
 
 
 def main(argv=None):
@@ -77,7 +82,8 @@ def _follow(stage, cfg, folder, force):
     with contextlib.suppress(FileNotFoundError):  # rank 0 has just cleared what it found stale
         if not stale(folder, cfg, HashCache(folder.parent / ".hashes.json")) and not force:
             return 0
-    run.pending(folder).unlink(missing_ok=True)
+    for path in (run.pending(folder), run.kernel(folder)):
+        path.unlink(missing_ok=True)
     return _run_notebook(stage, cfg, folder)
 
 
@@ -138,7 +144,8 @@ def _run_notebook(stage, cfg, folder):
     )
     own = "" if ranks.leads() else f".rank{ranks.rank()}"
     executed, error, started = folder / f"{stage}{own}.ipynb", "", time.time()
-    terminal = Terminal(stage, folder, quiet=bool(own))
+    terminal, failed = Terminal(stage, folder, quiet=bool(own)), "FAILED"
+    signal.signal(signal.SIGTERM, lambda *_: _stop(folder))
     try:
         papermill.execute_notebook(
             ROOT / "notebooks" / f"{stage}.ipynb",
@@ -152,6 +159,7 @@ def _run_notebook(stage, cfg, folder):
         )
     except PapermillExecutionError as failure:
         error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}"
+        failed = "STOPPED" if failure.ename == "Stopped" else failed
     except KeyboardInterrupt:
         error = "interrupted"
     except Exception as failure:  # a dead kernel, a full disk: whatever papermill raises, the stage has failed
@@ -162,7 +170,8 @@ def _run_notebook(stage, cfg, folder):
     if error:
         run.pending(folder).unlink(missing_ok=True)
         _mark(executed, error)
-        return _fail(stage + own, f"{error}\n  the notebook up to there: {executed}")
+        error += f"\n  {FULL}" if any(said in error for said in FULL_SAYS) else ""
+        return _fail(stage + own, f"{error}\n  the notebook up to there: {executed}", failed)
     if own:
         run.pending(folder).unlink()
         return 0
@@ -210,8 +219,16 @@ def _mark(executed, error):
         nbformat.write(notebook, executed)
 
 
-def _fail(stage, message):
-    print(f"{stage:12} FAILED: {message}", file=sys.stderr, flush=True)
+def _stop(folder):
+    """Pass SIGTERM on to the kernel, which saves what it trains and ends; before there is one, interrupt."""
+    try:
+        os.kill(int(run.kernel(folder).read_text()), signal.SIGTERM)
+    except (OSError, ValueError):
+        raise KeyboardInterrupt from None
+
+
+def _fail(stage, message, failed="FAILED"):
+    print(f"{stage:12} {failed}: {message}", file=sys.stderr, flush=True)
     return 1
 
 

@@ -141,7 +141,7 @@ def sharded(trainer):
 
 
 def whole(model, trainer, cfg, folder):
-    """The trained model in one piece on every rank: itself, or where it was sharded, the base with the saved adapter."""
+    """The trained model in one piece on every rank: itself, or if it was sharded, the base with the saved adapter."""
     return adapted(base(cfg), folder) if sharded(trainer) else model
 
 

@@ -7,10 +7,10 @@ import os
 import shutil
 import time
 
-from lib import fingerprint, machine, ranks, recipe
+from lib import fingerprint, machine, ranks, recipe, stop
 from lib.files import ROOT, HashCache, outputs_dir, read_json, sha256_file, sha256_json, write_json
 
-KEPT = ("checkpoints", "cache")  # survive a restart of the stage: each entry in them carries its own key
+KEPT = ("checkpoints", "cache", "logs")  # survive a restart of the stage: each entry in them carries its own key
 NOT_OUTPUTS = (*KEPT, "stage.json", "stage.pending.json")
 PER_RANK = "*.rank*.ipynb"  # the executed notebooks of ranks other than 0
 machine.quiet()  # before the notebook imports what would print
@@ -177,6 +177,8 @@ def start(stage, recipe_name="tiny", overrides=None):
     if folder in _open:  # the cell was run again in the same kernel
         _open.pop(folder).close()
     if os.environ.get("MEDTUNE_STAGE_NONCE"):
+        stop.listen()
+        kernel(folder).write_text(str(os.getpid()))
         ranks.join()
     opened = _open[folder] = Stage(stage, cfg, folder)
     if not opened.nonce:  # lib.execute has done so before it started this kernel
@@ -188,6 +190,11 @@ def start(stage, recipe_name="tiny", overrides=None):
 def pending(folder):
     """What this rank's last cell leaves for lib.execute."""
     return folder / ("stage.pending.json" if ranks.leads() else f".rank{ranks.rank()}.pending.json")
+
+
+def kernel(folder):
+    """The file with the process id of the kernel that runs this rank's notebook."""
+    return folder / f".rank{ranks.rank()}.pid"
 
 
 def setting(name):
