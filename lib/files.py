@@ -3,9 +3,12 @@
 With several ranks, rank 0 alone writes: on the others the functions below that write do nothing.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 from lib import ranks
@@ -43,6 +46,18 @@ def _write(path, parts):
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def whole_folder(folder):
+    """Give a path to write a folder to; it becomes `folder`, in place of what was there, when the block ends well."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        partial = Path(scratch, folder.name)
+        yield partial
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
 
 
 def write_json(path, value):

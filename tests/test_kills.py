@@ -17,7 +17,7 @@ AIMS = {  # what the kernel runs before its first cell: (where, at which call, w
     "step": ("transformers.Trainer.training_step", 2 * 2, "kill"),  # half of step 2, after its first backward pass
     "save": ("transformers.Trainer._save_optimizer_and_scheduler", 1, "kill"),  # the adapter is written, no more
     "stop": ("transformers.Trainer.training_step", 2, "stop"),  # inside the first step of this attempt
-    "merge": ("peft.PeftModel.merge_and_unload", 1, "kill"),
+    "merge": ("lib.merging._write_configs", 1, "kill"),
     "quantize": ("lib.gguf.quantize", 2, "start and kill"),  # the second file is half written
 }
 STARTUP = """
