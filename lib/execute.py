@@ -166,6 +166,7 @@ def _run_notebook(stage, cfg, folder):
         error = f"{type(failure).__name__}: {failure}"
     finally:
         terminal.close()
+        run.kernel(folder).unlink(missing_ok=True)  # its process id may soon be another's
     error = error or _incomplete(folder, nbformat.read(executed, as_version=4))
     if error:
         run.pending(folder).unlink(missing_ok=True)
