@@ -6,6 +6,7 @@ PYTHON3 ?= python3
 PYTHON := .venv/bin/python
 ARGS    = --recipe "$(RECIPE)" --set '$(SET)'
 STAGES := 01_dataset 02_baseline 03_sft 04_qat 05_export 06_judge
+LAUNCHED := 02_baseline 03_sft 04_qat
 export PIP_ARGS
 
 .DEFAULT_GOAL := all
@@ -25,8 +26,13 @@ setup:  ## .venv with the pinned packages, and llama.cpp built from its pinned s
 
 # 02 beside 03 would cost more than it saves on a small machine: run them in order
 .NOTPARALLEL:
-$(STAGES):
-	@$(LAUNCH) $(PYTHON) -m lib.execute $@ $(ARGS)
+$(filter-out $(LAUNCHED),$(STAGES)):
+	@$(PYTHON) -m lib.execute $@ $(ARGS)
+
+# LAUNCH="torchrun --nproc_per_node 8" is the torchrun of .venv and starts one notebook per rank: params/launch/
+$(LAUNCHED):
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" LAUNCH="$(LAUNCH)" $(LAUNCH) $(if $(findstring torchrun,$(LAUNCH)),--no-python) \
+	  $(PYTHON) -m lib.execute $@ $(ARGS)
 
 plan:  ## memory, hours, disk and dollars of RECIPE on one GPU (default a100-80gb), before any download
 	@[ -e .venv/.ready ] || $(PYTHON3) -m lib.setup

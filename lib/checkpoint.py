@@ -3,32 +3,67 @@
 import shutil
 from pathlib import Path
 
+from accelerate.state import AcceleratorState
 from transformers import TrainerCallback
 
+from lib import ranks, stop
 from lib.files import read_json, sha256_file, write_json
 
 MANIFEST = "manifest.json"
+PATIENCE_S = 15  # of the 30 s that schedulers usually leave between SIGTERM and SIGKILL
 
 
 class Manifests(TrainerCallback):
     """Writes a manifest into each checkpoint after the trainer has saved it, and reports steps to the terminal.
 
     key: what the training computes (Stage.resume_key); a checkpoint of another key is never resumed.
-    progress: called with (step, total, unit) after every step.
+    progress: called with (step, total, unit) after every step. every: a checkpoint after SIGTERM is written at a
+    multiple of so many steps.
     """
 
-    def __init__(self, key, progress=None):
-        self.key, self.progress = key, progress
+    def __init__(self, key, progress=None, every=1):
+        self.key, self.progress, self.every, self.stopping = key, progress, every, False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if args.world_size != ranks.world():
+            raise RuntimeError(
+                f"the trainer sees {args.world_size} processes where {ranks.world()} were started: gradients would not "
+                "be shared. Start with torchrun, and leave accelerate's own settings out"
+            )
+        self.stopping = False
+        stop.training(True)
+        found = str(getattr(AcceleratorState().distributed_type, "value", "NO"))
+        if (args.fsdp and found != "FSDP") or (args.deepspeed and found != "DEEPSPEED"):
+            raise RuntimeError(
+                f"sft.{'fsdp' if args.fsdp else 'deepspeed'} is set and accelerate trains as {found}: nothing would be "
+                'spread over ranks. It takes GPUs and LAUNCH="torchrun ..."'
+            )
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.progress:
             self.progress(state.global_step, state.max_steps, "steps")
+        # all ranks stop after the same step, whichever got the signal first
+        self.stopping = self.stopping or any(s is not None for s in ranks.gather(stop.asked()))
+        if self.stopping and state.global_step % self.every == 0:
+            control.should_save = control.should_training_stop = True
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if (stop.asked() or 0) > PATIENCE_S:
+            raise stop.Stopped(f"stopped by SIGTERM in a long evaluation; the newest checkpoint stands, {stop.AGAIN}")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        stop.training(False)
+        if self.stopping:
+            raise stop.Stopped(f"stopped by SIGTERM after saving checkpoint-{state.global_step}; {stop.AGAIN}")
 
     def on_save(self, args, state, control, **kwargs):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        write_json(folder / MANIFEST, {"key": self.key, "files": _hashes(folder)})
+        ranks.gather("saved")  # every rank has written its share
+        if ranks.leads():
+            write_json(folder / MANIFEST, {"key": self.key, "files": _hashes(folder)})
 
 
+@ranks.led
 def newest(folder, key):
     """The checkpoint with most steps whose manifest has this key and matches its files, or None.
 

@@ -5,16 +5,22 @@ python -m lib.execute verify | accept --recipe tiny
 """
 
 import argparse
+import contextlib
 import os
 import secrets
+import signal
 import sys
 import time
 
-from lib import curriculum, fingerprint, recipe, run, sources
+from lib import curriculum, fingerprint, ranks, recipe, run, sources
 from lib.files import ROOT, HashCache, outputs_dir, read_json, sha256_file, sha256_json, write_json
 from lib.terminal import Terminal
 
 ERROR_MARK = "medtune-error"
+FULL_SAYS = ("No space left", "File too large", "quota exceeded", "file write failed", "os error 28", "os error 27")
+FULL = (
+    "the disk is full, or a limit on file sizes is reached: free space, then run again; whole checkpoints are resumed"
+)
 
 
 def main(argv=None):
@@ -27,6 +33,7 @@ def main(argv=None):
     try:
         cfg = recipe.load(args.recipe, recipe.parse_set(args.overrides))
         check_data(**cfg.sections(["data"]))
+        ranks.check(os.environ.get("LAUNCH", ""))
         if args.stage == "verify":
             return verify(cfg)
         if args.stage == "accept":
@@ -57,6 +64,8 @@ def execute(stage, cfg, force=False):
     fingerprint.of_stage(stage)  # an unknown stage fails before a folder is made
     folder = outputs_dir() / cfg.run_name / stage
     folder.mkdir(parents=True, exist_ok=True)
+    if not ranks.leads():
+        return _follow(stage, cfg, folder, force)
     with run.lock(folder):
         why = stale(folder, cfg, HashCache(folder.parent / ".hashes.json"))
         if not why and not force:
@@ -66,6 +75,16 @@ def execute(stage, cfg, force=False):
         run.lock(folder, ".kernel.lock", wait_s=20).close()  # a kernel orphaned by a kill ends within seconds
         run.clear(folder, stage)
         return _run_notebook(stage, cfg, folder)
+
+
+def _follow(stage, cfg, folder, force):
+    """What a rank other than 0 does: run its own copy of the notebook where rank 0 runs the stage."""
+    with contextlib.suppress(FileNotFoundError):  # rank 0 has just cleared what it found stale
+        if not stale(folder, cfg, HashCache(folder.parent / ".hashes.json")) and not force:
+            return 0
+    for path in (run.pending(folder), run.kernel(folder)):
+        path.unlink(missing_ok=True)
+    return _run_notebook(stage, cfg, folder)
 
 
 def stale(folder, cfg, hashes):
@@ -123,8 +142,10 @@ def _run_notebook(stage, cfg, folder):
         TQDM_DISABLE="1",
         PYTHONHASHSEED="0",  # sets are saved in one order, in adapter_config.json for example
     )
-    executed, error, started = folder / f"{stage}.ipynb", "", time.time()
-    terminal = Terminal(stage, folder)
+    own = "" if ranks.leads() else f".rank{ranks.rank()}"
+    executed, error, started = folder / f"{stage}{own}.ipynb", "", time.time()
+    terminal, failed = Terminal(stage, folder, quiet=bool(own)), "FAILED"
+    signal.signal(signal.SIGTERM, lambda *_: _stop(folder))
     try:
         papermill.execute_notebook(
             ROOT / "notebooks" / f"{stage}.ipynb",
@@ -138,17 +159,23 @@ def _run_notebook(stage, cfg, folder):
         )
     except PapermillExecutionError as failure:
         error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}"
+        failed = "STOPPED" if failure.ename == "Stopped" else failed
     except KeyboardInterrupt:
         error = "interrupted"
     except Exception as failure:  # a dead kernel, a full disk: whatever papermill raises, the stage has failed
         error = f"{type(failure).__name__}: {failure}"
     finally:
         terminal.close()
+        run.kernel(folder).unlink(missing_ok=True)  # its process id may soon be another's
     error = error or _incomplete(folder, nbformat.read(executed, as_version=4))
     if error:
-        (folder / "stage.pending.json").unlink(missing_ok=True)
+        run.pending(folder).unlink(missing_ok=True)
         _mark(executed, error)
-        return _fail(stage, f"{error}\n  the notebook up to there: {executed}")
+        error += f"\n  {FULL}" if any(said in error for said in FULL_SAYS) else ""
+        return _fail(stage + own, f"{error}\n  the notebook up to there: {executed}", failed)
+    if own:
+        run.pending(folder).unlink()
+        return 0
     _promote(folder, executed)
     print(f"{stage:12} done in {time.time() - started:.0f} s", flush=True)
     return 0
@@ -169,7 +196,7 @@ def _incomplete(folder, notebook):
     """
     code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     unrun = [cell for cell in code if cell.execution_count is None or cell.metadata.papermill.status != "completed"]
-    pending = folder / "stage.pending.json"
+    pending = run.pending(folder)
     if not pending.exists():
         return "the kernel ended before its last cell, stage.finish(): killed, out of memory, or sys.exit() in a cell"
     if unrun:
@@ -193,8 +220,16 @@ def _mark(executed, error):
         nbformat.write(notebook, executed)
 
 
-def _fail(stage, message):
-    print(f"{stage:12} FAILED: {message}", file=sys.stderr, flush=True)
+def _stop(folder):
+    """Pass SIGTERM on to the kernel, which saves what it trains and ends; before there is one, interrupt."""
+    try:
+        os.kill(int(run.kernel(folder).read_text()), signal.SIGTERM)
+    except (OSError, ValueError):
+        raise KeyboardInterrupt from None
+
+
+def _fail(stage, message, failed="FAILED"):
+    print(f"{stage:12} {failed}: {message}", file=sys.stderr, flush=True)
     return 1
 
 

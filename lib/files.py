@@ -1,9 +1,17 @@
-"""Files that are whole or absent: atomic writes, content hashes, and the folders everything lives in."""
+"""Files that are whole or absent: atomic writes, content hashes, and the folders everything lives in.
 
+With several ranks, rank 0 alone writes: on the others the functions below that write do nothing.
+"""
+
+import contextlib
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from pathlib import Path
+
+from lib import ranks
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,6 +33,8 @@ def write_text(path, text):
 
 def _write(path, parts):
     path = Path(path)
+    if not ranks.leads():
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -36,6 +46,18 @@ def _write(path, parts):
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def whole_folder(folder):
+    """Give a path to write a folder to; it becomes `folder`, in place of what was there, when the block ends well."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        partial = Path(scratch, folder.name)
+        yield partial
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
 
 
 def write_json(path, value):

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import openai
 
-from lib import chat, decode
+from lib import chat, decode, ranks
 from lib.endpoint import client, stream
 from lib.files import sha256_json
 
@@ -92,18 +92,22 @@ def transformers(
     prompts: list of {"id", "messages"}, rendered with the tokenizer's chat template (date, effort: see chat.render).
     top_p: see decode.sampler. keep: file for answers as they come; the same call after a kill goes on from it.
     progress: called with (answered, total) after each batch. Prompts are batched by length, so that padding is small,
-    left-padded, and rows leave the batch once they have ended. Raises ValueError where a prompt has no tokens.
+    left-padded, and rows leave the batch once they have ended. With several ranks each answers its share of the
+    prompts, and all of them get every answer. Raises ValueError where a prompt has no tokens.
     """
     settings = [max_new_tokens, temperature, top_p, seed, date, effort]
-    kept = Kept(keep, prompts, [*settings, _identity(model)] if keep else settings)
-    rest = kept.missing(prompts)
+    share = ranks.share(prompts)
+    if keep and not ranks.leads():
+        keep = keep.with_name(f"{keep.stem}.rank{ranks.rank()}{keep.suffix}")
+    kept = Kept(keep, share, [*settings, _identity(model)] if keep else settings)
+    rest = kept.missing(share)
     texts = [chat.render(prompt["messages"], tokenizer, True, date, effort) for prompt in rest]
     encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     if not all(encoded):
         raise ValueError(f"prompt {rest[encoded.index([])]['id']!r} has no tokens: look at the chat template")
     stops = stop_ids(model, tokenizer)
     order = sorted(range(len(rest)), key=lambda i: (-len(encoded[i]), i))  # longest first: memory runs out early
-    pick = decode.sampler(temperature, seed, model.device, top_p)
+    pick = decode.sampler(temperature, seed + ranks.rank(), model.device, top_p)
     with decode.evaluation(model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
@@ -112,8 +116,9 @@ def transformers(
                 times = {"first_s": first, "seconds": seconds}
                 kept.add(_answer(rest[i]["id"], texts[i], ids, stops, tokenizer) | times)
             if progress:
-                progress(len(prompts) - len(order) + min(start + batch_size, len(order)), len(prompts))
-    return kept.ordered(prompts)
+                progress(len(share) - len(order) + min(start + batch_size, len(order)), len(share))
+    answers = {answer["id"]: answer for part in ranks.gather(kept.ordered(share)) for answer in part}
+    return [answers[prompt["id"]] for prompt in prompts]
 
 
 def _identity(model):

@@ -14,8 +14,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from lib import chat, merging, padding, twin
-from lib.files import ROOT, cache_dir, sha256_json
+from lib import chat, merging, padding, ranks, twin
+from lib.files import ROOT, cache_dir, sha256_json, whole_folder
 
 CLINIC = "data/clinic.yaml"
 KEPT_FREE = 0.8  # share of the free memory of a GPU that weights may take; the rest is for computing
@@ -23,10 +23,11 @@ KEPT_FREE = 0.8  # share of the free memory of a GPU that weights may take; the 
 
 def source(cfg, progress=None):
     """What from_pretrained loads the base from: a hub id, a folder, or the tiny base model, built when missing."""
-    if cfg.model["base"] != "twin":
-        return padded(cfg.model["base"], cfg.model["revision"])
-    cfg.reads.add(CLINIC)
-    return twin.build(cfg.model["twin"], ROOT / CLINIC, cfg.run["seed"], progress)
+    with ranks.first():
+        if cfg.model["base"] != "twin":
+            return padded(cfg.model["base"], cfg.model["revision"])
+        cfg.reads.add(CLINIC)
+        return twin.build(cfg.model["twin"], ROOT / CLINIC, cfg.run["seed"], progress)
 
 
 def padded(base, revision=None):
@@ -204,17 +205,18 @@ def trainable(cfg, lora):
     return importlib.import_module("unsloth").FastLanguageModel.get_peft_model(model, **values)
 
 
-def trained(cfg, model, folder):
+def trained(cfg, model, folder, trainer=None):
     """Save the adapter that was trained, in PEFT's format, and return the model ready to be measured and merged.
 
+    trainer: as for save_adapter; where it spread the weights, the base is loaded again, with the saved adapter on it.
     Raises ValueError when it holds no LoRA layer of PEFT's: it could not be merged or loaded in chapter 4.
     """
-    model.save_pretrained(folder)
+    save_adapter(model, folder, trainer)
     if not any(isinstance(module, LoraLayer) for module in model.modules()):
         raise ValueError("the trained model has no adapter of PEFT's: train with model.backend=transformers")
     if backend(cfg)[0] == "unsloth":  # its forward gives no logits in training mode
         importlib.import_module("unsloth").FastLanguageModel.for_inference(model)
-    return model.eval()
+    return adapted(base(cfg), folder) if sharded(trainer) else model.eval()
 
 
 def _by_unsloth(path, cfg, quantized, revision):
@@ -237,6 +239,30 @@ def _checkpointing(cfg):
     return "unsloth" if cfg.sft.get("gradient_checkpointing", True) else False
 
 
+def save_adapter(model, folder, trainer=None):
+    """Save a trained LoRA adapter, whole or not at all; returns the folder.
+
+    trainer: whose training it comes from; needed where it spread the weights over ranks (FSDP, DeepSpeed ZeRO-3).
+    """
+    whole = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded(trainer) else None
+    return _write_adapter(model, Path(folder), whole)
+
+
+@ranks.led
+def _write_adapter(model, folder, state):
+    with whole_folder(folder) as partial:
+        model.save_pretrained(partial, state_dict=state)
+    return folder
+
+
+def sharded(trainer):
+    """Whether a trainer has spread the model's weights over ranks, so that no rank has all of them."""
+    if trainer is None:
+        return False
+    deepspeed = getattr(trainer.args, "hf_deepspeed_config", None)
+    return bool(trainer.args.fsdp or (deepspeed and deepspeed.is_zero3()))
+
+
 def merge(peft_model, tokenizer, folder):
     """Merge an adapter into what it was trained on and save bfloat16 safetensors with the tokenizer.
 
@@ -244,9 +270,13 @@ def merge(peft_model, tokenizer, folder):
     inside its forward. A 4-bit base is dequantized, because the adapter was trained on the dequantized weights.
     peft_model: is consumed; its memory is free afterwards. Returns the folder.
     """
-    return _write(peft_model.get_base_model(), tokenizer, folder, peft_model)
+    ranks.led(_write)(peft_model.get_base_model(), tokenizer, folder, peft_model)
+    for parameter in peft_model.parameters() if not ranks.leads() else ():
+        parameter.data = parameter.data.new_empty(0)
+    return folder
 
 
+@ranks.led
 def write_base(cfg, tokenizer, folder):
     """Save the untouched base in bfloat16, dequantized where it is loaded in 4 bits; returns the folder."""
     model = base(cfg)
@@ -256,11 +286,13 @@ def write_base(cfg, tokenizer, folder):
 def _write(model, tokenizer, folder, whole):
     """Save a model, plain or with its adapter (`whole`), as `save` would; it is consumed."""
     _agree(model, tokenizer)
-    merging.write(whole, folder)
-    save_tokenizer(tokenizer, folder)
+    with whole_folder(folder) as partial:
+        merging.write(whole, partial)
+        save_tokenizer(tokenizer, partial)
     return folder
 
 
+@ranks.led
 def write_nf4(cfg, tokenizer, folder):
     """Save the base as the 4-bit checkpoint that model.quantization describes; returns the folder.
 
@@ -277,13 +309,14 @@ def write_nf4(cfg, tokenizer, folder):
 
 
 def save(model, tokenizer, folder):
-    """Save a model and its tokenizer with one pad token and one vocabulary; returns the folder.
+    """Save a model and its tokenizer with one pad token and one vocabulary, whole or not at all; returns the folder.
 
     Raises ValueError where the model lacks rows for the tokenizer's tokens.
     """
     _agree(model, tokenizer)
-    model.save_pretrained(folder)
-    save_tokenizer(tokenizer, folder)
+    with whole_folder(folder) as partial:
+        model.save_pretrained(partial)
+        save_tokenizer(tokenizer, partial)
     return folder
 
 

@@ -108,9 +108,24 @@ def load(name="tiny", overrides=None):
         raise ValueError(f"params/{name}.yaml is not valid YAML: {error}") from error
     document = merge(document, overrides)
     schema.known_keys(document, SECTIONS, "section", "the recipe")
+    _launch_files(document)
     sections = {section: schema.section(section, document.get(section)) for section in SECTIONS}
     _combinations(sections)
     return Recipe(name, overrides, sections)
+
+
+def _launch_files(document):
+    """Put the values of params/launch/<name>.yaml where sft or qat names it as fsdp_config or deepspeed."""
+    for name in ("sft", "qat"):
+        values = document.get(name)
+        for key in ("fsdp_config", "deepspeed") if isinstance(values, dict) else ():
+            if not isinstance(values.get(key), str):
+                continue
+            path = ROOT / "params" / "launch" / f"{values[key]}.yaml"
+            names = sorted(p.stem for p in path.parent.glob("*.yaml"))
+            if values[key] not in names:
+                raise ValueError(f"{name}.{key} names {values[key]!r}; params/launch/ has {', '.join(names)}")
+            document[name] = values = values | {key: parse(path.read_text(encoding="utf-8"))}
 
 
 def _combinations(recipe):
@@ -157,6 +172,11 @@ def _combinations(recipe):
                 f"qat.refresh_every is {qat['refresh_every']} and qat.save_steps {saved}: make it a multiple, so "
                 "that a resumed run searches for scales at the same steps as an uninterrupted one"
             )
+    spread = [key for key in ("fsdp", "deepspeed") if qat and (recipe["sft"] | qat).get(key)]
+    if spread and (spread == ["fsdp"] or recipe["sft"]["deepspeed"]["zero_optimization"]["stage"] == 3):
+        raise ValueError(
+            f"qat needs whole weight matrices on each rank, which sft.{spread[0]} spreads over them: set qat: null"
+        )
     if recipe["lora"] and qat and model["quantization"]:
         raise ValueError(
             "qat over a 4-bit base (model.quantization) is not supported: set qat: null or load the base in 16 bits"

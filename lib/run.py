@@ -2,15 +2,17 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import time
 
-from lib import fingerprint, machine, recipe
+from lib import fingerprint, machine, ranks, recipe, stop
 from lib.files import ROOT, HashCache, outputs_dir, read_json, sha256_file, sha256_json, write_json
 
-KEPT = ("checkpoints", "cache")  # survive a restart of the stage: each entry in them carries its own key
+KEPT = ("checkpoints", "cache", "logs")  # survive a restart of the stage: each entry in them carries its own key
 NOT_OUTPUTS = (*KEPT, "stage.json", "stage.pending.json")
+PER_RANK = "*.rank*.ipynb"  # the executed notebooks of ranks other than 0
 machine.quiet()  # before the notebook imports what would print
 _open = {}  # folder -> the Stage that this process has open there
 
@@ -56,7 +58,8 @@ class Stage:
         self.code = fingerprint.of_stage(name)
         self.inputs, self.files, self.timings, self.environment = {}, {}, {}, {}
         self._started, self._cpu = time.time(), time.process_time()
-        self._lock = lock(folder, ".kernel.lock" if self.nonce else ".lock", wait_s=20 if self.nonce else 0)
+        name = ".kernel.lock" if self.nonce else ".lock"
+        self._lock = lock(folder, name, wait_s=20 if self.nonce else 0) if ranks.leads() else None
 
     @property
     def headless(self):
@@ -102,20 +105,27 @@ class Stage:
 
     def progress(self, done, total, unit):
         """Tell the terminal that runs this notebook how far a long cell is; silent in JupyterLab."""
-        if self.nonce:
+        if self.nonce and ranks.leads():
             (self.dir / ".progress").write_text(f"{done}/{total} {unit}")
 
     def resume_key(self):
         """Hash of all that decides what training computes: a checkpoint under another key is not resumed."""
         sections = self.recipe.sections(self.recipe.used)
-        return sha256_json({"code": self.code, "sections": sections, "inputs": self.inputs, "files": self.files})
+        known = {"code": self.code, "sections": sections, "inputs": self.inputs, "files": self.files}
+        return sha256_json(known | {"ranks": ranks.world()})
 
     def finish(self, metrics):
         """Record metrics, inputs and the hash of every output. The last cell of every notebook.
 
         metrics: nested dict of JSON values; a measured proportion is {"value", "low", "high", "n"}.
-        Under lib.execute this leaves stage.pending.json, promoted once the executed notebook is saved.
+        Under lib.execute this leaves stage.pending.json, promoted once the executed notebook is saved. With several
+        ranks nothing is recorded before all of them are here.
         """
+        together = ranks.gather(self.nonce)
+        ranks.leave()
+        if not ranks.leads():
+            pending(self.dir).write_text(json.dumps({"nonce": self.nonce}))
+            return
         for path in sorted(self.recipe.reads):
             self.file(path)
         (self.dir / ".progress").unlink(missing_ok=True)
@@ -136,10 +146,11 @@ class Stage:
             "timings": {"wall_s": round(wall, 2), "cpu_s": round(cpu, 2), **self.timings},
             "seed": self.recipe.run["seed"],
             **machine.describe(),
+            "ranks": len(together),
             "interactive": not self.nonce,
             "accepted": None,
         } | ({"nonce": self.nonce} if self.nonce else {})
-        write_json(self.dir / ("stage.pending.json" if self.nonce else "stage.json"), record)
+        write_json(pending(self.dir) if self.nonce else self.dir / "stage.json", record)
         self.hashes.save()
         print(f"{self.name}: {len(outputs)} files, {wall:.0f} s wall, {cpu:.0f} s CPU")
         if not self.nonce:
@@ -147,7 +158,8 @@ class Stage:
 
     def close(self):
         """Give the stage's lock back, so that another kernel or Make can run it."""
-        self._lock.close()
+        if self._lock:
+            self._lock.close()
 
     def checkpoints(self):
         """The folder for training checkpoints, which survives a restart of the stage."""
@@ -164,11 +176,25 @@ def start(stage, recipe_name="tiny", overrides=None):
     folder.mkdir(parents=True, exist_ok=True)
     if folder in _open:  # the cell was run again in the same kernel
         _open.pop(folder).close()
+    if os.environ.get("MEDTUNE_STAGE_NONCE"):
+        stop.listen()
+        kernel(folder).write_text(str(os.getpid()))
+        ranks.join()
     opened = _open[folder] = Stage(stage, cfg, folder)
     if not opened.nonce:  # lib.execute has done so before it started this kernel
         clear(folder, stage)
     machine.seed(cfg.run["seed"], cfg.run["threads"])
     return opened
+
+
+def pending(folder):
+    """What this rank's last cell leaves for lib.execute."""
+    return folder / ("stage.pending.json" if ranks.leads() else f".rank{ranks.rank()}.pending.json")
+
+
+def kernel(folder):
+    """The file with the process id of the kernel that runs this rank's notebook."""
+    return folder / f".rank{ranks.rank()}.pid"
 
 
 def setting(name):
@@ -215,5 +241,5 @@ def output_names(folder, stage):
     paths = (
         p for top in folder.iterdir() if top.name not in skipped for p in (top.rglob("*") if top.is_dir() else [top])
     )
-    names = [p.relative_to(folder).as_posix() for p in paths if p.is_file()]
+    names = [p.relative_to(folder).as_posix() for p in paths if p.is_file() and not p.match(PER_RANK)]
     return sorted(n for n in names if not n.startswith("."))

@@ -10,12 +10,13 @@ class Terminal:
     """One line on the terminal: the stage, a bar over its cells, the time, the section heading, training steps.
 
     On a terminal the line is redrawn every second; elsewhere one line is printed for each section of the notebook.
+    quiet: says nothing, for ranks other than 0.
     """
 
-    def __init__(self, stage, folder):
+    def __init__(self, stage, folder, quiet=False):
         self.stage, self.folder, self.start = stage, folder, time.time()
         self.cell, self.cells, self.heading = 0, 1, ""
-        self.live = sys.stdout.isatty()
+        self.quiet, self.live = quiet, sys.stdout.isatty() and not quiet
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._redraw, daemon=True)
         self._thread.start()
@@ -47,7 +48,7 @@ class Terminal:
         headings = [line.lstrip("# ") for line in lines if line.startswith("#")]
         before, self.heading = self.heading, (headings or [""])[-1]
         self.cell, self.cells = index, len(cells)
-        if not self.live and self.heading != before:
+        if not self.live and not self.quiet and self.heading != before:
             print(f"  {time.time() - self.start:5.0f} s  {self.heading}", flush=True)
 
     def _redraw(self):

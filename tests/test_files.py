@@ -42,3 +42,15 @@ def test_the_hash_cache_sees_a_changed_file(tmp_path):
     cache.save()
     path.write_text("abcd")
     assert files.HashCache(tmp_path / "hashes.json").sha256(path) != first == files.sha256_text("abc")
+
+
+def test_a_folder_is_there_when_all_of_it_is(tmp_path):
+    with pytest.raises(RuntimeError), files.whole_folder(tmp_path / "model") as partial:
+        partial.mkdir()
+        raise RuntimeError("killed")
+    assert os.listdir(tmp_path) == []
+    for text in ("old", "new"):
+        with files.whole_folder(tmp_path / "model") as partial:
+            partial.mkdir()
+            (partial / "weights").write_text(text)
+    assert os.listdir(tmp_path) == ["model"] and (tmp_path / "model" / "weights").read_text() == "new"

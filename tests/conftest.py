@@ -1,0 +1,14 @@
+"""One finished run of all stages, made once for all tests that ask for it."""
+
+import pytest
+from pipeline import STAGES, make
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """outputs/ with one finished run of all stages."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    for stage in STAGES:
+        done = make(outputs, stage)
+        assert done.returncode == 0, f"{stage}:\n{done.stdout}\n{done.stderr}"
+    return outputs

@@ -1,0 +1,31 @@
+"""A smaller tiny recipe through the real runner: what the end-to-end tests and the kill tests share."""
+
+import json
+import os
+import subprocess
+import sys
+
+from lib import recipe
+from lib.files import ROOT
+
+STAGES = ["01_dataset", "02_baseline", "03_sft", "04_qat", "05_export", "06_judge"]
+SMALL = (
+    "model.twin.steps=40 sft.max_steps=6 sft.save_steps=2 sft.eval_steps=3 sft.logging_steps=1 "
+    "sft.gradient_accumulation_steps=2 qat.max_steps=4 "
+    "qat.seeds=[42,43] data.test_questions=8 data.eval_fraction=0.01 chat.max_new_tokens=24 judge.questions=6"
+)
+
+
+def make(outputs, stage, settings=SMALL, **options):
+    """Run one stage as the Makefile does; returns the completed process."""
+    command = [sys.executable, "-m", "lib.execute", stage, "--set", settings]
+    environment = os.environ | {"OUTPUTS": str(outputs)} | options.pop("env", {})
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, **options)
+
+
+def folder(outputs, settings=SMALL):
+    return outputs / recipe.load("tiny", recipe.parse_set(settings)).run_name
+
+
+def record(outputs, stage, settings=SMALL):
+    return json.loads((folder(outputs, settings) / stage / "stage.json").read_text())

@@ -1,0 +1,124 @@
+"""Runs that are killed, stopped or out of disk at a chosen moment end, after the next run, as undisturbed ones do."""
+
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from pipeline import SMALL, folder, make, record
+
+from lib.files import ROOT
+
+AIMS = {  # what the kernel runs before its first cell: (where, at which call, what then)
+    "step": ("transformers.Trainer.training_step", 2 * 2, "kill"),  # half of step 2, after its first backward pass
+    "save": ("transformers.Trainer._save_optimizer_and_scheduler", 1, "kill"),  # the adapter is written, no more
+    "stop": ("transformers.Trainer.training_step", 2, "stop"),  # inside the first step of this attempt
+    "merge": ("lib.merging._write_configs", 1, "kill"),
+    "quantize": ("lib.gguf.quantize", 2, "start and kill"),  # the second file is half written
+}
+STARTUP = """
+import importlib, os, signal, threading
+
+def aim(owner, name, at, deed):
+    module, _, kind = owner.rpartition(".")
+    owner = importlib.import_module(owner) if module == "lib" else getattr(importlib.import_module(module), kind)
+    real, calls = getattr(owner, name), []
+    def call(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == at:
+            if deed == "stop":
+                os.kill(os.getppid(), signal.SIGTERM)
+            elif deed == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            else:
+                threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return real(*args, **kwargs)
+    setattr(owner, name, call)
+
+aim({!r}, {!r}, {!r}, {!r})
+"""
+
+
+def aimed(tmp_path, outputs, stage, aim):
+    """Run a stage whose kernel meets its fate at the aim; returns the completed process."""
+    where, at, deed = AIMS[aim]
+    startup = tmp_path / aim / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "aim.py").write_text(STARTUP.format(*where.rsplit(".", 1), at, deed))
+    return make(outputs, stage, env={"IPYTHONDIR": str(tmp_path / aim)})
+
+
+def steps(stage):
+    """Step numbers of the checkpoints that have a manifest."""
+    return sorted(int(path.parent.name.rpartition("-")[2]) for path in stage.glob("checkpoints/*/*/manifest.json"))
+
+
+def test_a_training_that_is_disturbed_in_every_way_ends_in_the_same_adapter_and_metrics(run, tmp_path):
+    copy, undisturbed = tmp_path / "outputs", record(run, "03_sft")
+    shutil.copytree(folder(run) / "01_dataset", folder(copy) / "01_dataset")
+    shutil.copytree(folder(run) / "02_baseline", folder(copy) / "02_baseline")
+    stage = folder(copy) / "03_sft"
+
+    limit = (folder(run) / "03_sft" / "adapter" / "adapter_model.safetensors").stat().st_size - 1000
+    full = make(copy, "03_sft", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    assert full.returncode == 1 and "the disk is full" in full.stderr, full.stderr
+    assert steps(stage) == []
+
+    for aim, left in (("save", []), ("stop", [1]), ("step", [1, 2]), ("merge", [4, 6])):
+        ended = aimed(tmp_path, copy, "03_sft", aim)
+        assert ended.returncode == 1 and not (stage / "stage.json").exists(), f"{aim}: {ended.stdout}"
+        assert steps(stage) == left, f"{aim}: {ended.stderr}"
+        assert not (stage / "merged").exists() and not (stage / "stage.pending.json").exists()
+        assert ("stopped by SIGTERM after saving checkpoint-1" in ended.stderr) == (aim == "stop"), ended.stderr
+        assert (stage / "adapter").exists() == (aim == "merge")
+
+    last = make(copy, "03_sft")
+    assert last.returncode == 0, last.stderr
+    assert "resuming from checkpoint-6" in (stage / "03_sft.ipynb").read_text()
+    assert record(copy, "03_sft")["metrics"] == undisturbed["metrics"]
+    assert (
+        record(copy, "03_sft")["outputs"]["adapter/adapter_model.safetensors"]
+        == undisturbed["metrics"]["adapter_sha256"]
+    )
+
+
+def test_a_kill_while_a_file_is_quantized_leaves_no_stage_and_then_the_same_files(run, tmp_path):
+    copy = tmp_path / "outputs"
+    for name in ("01_dataset", "02_baseline", "03_sft", "04_qat"):
+        shutil.copytree(folder(run) / name, folder(copy) / name)
+    ended = aimed(tmp_path, copy, "05_export", "quantize")
+    assert ended.returncode == 1 and not (folder(copy) / "05_export" / "stage.json").exists()
+    assert make(copy, "05_export").returncode == 0
+    before, after = record(run, "05_export"), record(copy, "05_export")
+    files = {name for name in before["outputs"] if name.endswith(".gguf")}
+    assert files and {n: before["outputs"][n] for n in files} == {n: after["outputs"][n] for n in files}
+    assert before["metrics"]["perplexity"] == after["metrics"]["perplexity"]
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_end_in_the_same_metrics(run, tmp_path):
+    copy, moments = tmp_path / "outputs", random.Random(7)
+    for name in ("01_dataset", "02_baseline"):
+        shutil.copytree(folder(run) / name, folder(copy) / name)
+    kills = {"03_sft": 0, "04_qat": 0}
+    for stage in kills:
+        wall = record(run, stage)["timings"]["wall_s"]
+        command = [sys.executable, "-m", "lib.execute", stage, "--set", SMALL]
+        while kills[stage] < 10:
+            runner = subprocess.Popen(
+                command, cwd=ROOT, env=os.environ | {"OUTPUTS": str(copy)}, start_new_session=True
+            )
+            try:
+                assert runner.wait(timeout=moments.uniform(2, 6 + wall)) == 0
+                shutil.rmtree(folder(copy) / stage)  # finished before its kill: begin again
+            except subprocess.TimeoutExpired:
+                os.killpg(runner.pid, signal.SIGKILL)
+                runner.wait()
+                kills[stage] += 1
+                assert not (folder(copy) / stage / "stage.json").exists()
+        assert make(copy, stage).returncode == 0
+        assert record(copy, stage)["metrics"] == record(run, stage)["metrics"]

@@ -1,0 +1,81 @@
+"""Several ranks under torchrun: who writes, what is gathered, and what a lost or missing one does."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from test_execute import FINISH, Project
+
+from lib import ranks
+
+
+def launched(project, *args, processes=2):
+    """Run a stage as `make LAUNCH="torchrun --nproc_per_node 2"` does."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--no-python"]
+    environment = project.environment() | {"LAUNCH": f"torchrun --nproc_per_node {processes}"}
+    return subprocess.run(
+        [*command, *project.command(*args)], cwd=project.root, env=environment, capture_output=True, text=True
+    )
+
+
+def test_ranks_share_gather_and_leave_writing_to_the_first(tmp_path):
+    project = Project(tmp_path)
+    project.notebook(
+        "01_a",
+        "from lib import files, ranks\nmine = ranks.share(list(range(5)))\nfound = ranks.gather(mine)",
+        "@ranks.led\ndef deed(path):\n    path.write_text(str(ranks.rank()))\n    return ranks.gather(1), path.name",
+        'said = deed(stage.dir / "led.txt")\nfiles.write_json(stage.dir / "all.json", [ranks.rank(), found, said])',
+        'with ranks.first():\n    seen = (stage.dir / "built").exists()\n    (stage.dir / "built").write_text("")',
+        "stage.finish({'seen': ranks.gather(seen)})",
+    )
+    done = launched(project, "01_a")
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder, record = project.outputs / "tiny" / "01_a", project.record("01_a")
+    assert (folder / "led.txt").read_text() == "0" and record["ranks"] == 2
+    assert record["metrics"] == {"seen": [False, True]} and set(record["outputs"]) == {"led.txt", "all.json", "built"}
+    assert "".join((folder / "all.json").read_text().split()) == '[0,[[0,2,4],[1,3]],[[1],"led.txt"]]'
+    assert (folder / "01_a.rank1.ipynb").exists()
+    assert "fresh" in launched(project, "01_a").stdout and "fresh" in project.execute("01_a").stdout
+
+
+def test_a_lost_rank_fails_the_stage(tmp_path):
+    project = Project(tmp_path)
+    lose = "import os, signal\nif ranks.rank() == 1: os.kill(os.getpid(), signal.SIGKILL)"
+    project.notebook("01_a", "from lib import ranks\nranks.gather(0)", lose, FINISH)
+    done = launched(project, "01_a")
+    assert done.returncode != 0 and "01_a.rank1 " in done.stderr, done.stderr
+    assert project.record("01_a") is None
+
+
+@pytest.mark.parametrize(
+    ("launch", "size", "fails"),
+    [
+        ("", None, False),
+        ("nice -n 5", None, False),
+        ("torchrun --nproc_per_node 2", "2", False),
+        ("torchrun --nnodes=2 --nproc-per-node=8", "16", False),
+        ("torchrun --nproc_per_node gpu", "3", False),
+        ("accelerate launch --num_processes 2", None, True),
+        ("torchrun --nproc_per_node 4", "2", True),
+        ("torchrun --nnodes 2 --nproc_per_node 8", "8", True),
+    ],
+)
+def test_a_launcher_that_started_something_else_is_refused(monkeypatch, launch, size, fails):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if size:
+        monkeypatch.setenv("WORLD_SIZE", size)
+    if not fails:
+        return ranks.check(launch)
+    with pytest.raises(ValueError, match="use torchrun"):
+        ranks.check(launch)
+
+
+def test_the_runner_refuses_before_anything_runs(tmp_path):
+    project = Project(tmp_path)
+    project.notebook("01_a", FINISH)
+    environment = project.environment() | {"LAUNCH": "accelerate launch --num_processes 2"}
+    environment.pop("WORLD_SIZE", None)
+    done = subprocess.run(project.command("01_a"), cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "WORLD_SIZE unset where 2 was asked for" in done.stderr
+    assert not os.path.exists(project.outputs / "tiny")
