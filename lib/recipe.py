@@ -163,6 +163,8 @@ def _combinations(recipe):
             f"model.base is {model['base']!r} and model.twin is {model['twin']!r}: "
             "'twin' needs its sizes there, other bases must leave it out"
         )
+    if model["checkpoint_4bit"] and not (model["quantization"] or {}).get("load_in_4bit"):
+        raise ValueError("model.checkpoint_4bit saves a base in 4 bits: say which in model.quantization, or leave it out")
     _subset(export["quantizations"], QUANTIZATIONS, "export.quantizations")
     if judge:
         candidates = ["base", "sft", *(["qat"] if qat else []), *export["quantizations"]]

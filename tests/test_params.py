@@ -12,7 +12,7 @@ from trl import SFTConfig
 from lib import curriculum, models, packing, recipe, sources
 from lib.files import ROOT
 
-NAMES = sorted(path.stem for path in (ROOT / "params").glob("*.yaml"))
+NAMES = sorted(path.stem for path in (ROOT / "params").glob("*.yaml") if path.stem != "prices")
 QKVO = ["q_proj", "k_proj", "v_proj", "o_proj"]
 STAGED = {
     "data.sources": ["pubmedqa", "medmcqa", "medqa"],
