@@ -188,6 +188,8 @@ def save(model, tokenizer, folder):
             "lib.models, which adds the rows that are missing"
         )
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if getattr(model.config, "output_router_logits", False):  # TRL's, for training: it stops decoding with a cache
+        model.config.output_router_logits = False
     model.save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
     return folder
