@@ -25,7 +25,7 @@ def source(cfg, progress=None):
     if not cfg.model["checkpoint_4bit"]:
         return base
     about = [str(base), _version(base, cfg.model["revision"]), cfg.model["quantization"], precision(cfg)]
-    loaded = padding.pad(AutoTokenizer.from_pretrained(base, revision=cfg.model["revision"]))
+    loaded = padding.pad(read_tokenizer(base, cfg.model["revision"]))
     return _kept(cache_dir() / "nf4" / sha256_json(about)[:16], lambda folder: write_nf4(cfg, loaded, folder))
 
 
@@ -43,7 +43,7 @@ def padded(base, revision=None):
     adapter, merged model and GGUF file name one base of one size; PEFT would otherwise put the whole embedding into
     every adapter, which llama.cpp's converter then refuses.
     """
-    tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
+    tokenizer = read_tokenizer(base, revision)
     if padding.choose(tokenizer) in tokenizer.get_vocab():
         return base
     folder = cache_dir() / "padded" / sha256_json([str(base), _version(base, revision), padding.ADDED])[:16]
@@ -83,8 +83,21 @@ def tokenizer(cfg, progress=None):
     progress: called with (steps, total) while a tiny base model is pretrained, the first time it is asked for.
     Where the base has no pad token, lib/padding.py chooses one.
     """
-    loaded = padding.pad(AutoTokenizer.from_pretrained(source(cfg, progress), revision=cfg.model["revision"]))
+    loaded = padding.pad(read_tokenizer(source(cfg, progress), cfg.model["revision"]))
     return chat.prepare(loaded, cfg.chat["format"], cfg.chat["date"], cfg.chat["reasoning_effort"])
+
+
+def read_tokenizer(path, revision=None):
+    """A tokenizer that reads text as llama.cpp and SentencePiece itself do.
+
+    After a control token, "<s>" before a prompt say, Llama-2's puts a blank before the text. transformers' class leaves
+    it out unless told to be `legacy`, and does not remember having been told when it is saved.
+    """
+    loaded = AutoTokenizer.from_pretrained(path, revision=revision)
+    if getattr(loaded, "legacy", None) is False:
+        loaded = AutoTokenizer.from_pretrained(path, revision=revision, legacy=True)
+        loaded.init_kwargs["legacy"] = True
+    return loaded
 
 
 def base(cfg):

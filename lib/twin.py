@@ -26,6 +26,7 @@ from transformers import (
     GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaTokenizer,
     PreTrainedTokenizerFast,
     Qwen2Tokenizer,
     Qwen3Config,
@@ -268,12 +269,7 @@ def _sentencepiece(family, texts, vocab_size, folder):
     scores = {piece: pieces.get_score(i) for piece, i in vocab.items()}
     atoms = [p for p, i in vocab.items() if pieces.is_control(i) or pieces.is_byte(i) or pieces.is_unknown(i)]
     merges = generate_merges(vocab, scores, atoms)
-    core = Tokenizer(models.BPE(vocab=vocab, merges=merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
-    parts = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", left=1)]
-    core.decoder = decoders.Sequence(parts)
-    core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>")])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+    tokenizer = LlamaTokenizer(vocab=vocab, merges=merges)
     tokenizer.vocab_file = str(file)
     return tokenizer
 
