@@ -139,6 +139,6 @@ def disk(sections, shape, assumed):
         "base from the hub": 2 * total,
         f"checkpoints, {kept} of each run": kept * (1 + runs) * trained * 12,  # the weights and two states, float32
         "adapters": 4 * counts["adapter"] * (1 + runs),
-        f"merged models, {1 + runs}": 2 * total * (1 + runs),
+        f"merged models, at most {min(1 + runs, 3)} at once": 2 * total * min(1 + runs, 3),
         "GGUF files of sft" + (" and qat" if runs else ""): sum(gguf.values()) * (2 if runs else 1),
     }

@@ -64,14 +64,21 @@ def evaluation(model):
         model.train(training)
 
 
-def sampler(temperature, seed, device):
-    """A function from logits (rows, vocabulary) to the next token ids (rows,): greedy at temperature 0."""
+def sampler(temperature, seed, device, top_p=1.0):
+    """A function from logits (rows, vocabulary) to the next token ids (rows,): greedy at temperature 0.
+
+    top_p: draw among the likeliest tokens, as few as hold this share together (Holtzman et al. 2019, arXiv:1904.09751).
+    """
     if not temperature:
         return lambda logits: logits.argmax(-1)
     generator = torch.Generator(device=device).manual_seed(seed)
 
     def draw(logits):
         shares = torch.softmax(logits.float() / temperature, dim=-1)
+        if top_p < 1:
+            ordered, tokens = shares.sort(dim=-1, descending=True)
+            ordered[ordered.cumsum(-1) - ordered >= top_p] = 0  # what likelier tokens hold already
+            return tokens.gather(-1, torch.multinomial(ordered, 1, generator=generator))[:, 0]
         return torch.multinomial(shares, 1, generator=generator)[:, 0]
 
     return draw

@@ -80,6 +80,7 @@ def transformers(
     batch_size=64,
     temperature=0.0,
     *,
+    top_p=1.0,
     seed=42,
     date=None,
     effort=None,
@@ -89,11 +90,11 @@ def transformers(
     """Answer prompts with a causal language model; greedy unless temperature > 0. Returns answers in prompt order.
 
     prompts: list of {"id", "messages"}, rendered with the tokenizer's chat template (date, effort: see chat.render).
-    keep: file for answers as they come; the same call after a kill goes on from it. progress: called with (answered,
-    total) after each batch. Prompts are batched by length, so that padding is small,
+    top_p: see decode.sampler. keep: file for answers as they come; the same call after a kill goes on from it.
+    progress: called with (answered, total) after each batch. Prompts are batched by length, so that padding is small,
     left-padded, and rows leave the batch once they have ended. Raises ValueError where a prompt has no tokens.
     """
-    settings = [max_new_tokens, temperature, seed, date, effort]
+    settings = [max_new_tokens, temperature, top_p, seed, date, effort]
     kept = Kept(keep, prompts, [*settings, _identity(model)] if keep else settings)
     rest = kept.missing(prompts)
     texts = [chat.render(prompt["messages"], tokenizer, True, date, effort) for prompt in rest]
@@ -102,7 +103,7 @@ def transformers(
         raise ValueError(f"prompt {rest[encoded.index([])]['id']!r} has no tokens: look at the chat template")
     stops = stop_ids(model, tokenizer)
     order = sorted(range(len(rest)), key=lambda i: (-len(encoded[i]), i))  # longest first: memory runs out early
-    pick = decode.sampler(temperature, seed, model.device)
+    pick = decode.sampler(temperature, seed, model.device, top_p)
     with decode.evaluation(model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
@@ -137,6 +138,8 @@ class Server:
 
     model: str = "local"
     temperature: float | None = 0.0
+    top_p: float | None = None
+    seed: int | None = None
     timeout_s: float = 300.0
     slots: int = 1
     api_key: str = "none"
@@ -147,7 +150,7 @@ class Server:
 
     def decides(self, base_url, max_new_tokens):
         """What an answer depends on: kept answers to anything else are not read."""
-        return [self.identity or base_url, self.model, self.temperature, max_new_tokens, self.extra_body]
+        return [self.identity or base_url, self.model, _drawn(self), max_new_tokens, self.extra_body]
 
 
 def server(base_url, prompts, max_new_tokens, **options):
@@ -173,11 +176,16 @@ def server(base_url, prompts, max_new_tokens, **options):
     return kept.ordered(prompts)
 
 
+def _drawn(how):
+    """The fields of a request that say how tokens are drawn; what is None is left to the server."""
+    fields = {"temperature": how.temperature, "top_p": how.top_p, "seed": how.seed}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
 def _ask(api, how, prompt, max_new_tokens):
     limit = "max_completion_tokens" if how.model.startswith(NEW_LIMIT) else "max_tokens"
     request = {"model": how.model, "messages": prompt["messages"], limit: max_new_tokens}
-    if how.temperature is not None:
-        request["temperature"] = how.temperature
+    request |= _drawn(how)
     start = time.monotonic()
     try:
         reply = stream(api, request | {"extra_body": how.extra_body}, how.timeout_s)

@@ -3,6 +3,8 @@
 Programs and converter come from one pinned commit, built by `make setup` (lib/toolchain.py). Every file is written
 under a temporary name and renamed when complete. Greedy answers repeat bit for bit on one machine with one slot and one
 thread count: `serve` therefore reuses no prompt cache, and several slots may differ in the last digit of a logit.
+Built with a GPU, programs put as many layers on it as fit beside what is there (llama.cpp's own --fit; a fixed number
+of layers would end with an error where they do not fit), and the rest runs on `threads`.
 """
 
 import contextlib

@@ -110,13 +110,13 @@ def agreement(items):
 
     Over pairs of answers to one question of which the key calls one right and the other wrong: the share in which
     recall and mismatches, without the points for the decision, put the right one first; a tie counts half. n: questions
-    with such a pair; the interval resamples questions. value None where there is none.
+    with such a pair, empty answers apart; the interval resamples questions. value None where there is none.
     """
     shares = []
     for item in items:
         if not item["options"]:
             continue
-        scored = [score(item, text) for text in item["answers"].values()]
+        scored = [score(item, text) for text in item["answers"].values() if text.strip()]
         points = [(one["recall"] or 0.0) * MAX_POINTS - MISMATCH * bool(one["mismatch"]) for one in scored]
         pairs = [
             1.0 if p > q else 0.5 if p == q else 0.0

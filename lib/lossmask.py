@@ -1,11 +1,12 @@
 """Which tokens of a training row carry loss: measured from the trainer's own batch, region by region, and drawn."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
 
-from lib.chat import Frame, encode, messages
+from lib.chat import Frame, documents, encode, messages
 from lib.turns import IGNORE_INDEX, control_tokens, end_token
 
 REGIONS = ("prompt", "reasoning", "answer", "end")
@@ -130,12 +131,28 @@ def audit(rows: Iterable[tuple], tokenizer, fmt: str = "think", date=None, effor
     return check.result(max_cut)
 
 
+def audit_batches(batches: Iterable, tokenizer, fmt: str = "think", date=None, effort=None, at_most: int = 16) -> dict:
+    """The audit of a trainer's own first batches: one, or more where the first holds only rows without their end.
+
+    batches: of a training dataloader. It goes on, to at most so many, until it has seen reasoning, answer and an end
+    token. Returns and raises as `audit`.
+    """
+    check = Audit(tokenizer, fmt, date, effort)
+    for batch in itertools.islice(batches, at_most):
+        for ids, labels in documents(batch):
+            check.add(ids, labels)
+        if None not in [share for region, share in shares(check.counts).items() if region != check.optional]:
+            break
+    return check.result()
+
+
 class Audit:
     """The audit of `audit`, one row at a time, for rows that are too many to keep."""
 
     def __init__(self, tokenizer, fmt: str = "think", date=None, effort=None):
         self.regions, self.writes = Regions(tokenizer, fmt, date, effort), Control(tokenizer, fmt, date, effort)
-        self.counts, self.cut, self.number, self.fmt = Counter(), 0, 0, fmt
+        self.counts, self.cut, self.number = Counter(), 0, 0
+        self.optional = "reasoning" if fmt == "instruction" else None  # there it may be what a data set does not teach
 
     def add(self, input_ids, labels) -> Counter:
         """Check one row; returns its number of tokens by (region, carries loss). Raises ValueError, see `audit`."""
@@ -151,8 +168,8 @@ class Audit:
         """What was found, as `audit` returns it. Raises ValueError, see there."""
         found = shares(self.counts)
         wrong = {region: share for region, share in found.items() if share != (region != "prompt")}
-        if found["reasoning"] is None and self.fmt == "instruction":
-            del wrong["reasoning"]  # answers without reasoning are what such a data set teaches
+        if self.optional and found[self.optional] is None:
+            del wrong[self.optional]
         if wrong:
             raise ValueError(
                 f"loss mask of {self.number} rows ({self.cut} cut): share of tokens with loss is {wrong}, expected "

@@ -32,6 +32,11 @@ def interval(metric, unit="%"):
     return f"{text} ({', '.join(notes)})" if notes else text
 
 
+def p_value(p):
+    """A p value in four decimals, never "0.0000"."""
+    return f"{p:.4f}" if p >= 0.0001 else "< 0.0001"
+
+
 def _cell(value):
     """(text, is a number) of one table cell; a measured value {"value", "low", "high", "n"} becomes its wording."""
     if value is None:
@@ -45,7 +50,7 @@ def _cell(value):
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}", True
     text = str(value)
-    return text, bool(re.fullmatch(r"[-+~]?[\d.,]+(e[-+]?\d+)?( ?[^\d\s]\S*)?", text))
+    return text, bool(re.fullmatch(r"[-+~<]?\s?[\d.,]+(e[-+]?\d+)?( ?[^\d\s]\S*)?", text))
 
 
 def table(rows, caption=None, columns=None):

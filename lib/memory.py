@@ -151,11 +151,10 @@ def memory(sections, shape, gpu, assumed, stage="sft", phases=PHASES):
         forward = activations(sections, shape, gpu, fields, rows, length, False)
         found["evaluation"] = held | {"activations and logits": forward}
     if "merge" in phases:
-        sums = {"float32 weights": 4 * total, "one matrix's sum": 8 * counts["largest"]}
-        found["merge"] = sums | {"adapter": 4 * counts["adapter"], "optimizer": states}
+        found["merge"] = held | {"one matrix's sum": 14 * counts["largest"]}  # W, BA, their sum, and it in bfloat16
     if "generation" in phases:
-        both = {"merged weights": total * dtype.itemsize, "model of training, in 16 bits": 2 * total}
-        found["generation"] = both | {"optimizer": states} | _answering(sections, shape, gpu, assumed, fields)
+        kept = {"merged weights": total * dtype.itemsize, "optimizer": states}  # a merge frees what it merged
+        found["generation"] = kept | _answering(sections, shape, gpu, assumed, fields)
     return {phase: parts | kernels for phase, parts in found.items()}
 
 

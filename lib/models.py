@@ -1,19 +1,24 @@
 """Models and tokenizers: the base, an adapter on it, the merge, and what the device decides about training."""
 
+import importlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from lib import chat, padding, twin
+from lib import chat, merging, padding, twin
 from lib.files import ROOT, cache_dir, sha256_json
 
 CLINIC = "data/clinic.yaml"
+KEPT_FREE = 0.8  # share of the free memory of a GPU that weights may take; the rest is for computing
 
 
 def source(cfg, progress=None):
@@ -116,17 +121,35 @@ def _quantized(cfg, path):
 
 
 def saved(cfg, folder):
-    """A merged model that `merge` wrote, computed in the recipe's dtype."""
-    return _load(folder, cfg, None, revision=None)
+    """A merged model that `merge` wrote, computed in the recipe's dtype.
+
+    Where it is larger than what is free on the GPU, its last layers stay in main memory and travel there when they are
+    needed: slow, and as exact. (A T4 trains 8 billion parameters in 4 bits and cannot hold them in 16.)
+    """
+    size = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))  # bfloat16
+    size = size * getattr(torch, precision(cfg)).itemsize // 2
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
+    return _load(folder, cfg, None, revision=None, **_placement(size, free))
+
+
+def _placement(size, free):
+    """from_pretrained's device_map for weights of `size` bytes where `free` are left on a GPU; {} where they fit."""
+    if free is None or size < KEPT_FREE * free:
+        return {}
+    return {"device_map": "auto", "max_memory": {torch.cuda.current_device(): int(KEPT_FREE * free), "cpu": size}}
 
 
 def _load(path, cfg, quantization, **changes):
+    if "unsloth" in sys.modules and backend(cfg)[0] == "unsloth":  # `trainable` has rewritten transformers' classes
+        model = _by_unsloth(path, cfg, bool(quantization), changes.get("revision", cfg.model["revision"]))
+        return importlib.import_module("unsloth").FastLanguageModel.for_inference(model)
     options = {"revision": cfg.model["revision"], "attn_implementation": cfg.model["attn_implementation"]} | changes
     if quantization:  # an explicit None would erase what a 4-bit checkpoint says of itself
         options["quantization_config"] = quantization
     model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, precision(cfg)), **options)
     model.generation_config.update(temperature=None, top_p=None, top_k=None)  # decoding is the recipe's to choose
-    return model.eval() if getattr(model, "is_quantized", False) else model.eval().to(device())
+    placed = getattr(model, "is_quantized", False) or "device_map" in options
+    return model.eval() if placed else model.eval().to(device())
 
 
 def device():
@@ -147,31 +170,133 @@ def precision(cfg):
 
 
 def adapted(model, folder, trainable=False):
-    """The base with a saved LoRA adapter on it."""
-    return PeftModel.from_pretrained(model, folder, is_trainable=trainable).eval()
+    """The base with a saved LoRA adapter on it.
+
+    Raises ValueError when a tensor of the adapter finds no place, or a place no tensor: PEFT only warns.
+    """
+    model = PeftModel.from_pretrained(model, folder, is_trainable=trainable).eval()
+    with safe_open(Path(folder, "adapter_model.safetensors"), "pt") as file:
+        places = get_peft_model_state_dict(model, save_embedding_layers=False)
+        unknown = {name for name in set(file.keys()) ^ set(places) if ".lora_" in name}
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} tensors of the adapter in {folder} are not where PEFT looks for them, {min(unknown)} for "
+            "one: train it again, with model.backend=transformers"
+        )
+    return model
+
+
+def backend(cfg):
+    """What trains this recipe's adapter in chapter 3, ("unsloth" or "transformers", the reason in words).
+
+    Raises ValueError where the recipe asks for Unsloth and it cannot be had. Chapter 4 always takes transformers: its
+    rounding replaces the weights that a module's forward reads, and Unsloth's kernels read past the module.
+    """
+    wanted, why = cfg.model["backend"], None
+    if wanted == "transformers":
+        return wanted, "model.backend says so"
+    if not torch.cuda.is_available():
+        why = "there is no CUDA or ROCm GPU"
+    elif int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        why = "this run has several processes, and it serves one GPU"
+    elif unlike := _not_unsloths(cfg):
+        why = unlike
+    else:
+        try:
+            importlib.import_module("unsloth")
+        except Exception as error:  # it raises whatever its checks of driver, triton and versions raise
+            why = f"`import unsloth` fails: {type(error).__name__}: {error}"
+    if why is None:
+        return "unsloth", f"model.backend is {wanted}, there is a GPU, and the package imports"
+    if wanted == "unsloth":
+        raise ValueError(
+            f"model.backend is unsloth, but {why}: install requirements-gpu.txt on a machine with a GPU, or set "
+            "model.backend to transformers"
+        )
+    return "transformers", f"model.backend is auto, and {why}"
+
+
+def _not_unsloths(cfg):
+    """Why Unsloth would train over another quantized base than the recipe's; None where it would not."""
+    fixed = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    if cfg.model["quantization"] in (None, {}, fixed):
+        return None
+    return f"its quantization is {fixed}, not this recipe's {cfg.model['quantization']}"
+
+
+def trainable(cfg, lora):
+    """The base with a fresh adapter to train, by the recipe's backend; prints which one that is, and why.
+
+    lora: peft.LoraConfig(**cfg.lora). The Unsloth path is written against the signatures of 2026 and has never run:
+    where this project is tested there is no GPU. It rewrites transformers' classes for the whole process, so from here
+    on `base` and `saved` load through it too; measure packing before.
+    """
+    name, why = backend(cfg)
+    print(f"trained with {name}: {why}")
+    if name == "transformers":
+        return get_peft_model(base(cfg), lora)
+    model = _by_unsloth(source(cfg), cfg, bool(cfg.model["quantization"]), cfg.model["revision"])
+    values = {key: getattr(lora, key) for key in cfg.lora if key != "task_type"}  # that one it sets itself
+    values |= {key: sorted(value) for key, value in values.items() if isinstance(value, set)}
+    values |= {"use_gradient_checkpointing": _checkpointing(cfg), "random_state": cfg.run["seed"]}
+    return importlib.import_module("unsloth").FastLanguageModel.get_peft_model(model, **values)
+
+
+def trained(cfg, model, folder):
+    """Save the adapter that was trained, in PEFT's format, and return the model ready to be measured and merged.
+
+    Raises ValueError when it holds no LoRA layer of PEFT's: it could not be merged or loaded in chapter 4.
+    """
+    model.save_pretrained(folder)
+    if not any(isinstance(module, LoraLayer) for module in model.modules()):
+        raise ValueError("the trained model has no adapter of PEFT's: train with model.backend=transformers")
+    if backend(cfg)[0] == "unsloth":  # its forward gives no logits in training mode
+        importlib.import_module("unsloth").FastLanguageModel.for_inference(model)
+    return model.eval()
+
+
+def _by_unsloth(path, cfg, quantized, revision):
+    model, _ = importlib.import_module("unsloth").FastLanguageModel.from_pretrained(
+        model_name=str(path),
+        revision=revision,
+        use_exact_model_name=True,  # else it loads a 4-bit copy of its own from the hub
+        max_seq_length=cfg.sft["max_length"] + cfg.chat["max_new_tokens"],
+        dtype=getattr(torch, precision(cfg)),
+        load_in_4bit=quantized,
+        load_in_16bit=not quantized,
+        use_gradient_checkpointing=_checkpointing(cfg),
+        fix_tokenizer=False,  # the tokenizer is ours
+        random_state=cfg.run["seed"],
+    )
+    return model
+
+
+def _checkpointing(cfg):
+    return "unsloth" if cfg.sft.get("gradient_checkpointing", True) else False
 
 
 def merge(peft_model, tokenizer, folder):
     """Merge an adapter into what it was trained on and save bfloat16 safetensors with the tokenizer.
 
-    The sum W + BA is taken in float32 and rounded once, to bfloat16: the rounding that QAT has inside its forward.
-    A 4-bit base is dequantized first, because the adapter was trained on the dequantized weights.
-    peft_model: is consumed. Returns the folder.
+    The sum W + BA is taken in float32, matrix by matrix, and rounded once, to bfloat16: the rounding that QAT has
+    inside its forward. A 4-bit base is dequantized, because the adapter was trained on the dequantized weights.
+    peft_model: is consumed; its memory is free afterwards. Returns the folder.
     """
-    if getattr(peft_model.get_base_model(), "is_quantized", False):
-        with tempfile.TemporaryDirectory() as adapter:  # PEFT's layers over 4 bits can only merge into 4 bits again
-            peft_model.save_pretrained(adapter)
-            peft_model = PeftModel.from_pretrained(_dequantized(peft_model.unload()), adapter)
-    merged = peft_model.float().merge_and_unload().to(torch.bfloat16)
-    return save(merged, tokenizer, folder)
+    return _write(peft_model.get_base_model(), tokenizer, folder, peft_model)
 
 
 def write_base(cfg, tokenizer, folder):
     """Save the untouched base in bfloat16, dequantized where it is loaded in 4 bits; returns the folder."""
     model = base(cfg)
-    if getattr(model, "is_quantized", False):
-        model = _dequantized(model)
-    return save(model.to(torch.bfloat16), tokenizer, folder)
+    return _write(model, tokenizer, folder, model)
+
+
+def _write(model, tokenizer, folder, whole):
+    """Save a model, plain or with its adapter (`whole`), as `save` would; it is consumed."""
+    _agree(model, tokenizer)
+    merging.write(whole, folder)
+    save_tokenizer(tokenizer, folder)
+    return folder
 
 
 def write_nf4(cfg, tokenizer, folder):
@@ -194,6 +319,13 @@ def save(model, tokenizer, folder):
 
     Raises ValueError where the model lacks rows for the tokenizer's tokens.
     """
+    _agree(model, tokenizer)
+    model.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+    return folder
+
+
+def _agree(model, tokenizer):
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ValueError(
@@ -203,17 +335,6 @@ def save(model, tokenizer, folder):
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     if getattr(model.config, "output_router_logits", False):  # TRL's, for training: it stops decoding with a cache
         model.config.output_router_logits = False
-    model.save_pretrained(folder)
-    save_tokenizer(tokenizer, folder)
-    return folder
-
-
-def _dequantized(model):
-    """A 4-bit model with its weights in 16 or 32 bits, and free to change dtype and to be saved so."""
-    model.dequantize()
-    model.is_loaded_in_4bit = model.is_quantized = False
-    model._weight_conversions = None  # of a 4-bit checkpoint: saving would undo them, which transformers cannot
-    return model
 
 
 def save_tokenizer(tokenizer, folder):

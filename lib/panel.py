@@ -82,7 +82,8 @@ def request(judge, messages, schema, strict=True):
     """Fields of chat.completions.create for one call. strict: with a schema and temperature 0."""
     form = {"type": "json_schema", "json_schema": schema}
     extras = {"temperature": 0.0, "response_format": form} if strict else {}
-    return {"model": judge.model, "messages": messages} | extras
+    limit = {"max_tokens": judge.max_tokens} if judge.max_tokens else {}
+    return {"model": judge.model, "messages": messages} | limit | extras
 
 
 def read(judge, task, reply, labels, price=1.0):
@@ -239,10 +240,10 @@ def _rows(judge, task, verdict):
     return rows
 
 
-def bounds(statistic, missing):
-    """(low, high) of a share over judged calls if all `missing` calls had gone against or for it.
+def bounds(values, missing):
+    """(low, high) of the mean share over questions if all `missing` ones had gone against a candidate, or to it.
 
-    statistic: a list of values in [0, 1], one per judged call.
+    values: one in [0, 1] per judged question.
     """
-    total = len(statistic) + missing
-    return (sum(statistic) / total, (sum(statistic) + missing) / total) if total else (0.0, 1.0)
+    total = len(values) + missing
+    return (sum(values) / total, (sum(values) + missing) / total) if total else (0.0, 1.0)

@@ -152,7 +152,7 @@ def report(sections, shape, name, assumed):
         if v["remedy"] is None or v["remedy"]:
             print(f'  {n}, to train: SET="{" ".join(v["remedy"])}"' if v["remedy"] else f"  {n}: nothing here fits")
     if found[name]["merge"] > gpu["memory_gib"]:
-        print("  merge: chapter 3 adds the adapter in float32 on the training device, after the training")
+        print("  merge: chapter 3 adds the adapter to one matrix after the other, on the training device")
     spent = budget.time(sections, shape, gpu, assumed)
     rows = [[s["stage"], s["what"], f"{s['hours']:.2f}", f"{s['usd']:.2f}"] for s in spent]
     rows.append(["total", "", f"{sum(s['hours'] for s in spent):.2f}", f"{sum(s['usd'] for s in spent):.2f}"])

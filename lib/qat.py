@@ -121,6 +121,8 @@ def quantize_model(model, types):
     """Post-training quantization of a plain model in place; types as for `prepare`. Returns the model."""
     parameters, places = base_parameters(model), layout.of(model)
     _refuse_unknown(types, parameters)
+    if any(parameters[name].is_meta for name in types):
+        raise ValueError("parts of the model are not on the GPU, which is too small to hold it: use a larger one")
     for name, kind in types.items():
         parameters[name].copy_(fake_quantize(parameters[name], kind, places[name]))
     return model

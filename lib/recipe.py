@@ -141,6 +141,7 @@ def _combinations(recipe):
         (data["eval_fraction"], "data.eval_fraction", 0, 0.5),
         (data["max_cut"], "data.max_cut", 0, 1),
         (recipe["chat"]["temperature"], "chat.temperature", 0, 2),
+        (recipe["chat"]["top_p"], "chat.top_p", 0.01, 1),
         (recipe["run"]["threads"], "run.threads", 1, 1024),
         (qat["refresh_every"] if qat else 1, "qat.refresh_every", 1, 10**6),
         (data["test_questions"], "data.test_questions", 1, 10**6),

@@ -45,12 +45,14 @@ class DataSection:
     banned: list = field(default_factory=list)  # benchmarks no training row may come from
     stages: list = field(default_factory=list)  # [{name, weights: {source: epochs}}], in training order
     max_cut: float = 0.05  # share of training rows that may lose their end to sft.max_length
+    drop_cut: bool = False  # leave such rows out of training instead
 
 
 @dataclass
 class ModelSection:
     base: str = ""
     revision: str | None = None
+    backend: typing.Literal["auto", "unsloth", "transformers"] = "auto"  # what trains the adapter: lib.models.backend
     dtype: typing.Literal["auto", "float32", "bfloat16", "float16"] = "bfloat16"  # auto: lib.models.precision
     attn_implementation: str = "sdpa"
     quantization: dict | None = None
@@ -66,6 +68,7 @@ class ChatSection:
     max_new_tokens: int = 512
     batch_size: int = 16
     temperature: float = 0.0
+    top_p: float = 1.0  # draw among the likeliest tokens that hold this share; without effect at temperature 0
 
 
 @dataclass

@@ -4,6 +4,7 @@ Standard library only: lib.setup runs this before anything is installed. `lib.gg
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import platform
@@ -47,6 +48,7 @@ PATCHES = {  # file: (line, what follows it); each must be found exactly once
     ),
 }
 GIB_PER_COMPILER = 1.0  # measured peak of one compiler process is below this; more jobs than memory means swapping
+GIB_PER_GPU_COMPILER = 3.0  # nvcc and hipcc, assumed
 
 
 class BuildError(Exception):
@@ -54,13 +56,58 @@ class BuildError(Exception):
 
 
 def key():
-    """16 hex digits of what decides the binaries: archive hash, cmake flags, system, machine and C library."""
+    """16 hex digits of what decides the binaries: archive hash, cmake flags, GPU, system, machine and C library."""
     pin = re.search(r"sha256:([0-9a-f]{64})", PINS.read_text(encoding="utf-8"))
     if pin is None:
         raise ValueError(f"{PINS.name} holds no line with --hash=sha256:<64 hex digits>; restore it from git")
     libc = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {}) else ""
-    parts = [pin.group(1), *FLAGS, *PROGRAMS, *KEEP, repr(PATCHES), platform.system(), platform.machine(), libc or ""]
+    parts = [
+        pin.group(1),
+        *FLAGS,
+        *gpu_flags(),
+        *PROGRAMS,
+        *KEEP,
+        repr(PATCHES),
+        platform.system(),
+        platform.machine(),
+        libc or "",
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def gpu_flags():
+    """cmake flags for the GPUs of this machine; none where there is no GPU, or not its compiler (nvcc, hipcc).
+
+    Only for the GPUs that are here: kernels for every kind take an hour to compile. Programs built so put as many
+    layers on the GPU as fit, of their own accord. Written from llama.cpp's build notes; never run, for want of a GPU.
+    """
+    nvcc, hipcc = (_program(name, home) for name, home in (("nvcc", "/usr/local/cuda"), ("hipcc", "/opt/rocm")))
+    if nvcc:
+        kinds = re.findall(
+            r"^(\d+)\.(\d+)$", _says("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"), re.M
+        )
+        if kinds:
+            kinds = ";".join(sorted({major + minor for major, minor in kinds}))
+            return ["-DGGML_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DCMAKE_CUDA_ARCHITECTURES={kinds}"]
+    if hipcc:
+        kinds = re.findall(r"^gfx[1-9]\w*$", _says(_program("rocm_agent_enumerator", "/opt/rocm") or ""), re.M)
+        if kinds:
+            return ["-DGGML_HIP=ON", f"-DGPU_TARGETS={';'.join(sorted(set(kinds)))}"]
+    return []
+
+
+def _program(name, home):
+    """Path of a program: on PATH, or where its vendor installs it."""
+    return shutil.which(name) or shutil.which(name, path=f"{home}/bin")
+
+
+def _says(*command):
+    """What a program prints; nothing where it is missing, fails or hangs."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def folder():
@@ -155,7 +202,11 @@ def patch(source):
 def compile_programs(source, build_dir, sink):
     """cmake, then ninja, with a line of progress at each quarter."""
     start = time.monotonic()
-    command(["cmake", "-G", "Ninja", "-S", str(source), "-B", str(build_dir), *FLAGS], sink, "configure llama.cpp")
+    command(
+        ["cmake", "-G", "Ninja", "-S", str(source), "-B", str(build_dir), *FLAGS, *gpu_flags()],
+        sink,
+        "configure llama.cpp",
+    )
     quarter = 1
 
     def report(line):
@@ -171,7 +222,8 @@ def compile_programs(source, build_dir, sink):
 def jobs():
     """Parallel compilers: one per core, fewer where memory is short."""
     memory_gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return max(1, min(os.cpu_count() or 1, int(memory_gib / GIB_PER_COMPILER)))
+    each = GIB_PER_GPU_COMPILER if gpu_flags() else GIB_PER_COMPILER
+    return max(1, min(os.cpu_count() or 1, int(memory_gib / each)))
 
 
 def install(source, build_dir, target, sink):

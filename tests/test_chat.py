@@ -173,6 +173,26 @@ def test_rows_that_lose_their_end_are_counted_and_limited(qwen3):
         lossmask.audit(rows, qwen3, max_cut=0.1)
 
 
+def test_batches_are_audited_until_one_reaches_its_end(qwen3):
+    ids, labels = row(qwen3)
+
+    def batches(cut):
+        for number in range(100):
+            yield made(ids[:-2], labels[:-2]) if number < cut else made(ids, labels)
+            seen.append(number)
+
+    def made(ids, labels):
+        return {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels]),
+                "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}  # fmt: skip
+
+    for cut, rows in ((0, 1), (3, 4)):
+        seen = []
+        found = lossmask.audit_batches(batches(cut), qwen3)
+        assert (found["rows"], found["cut"], len(seen)) == (rows, cut, rows - 1)
+    with pytest.raises(ValueError, match=r"mask of 16 rows \(16 cut\): share of tokens with loss is {'end': None}"):
+        lossmask.audit_batches(batches(99), qwen3)
+
+
 def test_efforts_and_dates_are_pinned():
     tokenizer = families.llama3("llama3_2")
     assert "Today Date: 03 Nov 2026" in chat.render([{"role": "user", "content": "q"}], tokenizer, date=DATE)

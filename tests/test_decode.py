@@ -24,10 +24,10 @@ def test_rows_that_end_early_leave_the_batch_without_harm(model):
     stops = {ids[5] for ids in free[:3]}  # tokens of the answers themselves, so that rows end at various times
     with decode.evaluation(model):
         got = decode.batch(model, given, stops, 20, decode.sampler(0.0, 0, "cpu"))
-    for ids, (out, _, seconds) in zip(free, got, strict=True):
+    for ids, (out, first, seconds) in zip(free, got, strict=True):
         end = next((i + 1 for i, token in enumerate(ids) if token in stops), len(ids))
-        assert out == ids[:end] and seconds > 0
-    assert len({len(out) for out, _ in got}) > 2
+        assert out == ids[:end] and 0 < first <= seconds
+    assert len({len(out) for out, _, _ in got}) > 2
 
 
 def test_grouped_attention_equals_the_usual_one():
@@ -78,3 +78,13 @@ def test_samplers():
     assert decode.sampler(0.0, 1, "cpu")(logits).tolist() == [1] * 200
     draws = [decode.sampler(2.0, seed, "cpu")(logits).tolist() for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2] and set(draws[0]) == {0, 1, 2}
+
+
+def test_top_p_draws_among_the_fewest_tokens_that_hold_the_share():
+    shares = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).log().repeat(4000, 1)
+    seen = {p: decode.sampler(1.0, 0, "cpu", p)(shares).bincount(minlength=4) / 4000 for p in (0.4, 0.7, 0.8, 1.0)}
+    assert seen[0.4].tolist() == [0, 1, 0, 0]
+    torch.testing.assert_close(seen[0.7], torch.tensor([0, 2 / 3, 0, 1 / 3]), atol=0.03, rtol=0)
+    torch.testing.assert_close(seen[0.8], torch.tensor([0, 0.5, 0.15, 0.25]) / 0.9, atol=0.03, rtol=0)
+    torch.testing.assert_close(seen[1.0], torch.tensor([0.1, 0.5, 0.15, 0.25]), atol=0.03, rtol=0)
+    assert decode.sampler(0.0, 0, "cpu", 0.7)(shares).unique().tolist() == [1]

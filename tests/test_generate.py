@@ -76,6 +76,15 @@ def test_server_answers_in_order_with_several_slots():
     assert {(b["max_tokens"], b["temperature"], b["model"]) for b in server.bodies} == {(50, 0.0, "local")}
 
 
+def test_a_server_is_told_how_tokens_are_drawn():
+    with Endpoint(lambda body, n: (200, {}, completion("a"), 0)) as server:
+        generate.server(server.url, prompts("a"), 9, temperature=0.6, top_p=0.95, seed=7, extra_body={"top_k": 0})
+        generate.server(server.url, prompts("a"), 9, temperature=None)
+    asked = [{key: body.get(key) for key in ("temperature", "top_p", "seed", "top_k")} for body in server.bodies]
+    assert asked[0] == {"temperature": 0.6, "top_p": 0.95, "seed": 7, "top_k": 0}
+    assert set(asked[1].values()) == {None}
+
+
 def test_server_puts_split_reasoning_back():
     with Endpoint(lambda body, n: (200, {}, completion("Answer: C", reasoning_content="fever"), 0)) as server:
         assert generate.server(server.url, prompts("a"), 9)[0]["text"] == "<think>\nfever\n</think>\n\nAnswer: C"

@@ -1,6 +1,7 @@
 """What the device decides about a model, and a base that is kept in four bits."""
 
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from trl import SFTConfig, SFTTrainer
 
@@ -103,3 +105,70 @@ def test_what_trl_casts_over_four_bits_trains_in_float32(folder, tmp_path):
     trainer.train()
     assert {p.dtype for p in trainable} == {torch.float32}
     assert any(not torch.equal(a, b) for a, b in zip(before, trainable, strict=True))
+
+
+def test_a_merged_model_larger_than_the_gpu_is_placed_in_parts(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert models._placement(16, None) == models._placement(16, 100) == {}
+    assert models._placement(160, 100) == {"device_map": "auto", "max_memory": {0: 80, "cpu": 160}}
+
+
+def test_a_cpu_trains_with_transformers_and_says_why(folder, monkeypatch, capsys):
+    cfg, lora = over(folder, backend="auto"), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    assert models.backend(cfg) == ("transformers", "model.backend is auto, and there is no CUDA or ROCm GPU")
+    assert type(models.trainable(cfg, lora)).__module__.startswith("peft")
+    assert capsys.readouterr().out.startswith("trained with transformers: model.backend is auto, and there is no")
+    with pytest.raises(ValueError, match="model.backend is unsloth, but there is no CUDA or ROCm GPU: install req"):
+        models.backend(over(folder, backend="unsloth"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "unsloth", None)  # not installed
+    assert models.backend(cfg)[1].startswith("model.backend is auto, and `import unsloth` fails: ModuleNotFoundError")
+    with pytest.raises(ValueError, match=r"its quantization is .*, not this recipe's \{'load_in_8bit': True\}"):
+        models.backend(over(folder, backend="unsloth", quantization={"load_in_8bit": True}))
+    monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace())
+    assert models.backend(cfg)[0] == models.backend(over(folder, quantization=NF4))[0] == "unsloth"
+    assert models.backend(over(folder, backend="transformers"))[0] == "transformers"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert models.backend(cfg)[0] == "transformers"
+
+
+def test_unsloth_gets_the_recipe_s_base_and_adapter(folder, tmp_path, monkeypatch):
+    """Its functions are stand-ins with its signatures; they do by transformers and PEFT what it does by its kernels."""
+    asked = {}
+
+    def from_pretrained(model_name, max_seq_length=2048, dtype=None, load_in_4bit=True, load_in_16bit=False,
+                        fix_tokenizer=True, use_gradient_checkpointing="unsloth", revision=None,
+                        use_exact_model_name=False, random_state=3407):  # fmt: skip
+        asked.update(locals())
+        return Qwen3ForCausalLM.from_pretrained(model_name, dtype=torch.float32), None
+
+    def peft_model(model, r=16, target_modules=None, lora_alpha=16, lora_dropout=0.0, random_state=3407,
+                   use_gradient_checkpointing="unsloth"):  # fmt: skip
+        asked["targets"] = target_modules
+        return get_peft_model(model, LoraConfig(r=r, target_modules=target_modules, init_lora_weights=False))
+
+    def for_inference(model):
+        asked["inference"] = model
+        return model
+
+    fast = SimpleNamespace(from_pretrained=from_pretrained, get_peft_model=peft_model, for_inference=for_inference)
+    monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=fast))
+    monkeypatch.setattr(models, "backend", lambda cfg: ("unsloth", "a test says so"))
+    lora = {"r": 4, "lora_alpha": 8, "target_modules": ["v_proj", "q_proj"], "task_type": "CAUSAL_LM"}
+    cfg = recipe.load(
+        "tiny",
+        {"model": {"base": str(folder), "twin": None}, "lora": lora, "qat": None, "judge.candidates": ["base", "sft"]},
+    )
+    model = models.trainable(cfg, LoraConfig(**cfg.lora))
+    assert (asked["model_name"], asked["load_in_4bit"], asked["load_in_16bit"]) == (str(folder), False, True)
+    assert asked["use_exact_model_name"] and asked["targets"] == ["q_proj", "v_proj"]
+    assert (asked["dtype"], asked["use_gradient_checkpointing"]) == (torch.float32, False)
+    assert models.trained(cfg, model, tmp_path / "adapter") is model and asked["inference"] is model
+    expected = model(ROW).logits
+    monkeypatch.delitem(sys.modules, "unsloth")  # chapter 4 is another process
+    monkeypatch.setattr(models, "backend", lambda cfg: ("transformers", ""))
+    torch.testing.assert_close(models.adapted(models.base(cfg), tmp_path / "adapter")(ROW).logits, expected)
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({f"other.{name}": tensor for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(ValueError, match=r"16 tensors of the adapter in .* are not where PEFT looks for them"):
+        models.adapted(models.base(cfg), tmp_path / "adapter")

@@ -69,7 +69,7 @@ def test_an_honest_judge_orders_the_models(store):
     assert (table[0]["W"]["value"], table[0]["T"]["value"], table[0]["score"]["value"]) == (1.0, 1.0, 8.0)
     assert table[1]["W"]["value"] == pytest.approx(2 / 3)
     schema = server.bodies[0]["response_format"]["json_schema"]["schema"]
-    codes = schema["properties"]["verdicts"]["items"]["properties"]["code"]["enum"]
+    codes = schema["properties"]["verdicts"]["required"]
     assert codes == [code for code, _ in shown(server.bodies[0])]
     assert len({code for body in server.bodies for code, _ in shown(body)}) > len(MODELS)  # fresh codes per call
 
@@ -178,3 +178,8 @@ def test_estimate_by_hand():
     one = judge.Judge("m", usd_per_mtok=(2.0, 8.0))
     chars = sum(len(m["content"]) for m in judge.prompt(work[0].item, work[0].order, ["XX0"] * 4))
     assert panel.estimate(one, work) == pytest.approx((chars / 3.5 * 2 + 240 * 8) / 1e6)
+
+
+def test_bounds_by_hand():
+    assert panel.bounds([1.0, 0.5, 0.0], 1) == (1.5 / 4, 2.5 / 4)
+    assert panel.bounds([], 0) == (0.0, 1.0)

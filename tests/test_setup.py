@@ -151,6 +151,38 @@ def test_the_cache_key_follows_pin_and_flags(monkeypatch, tmp_path):
         toolchain.key()
 
 
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """Put a program that prints a text on a PATH that holds nothing else."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(toolchain, "_program", lambda name, home: shutil.which(name))
+    (tmp_path / "bin").mkdir()
+
+    def add(name, text):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n/bin/cat <<'END'\n{text}\nEND\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+        toolchain.gpu_flags.cache_clear()
+
+    toolchain.gpu_flags.cache_clear()
+    yield add
+    toolchain.gpu_flags.cache_clear()
+
+
+def test_llama_cpp_is_built_for_the_gpus_there_are_and_cached_apart(program):
+    without = toolchain.key()
+    assert toolchain.gpu_flags() == []
+    program("nvcc", "")
+    assert toolchain.gpu_flags() == [] and toolchain.key() == without  # a compiler, and no GPU
+    program("nvidia-smi", "9.0\n8.6\n9.0")
+    cuda = toolchain.key()
+    assert toolchain.gpu_flags()[::2] == ["-DGGML_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=86;90"]
+    program("nvidia-smi", "NVIDIA-SMI has failed because it could not communicate with the driver.")
+    program("hipcc", "")
+    program("rocm_agent_enumerator", "gfx000\ngfx942\ngfx942")
+    assert toolchain.gpu_flags() == ["-DGGML_HIP=ON", "-DGPU_TARGETS=gfx942"]
+    assert len({without, cuda, toolchain.key()}) == 3
+
+
 def archive(path, *names):
     with tarfile.open(path, "w:gz") as tar:
         for name in names:
