@@ -165,7 +165,7 @@ def _combinations(recipe):
             "'twin' needs its sizes there, other bases must leave it out"
         )
     if model["checkpoint_4bit"] and not (model["quantization"] or {}).get("load_in_4bit"):
-        raise ValueError("model.checkpoint_4bit saves a base in 4 bits: say which in model.quantization, or leave it out")
+        raise ValueError("model.checkpoint_4bit saves the base in 4 bits: say which in model.quantization, or drop it")
     _subset(export["quantizations"], QUANTIZATIONS, "export.quantizations")
     if judge:
         candidates = ["base", "sft", *(["qat"] if qat else []), *export["quantizations"]]

@@ -1,7 +1,8 @@
 """Architectures: the sizes of the recipes' base models, and models of those sizes without any data.
 
-A plan needs shapes and no weights, so nothing is downloaded: the published configuration values stand in lib/architectures.py. A
-model on torch's meta device has every parameter's shape and none of its numbers: parameters are counted, not estimated.
+A plan needs shapes and no weights, so nothing is downloaded: the published configuration values stand in
+lib/architectures.py. A model on torch's meta device has every parameter's shape and none of its numbers: parameters are
+counted, not estimated.
 """
 
 import copy
