@@ -10,7 +10,7 @@ LAUNCHED := 02_baseline 03_sft 04_qat
 export PIP_ARGS
 
 .DEFAULT_GOAL := all
-.PHONY: all setup $(STAGES) plan report lab spotcheck verify accept publish test soak bench-data bench-qat lint clean help
+.PHONY: all setup $(STAGES) rehearse plan report lab spotcheck verify accept publish test soak bench-data bench-qat lint clean help
 
 all: $(STAGES) report  ## every stage of RECIPE (default tiny), then the HTML report
 
@@ -33,6 +33,10 @@ $(filter-out $(LAUNCHED),$(STAGES)):
 $(LAUNCHED):
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" LAUNCH="$(LAUNCH)" $(LAUNCH) $(if $(findstring torchrun,$(LAUNCH)),--no-python) \
 	  $(PYTHON) -m lib.execute $@ $(ARGS)
+
+rehearse: setup  ## RECIPE on a tiny twin of its base and on the clinic: all stages for real, on a CPU, in minutes
+	@$(PYTHON) -m lib.rehearsal $(ARGS)
+	@$(MAKE) --no-print-directory all RECIPE="$(RECIPE:@rehearsal=)@rehearsal"
 
 plan:  ## memory, hours, disk and dollars of RECIPE on one GPU (default a100-80gb), before any download
 	@[ -e .venv/.ready ] || $(PYTHON3) -m lib.setup
@@ -59,7 +63,7 @@ publish: all  ## refresh outputs/published/ and the results in the README
 test: setup lint  ## every test, no network beyond the package index, no GPU
 	$(PYTHON) -m pytest -q -m "not slow"
 
-soak: setup  ## the long tests too: many kills
+soak: setup  ## the long tests too: many kills, a rehearsal of every recipe
 	$(PYTHON) -m pytest -q
 
 bench-data: setup  ## the data pipeline on 400,000 generated rows: seconds, memory, and side by side with plain loops
