@@ -7,8 +7,8 @@ older version wrote it, is left out of its table; one that cannot be read is nam
 import re
 import sys
 
-from lib import budget, report, results
-from lib.files import outputs_dir, read_json, write_text
+from lib import recipe, report, results
+from lib.files import ROOT, outputs_dir, read_json, write_text
 from lib.markup import interval
 
 LADDER = {  # rungs measured before the files of chapter 5: (name, stage, where in its metrics)
@@ -29,14 +29,16 @@ def build(outputs=None):
     runs, unread = read_runs(outputs)
     if not runs:
         raise ValueError(f"{outputs} holds no run with a stage.json: make all")
-    gpus, pages = budget.load()["gpus"], [{"file": "index.html", "title": "All runs", "state": "fresh"}]
+    gpus = recipe.parse((ROOT / "params" / "prices.yaml").read_text(encoding="utf-8"))["gpus"]
+    pages = [{"file": "index.html", "title": "All runs", "state": "fresh"}]
     told = [_told(name, records, gpus) for name, records in runs.items()]
     for run in told:
         linked = (outputs / run["name"] / "report" / "index.html").exists()
         run["page"] = f"../{run['name']}/report/index.html" if linked else None
-        pages.append({"file": run["page"], "title": run["name"], "state": "fresh"})
+        pages.append({"file": f"#{run['name']}", "title": run["name"], "state": "fresh"})
     values = {"run": "all runs", "title": "All runs", "here": "index.html", "pages": pages, "runs": told}
     values |= {"unread": unread, "stages": sorted({stage for records in runs.values() for stage in records})}
+    values["rungs"] = list(dict.fromkeys(rung["name"] for run in told for rung in run["ladder"]))
     page = report.render("overview.html.j2", **values)
     return write_text(outputs / "report" / "index.html", page)
 
@@ -50,7 +52,7 @@ def read_runs(outputs):
             if not isinstance(record, dict):
                 raise ValueError(f"{path} should hold an object, found {type(record).__name__}")
         except (ValueError, OSError) as error:
-            unread.append(str(error))
+            unread.append(str(error).replace(f"{outputs}/", ""))
             continue
         runs.setdefault(path.parts[-3], {})[path.parts[-2]] = record
     return runs, unread
@@ -113,7 +115,7 @@ def _overrides(records):
 
 
 def _cost(records, gpus):
-    """{"usd", "of"}: hours times the list price for stages on a known GPU, and what judges charged; None for neither."""
+    """{"usd", "of"}: hours at the list price for stages on a known GPU, and what judges charged; None for neither."""
     usd, of = 0.0, []
     for stage, record in records.items():
         hourly, seconds = price(dig(record, "hardware", "gpu"), gpus), dig(record, "timings", "wall_s")
@@ -138,7 +140,9 @@ def _measured(entry, unit="%"):
 
 def _ladder(records):
     """Rungs from base to the last file: name, accuracy, change against the unrounded file, chance of the questions."""
-    found = [(name, dig(records, stage, "metrics", *keys), None) for name, (stage, *keys) in LADDER.items()]
+    chance = dig(records, "02_baseline", "metrics", "chance")
+    found = [("chance", {"value": chance}, None)]
+    found += [(name, dig(records, stage, "metrics", *keys), None) for name, (stage, *keys) in LADDER.items()]
     for row in dig(records, "05_export", "metrics", "ladder") or []:
         found.append((f"{row.get('name')}, served", row, row.get("change") if row.get("name") != "bf16" else None))
     rungs = [{"name": n, "accuracy": _measured(a), "change": _measured(c)} for n, a, c in found]
@@ -172,7 +176,7 @@ def _recovery(metrics):
 
 
 def _judges(metrics):
-    """[{"judge", "rows": [(model, score, W, T)]}]: the reference-overlap score, then the language models that judged."""
+    """[{"judge", "rows": [(model, score, W, T)]}]: the reference-overlap score, then language models that judged."""
     tables = {"reference-overlap score (words compared, no language model)": dig(metrics, "overlap", "table")}
     coverage = dig(metrics, "llm", "coverage") or {}
     for judge, table in (dig(metrics, "llm", "tables") or {}).items():
@@ -188,9 +192,9 @@ def _judges(metrics):
 def _stage(record):
     """What a stage took, where it ran, in words."""
     wall, peak = dig(record, "timings", "wall_s"), record.get("peak_memory_mib")
-    gpu = dig(record, "hardware", "gpu") or dig(record, "hardware", "cpu")
-    return {"wall": results.clock(wall) if wall is not None else None, "where": gpu, "failed": bool(record.get("error")),
-            "peak": f"{peak:,} MiB" if peak else None}  # fmt: skip
+    where = dig(record, "hardware", "gpu") or dig(record, "hardware", "cpu")
+    wall, peak = results.clock(wall) if wall is not None else None, f"{peak:,} MiB" if peak else None
+    return {"wall": wall, "peak": peak, "where": where, "failed": bool(record.get("error"))}
 
 
 if __name__ == "__main__":
