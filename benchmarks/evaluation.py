@@ -75,6 +75,17 @@ def gap(model, tokenizer, prompt, how, one, other):
     return {"id": prompt["id"], "token": at, "gap": abs(float(logits[first[at]] - logits[second[at]]))}
 
 
+def table(found):
+    """The result as Markdown; answers that differ, below it."""
+    ours_s, loop_s = (statistics.median(row[key] for row in found["rounds"]) for key in ("ours_s", "loop_s"))
+    ratios = ("{median} ({low}-{high})".format(**found[key]) for key in ("ratio_wall", "ratio_cpu"))
+    cells = [found["questions"], f"{ours_s:.1f}", f"{loop_s:.1f}", *ratios, found["equal"]]
+    lines = ["| questions | ours, s | loop, s | ours is faster | by CPU time | equal answers |", "|" + " --: |" * 6]
+    lines.append(f"| {' | '.join(map(str, cells))} |")
+    told = "{id}: apart from token {token} on, where the two tokens' logits differ by {gap:.1e}"
+    return "\n".join([*lines, *(told.format(**row) for row in found["apart"])])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="tiny")
@@ -111,13 +122,7 @@ def main():
     apart = [p for p in prompts if texts["ours"][p["id"]] != texts["loop"][p["id"]]]
     found["equal"] = len(prompts) - len(apart)
     found["apart"] = [gap(model, tokenizer, p, how, texts["ours"][p["id"]], texts["loop"][p["id"]]) for p in apart]
-    wall, cpu = found["ratio_wall"], found["ratio_cpu"]
-    print("\n| questions | ours, s | loop, s | ours is faster | by CPU time | equal answers |\n| --: |" + " --: |" * 5)
-    times = (statistics.median(row[key] for row in rounds) for key in ("ours_s", "loop_s"))
-    print(f"| {len(prompts)} | {' | '.join(f'{t:.1f}' for t in times)} | {wall['median']} ({wall['low']}-{wall['high']}) | "
-          f"{cpu['median']} ({cpu['low']}-{cpu['high']}) | {found['equal']} |")  # fmt: skip
-    for row in found["apart"]:
-        print("{id}: apart from token {token} on, where the two tokens' logits differ by {gap:.1e}".format(**row))
+    print(table(found))
     write_json(outputs_dir() / "bench" / "evaluation.json", found)
     return 0
 

@@ -8,7 +8,7 @@ Every arm trains the same LoRA adapter on the same base with the same conversati
     trl sft             what `trl sft --packing --use_peft` gives: messages in, TRL's own defaults for all else
     trl sft, no gc      the same without gradient checkpointing, which TRL switches on by default
     naive tutorial      transformers.Trainer, every conversation padded to max_length, loss on all tokens
-    naive tutorial, gc  the same with gradient checkpointing, as tutorials that prepare a model for k-bit training have it
+    naive tutorial, gc  the same with gradient checkpointing, which prepare_model_for_kbit_training switches on
 
 Rows, max_length, learning rate, dtype and device are the recipe's in all arms; nobody evaluates. The naive arms take as
 many conversations a step as a packed row of ours holds. The arms take turns, in another order every round. Timed is
@@ -38,6 +38,8 @@ from trl import SFTConfig, SFTTrainer
 from lib import chat, checkpoint, ingest, machine, models, packing, readers, recipe
 from lib.files import ROOT, outputs_dir, write_json
 
+SHARED = ("learning_rate", "num_train_epochs", "gradient_accumulation_steps", "output_dir", "use_cpu", "bf16", "fp16",
+          "seed", "report_to", "disable_tqdm")  # fmt: skip
 TARGETS = {"naive tutorial": 3.0, "trl sft": 1.0, "bare loop": 0.95}  # of ours, times the arm's speed
 
 
@@ -112,7 +114,9 @@ class Bench:
         rows = chat.rows(self.records, self.tokenizer, *self.style)
         callbacks = [checkpoint.Manifests("bench", lambda *at: None)]
         args = SFTConfig(**self.fields)
-        return SFTTrainer(self.model(), args, None, rows, processing_class=self.tokenizer, callbacks=callbacks)
+        made = SFTTrainer(self.model(), args, None, rows, processing_class=self.tokenizer, callbacks=callbacks)
+        self.a_row = len(self.records) / len(made.train_dataset)  # conversations
+        return made
 
     def ours(self):
         return self.timed(self.our_trainer(), "ours")
@@ -136,37 +140,32 @@ class Bench:
         self.keep(model, "own loss" if own_loss else "bare loop")
         return {"steps": len(batches)} | spent
 
-    def trl(self, checkpointing=True):
-        kept = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
-                "max_length", "output_dir", "use_cpu", "bf16", "fp16", "seed", "report_to", "disable_tqdm")  # fmt: skip
-        fields = {key: self.fields[key] for key in kept} | {"packing": True, "save_strategy": "no"}
-        fields |= {} if checkpointing else {"gradient_checkpointing": False}
+    def plain(self, **changes):
+        """The recipe's values that every arm shares; what else it says is left to the libraries' defaults."""
+        return {key: self.fields[key] for key in SHARED} | {"save_strategy": "no"} | changes
+
+    def trl(self, **changes):
         rows = Dataset.from_list([{"messages": chat.messages(r, self.style[0])} for r in self.records])
+        own = {key: self.fields[key] for key in ("max_length", "per_device_train_batch_size")}
+        args = SFTConfig(**self.plain(packing=True, **own, **changes))
         torch.manual_seed(self.cfg.run["seed"])
-        lora, tokenizer = LoraConfig(**self.cfg.lora), self.tokenizer
-        base = models.base(self.cfg)
-        trainer = SFTTrainer(base, SFTConfig(**fields), None, rows, processing_class=tokenizer, peft_config=lora)
+        base, lora = models.base(self.cfg), LoraConfig(**self.cfg.lora)
+        trainer = SFTTrainer(base, args, None, rows, processing_class=self.tokenizer, peft_config=lora)
         return self.timed(trainer, "trl sft")
 
     def naive(self, checkpointing=False):
-        packed = len(self.our_trainer().train_dataset) if self.fields["packing"] else len(self.records)
-        kept = ("learning_rate", "num_train_epochs", "gradient_accumulation_steps", "output_dir", "use_cpu", "bf16", "fp16",
-                "seed", "report_to", "disable_tqdm")  # fmt: skip
-        fields = {key: self.fields[key] for key in kept} | {"save_strategy": "no", "logging_steps": 10}
-        fields["per_device_train_batch_size"] = round(
-            self.fields["per_device_train_batch_size"] * len(self.records) / packed
-        )
-        fields["gradient_checkpointing"] = checkpointing
         texts = [chat.render(chat.messages(r, self.style[0]), self.tokenizer) for r in self.records]
         how = {"padding": "max_length", "truncation": True, "max_length": self.fields["max_length"]}
         rows = Dataset.from_list([{"text": text} for text in texts])
         rows = rows.map(lambda row: self.tokenizer(row["text"], **how), batched=True, remove_columns=["text"])
-        collator = DataCollatorForLanguageModeling(self.tokenizer, mlm=False)
+        size = max(1, round(self.a_row * self.fields["per_device_train_batch_size"]))
+        changes = {"per_device_train_batch_size": size, "logging_steps": 10, "gradient_checkpointing": checkpointing}
         model = self.model()
         if checkpointing:
             model.enable_input_require_grads()
-        trainer = Trainer(model, TrainingArguments(**fields), collator, rows, processing_class=self.tokenizer)
-        return self.timed(trainer, "naive tutorial")
+        collator = DataCollatorForLanguageModeling(self.tokenizer, mlm=False)
+        args = TrainingArguments(**self.plain(**changes))
+        return self.timed(Trainer(model, args, collator, rows, processing_class=self.tokenizer), "naive tutorial")
 
 
 ARMS = {
@@ -174,26 +173,23 @@ ARMS = {
     "bare loop": Bench.bare,
     "bare loop, own loss": lambda bench: bench.bare(own_loss=True),
     "trl sft": Bench.trl,
-    "trl sft, no gc": lambda bench: bench.trl(checkpointing=False),
+    "trl sft, no gc": lambda bench: bench.trl(gradient_checkpointing=False),
     "naive tutorial": Bench.naive,
     "naive tutorial, gc": lambda bench: bench.naive(checkpointing=True),
 }
 
 
 def measure(bench, names, rounds):
-    """{arm: [{steps, wall_s, cpu_s} of every round]}; a first, uncounted round warms caches and allocator."""
+    """{arm: [{steps, wall_s, cpu_s} of every round]}."""
     found = {name: [] for name in names}
-    for done in range(-1, rounds):
-        for name in names[done % len(names) :] + names[: done % len(names)]:
+    bench.ours()  # warms up, and tells how many conversations a row holds
+    for done in range(rounds):
+        at = done % len(names)
+        for name in names[at:] + names[:at]:
             with contextlib.redirect_stdout(io.StringIO()):
-                spent = ARMS[name](bench)
+                found[name].append(ARMS[name](bench))
             gc.collect()
-            if done >= 0:
-                found[name].append(spent)
-        if done >= 0:
-            print(
-                f"round {done + 1} of {rounds}:", {n: round(f[-1]["wall_s"], 1) for n, f in found.items()}, flush=True
-            )
+        print(f"round {done + 1} of {rounds}:", {n: round(f[-1]["cpu_s"], 1) for n, f in found.items()}, flush=True)
     return found
 
 
