@@ -90,6 +90,7 @@ class Bench:
         once = {"num_train_epochs": 1.0, "eval_strategy": "no"}
         self.fields = cfg.sft | changes | models.device_fields(cfg, stage) | once
         self.adapters = {}
+        self.keep(self.model(), "start")
         rows = list(chat.tokenize(records, self.tokenizer, *self.style))
         longest = self.fields["max_length"]
         self.tokens = sum(min(len(ids), longest) for ids, _ in rows)
@@ -193,6 +194,11 @@ def measure(bench, names, rounds):
     return found
 
 
+def farthest(one, other):
+    """The largest difference between two adapters' numbers; NaN where either holds one."""
+    return float(torch.stack([(one[name] - other[name]).abs().max() for name in one]).max())
+
+
 def spread(values, digits=2):
     """{"median", "low", "high"}: the extremes, not an interval."""
     return dict(
@@ -250,11 +256,10 @@ def main():
     found = {"hardware": machine.describe()["hardware"], "arguments": vars(args), "arms": rows}
     found |= {"conversations": len(bench.records), "tokens": bench.tokens, "trained": bench.trained}
     if "bare loop" in names:
-        ours, bare = bench.adapters["ours"], bench.adapters["bare loop"]
-        found["difference_from_bare"] = max(float((ours[key] - bare[key]).abs().max()) for key in ours)
-        print(
-            f"Largest difference between the adapters of ours and of the bare loop: {found['difference_from_bare']:.1e}"
-        )
+        ours, bare, start = (bench.adapters[name] for name in ("ours", "bare loop", "start"))
+        found |= {"difference_from_bare": farthest(ours, bare), "moved_by_training": farthest(ours, start)}
+        print("Largest weight difference: ours from the bare loop {difference_from_bare:.1e}, from its own beginning "
+              "{moved_by_training:.1e}".format(**found))  # fmt: skip
     write_json(outputs_dir() / "bench" / "train.json", found)
 
 
