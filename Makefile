@@ -10,7 +10,8 @@ LAUNCHED := 02_baseline 03_sft 04_qat
 export PIP_ARGS
 
 .DEFAULT_GOAL := all
-.PHONY: all setup $(STAGES) rehearse plan report lab spotcheck verify accept publish test soak bench-data bench-qat lint clean help
+.PHONY: all setup $(STAGES) rehearse plan report report-all lab spotcheck verify accept publish test soak bench-data bench-qat \
+        bench-train bench-eval lint clean help
 
 all: $(STAGES) report  ## every stage of RECIPE (default tiny), then the HTML report
 
@@ -45,6 +46,9 @@ plan:  ## memory, hours, disk and dollars of RECIPE on one GPU (default a100-80g
 report: setup  ## outputs/<run>/report/index.html from what has run
 	@$(PYTHON) -m lib.report $(ARGS)
 
+report-all: setup  ## outputs/report/index.html: one page over all runs
+	@$(PYTHON) -m lib.overview
+
 lab: setup  ## JupyterLab on notebooks/
 	$(PYTHON) -m jupyter lab --notebook-dir=notebooks
 
@@ -71,6 +75,12 @@ bench-data: setup  ## the data pipeline on 400,000 generated rows: seconds, memo
 
 bench-qat: setup  ## what exact QAT costs in a training step, and its export beside llama.cpp's own commands
 	$(PYTHON) -m benchmarks.qat
+
+bench-train: setup  ## training speed beside a tutorial script, TRL's own defaults and a bare loop
+	$(PYTHON) -m benchmarks.train $(ARGS)
+
+bench-eval: setup  ## answering speed of RECIPE's tuned model beside a loop without a cache; needs a finished run
+	$(PYTHON) -m benchmarks.evaluation $(ARGS)
 
 lint: setup
 	$(PYTHON) -m ruff check .
