@@ -10,7 +10,8 @@ LAUNCHED := 02_baseline 03_sft 04_qat
 export PIP_ARGS
 
 .DEFAULT_GOAL := all
-.PHONY: all setup $(STAGES) plan report lab spotcheck verify accept publish test soak bench-data bench-qat lint clean help
+.PHONY: all setup $(STAGES) rehearse plan report report-all lab spotcheck verify accept publish test soak bench-data bench-qat \
+        bench-train bench-eval lint clean help
 
 all: $(STAGES) report  ## every stage of RECIPE (default tiny), then the HTML report
 
@@ -34,12 +35,19 @@ $(LAUNCHED):
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" LAUNCH="$(LAUNCH)" $(LAUNCH) $(if $(findstring torchrun,$(LAUNCH)),--no-python) \
 	  $(PYTHON) -m lib.execute $@ $(ARGS)
 
+rehearse: setup  ## RECIPE on a tiny twin of its base and on the clinic: all stages for real, on a CPU, in minutes
+	@$(PYTHON) -m lib.rehearsal $(ARGS)
+	@$(MAKE) --no-print-directory all RECIPE="$(RECIPE:@rehearsal=)@rehearsal"
+
 plan:  ## memory, hours, disk and dollars of RECIPE on one GPU (default a100-80gb), before any download
 	@[ -e .venv/.ready ] || $(PYTHON3) -m lib.setup
 	@$(PYTHON) -m lib.plan $(ARGS) --gpu "$(or $(GPU),a100-80gb)"
 
 report: setup  ## outputs/<run>/report/index.html from what has run
 	@$(PYTHON) -m lib.report $(ARGS)
+
+report-all: setup  ## outputs/report/index.html: one page over all runs
+	@$(PYTHON) -m lib.overview
 
 lab: setup  ## JupyterLab on notebooks/
 	$(PYTHON) -m jupyter lab --notebook-dir=notebooks
@@ -59,7 +67,7 @@ publish: all  ## refresh outputs/published/ and the results in the README
 test: setup lint  ## every test, no network beyond the package index, no GPU
 	$(PYTHON) -m pytest -q -m "not slow"
 
-soak: setup  ## the long tests too: many kills
+soak: setup  ## the long tests too: many kills, a rehearsal of every recipe
 	$(PYTHON) -m pytest -q
 
 bench-data: setup  ## the data pipeline on 400,000 generated rows: seconds, memory, and side by side with plain loops
@@ -67,6 +75,12 @@ bench-data: setup  ## the data pipeline on 400,000 generated rows: seconds, memo
 
 bench-qat: setup  ## what exact QAT costs in a training step, and its export beside llama.cpp's own commands
 	$(PYTHON) -m benchmarks.qat
+
+bench-train: setup  ## training speed beside a tutorial script, TRL's own defaults and a bare loop
+	$(PYTHON) -m benchmarks.train $(ARGS)
+
+bench-eval: setup  ## answering speed of RECIPE's tuned model beside a loop without a cache; needs a finished run
+	$(PYTHON) -m benchmarks.evaluation $(ARGS)
 
 lint: setup
 	$(PYTHON) -m ruff check .

@@ -40,11 +40,18 @@ AttentionMaskInterface.register(GROUPED, sdpa_mask)
 
 @contextlib.contextmanager
 def evaluation(model):
-    """Evaluation mode without gradients, and the quick attention where the model uses sdpa on a CPU."""
+    """Evaluation mode without gradients, and the quick attention where the model uses sdpa on a CPU.
+
+    A mixture of experts does not balance its router here, which a trainer's flag asks for: decoding would stop at it,
+    because the mask then covers more tokens than are passed.
+    """
     training, attention = model.training, model.config._attn_implementation
     quick = attention == "sdpa" and model.device.type == "cpu"
+    balanced = getattr(model.config, "output_router_logits", False)
     model.eval()
     try:
+        if balanced:
+            model.config.output_router_logits = False
         if quick:
             model.set_attn_implementation(GROUPED)
         with torch.inference_mode():
@@ -52,6 +59,8 @@ def evaluation(model):
     finally:
         if quick:
             model.set_attn_implementation(attention)
+        if balanced:
+            model.config.output_router_logits = True
         model.train(training)
 
 

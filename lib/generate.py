@@ -195,12 +195,13 @@ def _ask(api, how, prompt, max_new_tokens):
     try:
         reply = stream(api, request | {"extra_body": how.extra_body}, how.timeout_s)
     except (openai.APITimeoutError, openai.RateLimitError, openai.InternalServerError, ValueError):
-        seconds = time.monotonic() - start
-        return {"id": prompt["id"], "text": "", "tokens": 0, "finish": "error", "first_s": seconds, "seconds": seconds}
+        return _never_came(prompt, time.monotonic() - start)
     except openai.APIConnectionError as error:
         raise ConnectionError(f"no server at {api.base_url}: {error}. Is llama-server still running?") from error
     except openai.APIStatusError as error:
         raise ValueError(f"{api.base_url} refused prompt {prompt['id']!r}: {error}") from error
+    except openai.APIError:  # amid the stream: llama-server cannot read what the model wrote, in harmony for one
+        return _never_came(prompt, time.monotonic() - start)
     return {
         "id": prompt["id"],
         "text": whole_turn(reply["content"], reply["reasoning"]),
@@ -209,6 +210,10 @@ def _ask(api, how, prompt, max_new_tokens):
         "first_s": reply["first_s"],
         "seconds": reply["seconds"],
     }
+
+
+def _never_came(prompt, seconds):
+    return {"id": prompt["id"], "text": "", "tokens": 0, "finish": "error", "first_s": seconds, "seconds": seconds}
 
 
 def whole_turn(content, reasoning=""):

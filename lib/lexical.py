@@ -77,7 +77,7 @@ def score(item, text):
     if not text.strip():
         return {"score": 1.0, "correct": False, "recall": 0.0, "mismatch": []}
     if item["options"]:
-        correct = reading.choice(text, item["options"]) == item["letter"]
+        correct = reading.choice(text, item["options"]) == item["letter"] if item["letter"] else None
     else:
         correct = reading.matches(text, item["truth"]) if item["truth"] else None
     terms, words = key_terms(item["reference"]), set(reading.canonical(text).split())

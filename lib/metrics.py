@@ -45,7 +45,7 @@ def _score_one(answer, record, fmt, tokenizer):
     options, picked, correct = record["options"], None, None
     if options:
         picked = reading.choice(text, options)
-        correct = picked == record["letter"]
+        correct = picked == record["letter"] if record["letter"] else None  # ReasonMed may list options and state none
     elif record["answer"]:
         correct = reading.matches(text, record["answer"])
 
@@ -139,7 +139,7 @@ def likelihood(model, tokenizer, records, batch_size=16, progress=None):
     for record, options in zip(records, found, strict=True):
         scores = [option["sum"] / option["tokens"] for option in options]
         picked = reading.LETTERS[max(range(len(scores)), key=scores.__getitem__)]
-        correct = picked == record["letter"]
+        correct = picked == record["letter"] if record["letter"] else None
         rows.append({"id": record["id"], "picked": picked, "correct": correct, "scores": scores})
     return rows
 

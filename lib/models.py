@@ -22,12 +22,24 @@ KEPT_FREE = 0.8  # share of the free memory of a GPU that weights may take; the 
 
 
 def source(cfg, progress=None):
-    """What from_pretrained loads the base from: a hub id, a folder, or the tiny base model, built when missing."""
+    """What from_pretrained loads the base from: a hub id, a folder, or the tiny base model, built when missing.
+
+    With model.checkpoint_4bit a folder with the base in 4 bits.
+    """
     with ranks.first():
-        if cfg.model["base"] != "twin":
-            return padded(cfg.model["base"], cfg.model["revision"])
-        cfg.reads.add(CLINIC)
-        return twin.build(cfg.model["twin"], ROOT / CLINIC, cfg.run["seed"], progress)
+        base = _in_16_bits(cfg, progress)
+        if not cfg.model["checkpoint_4bit"]:
+            return base
+        about = [str(base), _version(base, cfg.model["revision"]), cfg.model["quantization"], precision(cfg)]
+        loaded = padding.pad(read_tokenizer(base, cfg.model["revision"]))
+        return _kept(cache_dir() / "nf4" / sha256_json(about)[:16], lambda folder: write_nf4(cfg, loaded, folder))
+
+
+def _in_16_bits(cfg, progress=None):
+    if cfg.model["base"] != "twin":
+        return padded(cfg.model["base"], cfg.model["revision"])
+    cfg.reads.add(CLINIC)
+    return padded(twin.build(cfg.model["twin"], ROOT / CLINIC, cfg.run["seed"], progress))
 
 
 def padded(base, revision=None):
@@ -37,18 +49,27 @@ def padded(base, revision=None):
     adapter, merged model and GGUF file name one base of one size; PEFT would otherwise put the whole embedding into
     every adapter, which llama.cpp's converter then refuses.
     """
-    tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
+    tokenizer = read_tokenizer(base, revision)
     if padding.choose(tokenizer) in tokenizer.get_vocab():
         return base
     folder = cache_dir() / "padded" / sha256_json([str(base), _version(base, revision), padding.ADDED])[:16]
+
+    def write(scratch):
+        model = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype="auto")
+        save(padding.grow(model, len(padding.pad(tokenizer))), tokenizer, scratch)
+
+    return _kept(folder, write)
+
+
+def _kept(folder, write):
+    """The folder of the cache as text, written whole by write(path) where it is missing."""
     if folder.exists():
         return str(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as scratch:
-        model = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype="auto")
-        made = save(padding.grow(model, len(padding.pad(tokenizer))), tokenizer, Path(scratch) / "base")
+        write(Path(scratch) / "base")
         try:
-            os.replace(made, folder)
+            os.replace(Path(scratch) / "base", folder)
         except OSError:  # another process finished the same copy first
             if not folder.exists():
                 raise
@@ -68,8 +89,21 @@ def tokenizer(cfg, progress=None):
     progress: called with (steps, total) while a tiny base model is pretrained, the first time it is asked for.
     Where the base has no pad token, lib/padding.py chooses one.
     """
-    loaded = padding.pad(AutoTokenizer.from_pretrained(source(cfg, progress), revision=cfg.model["revision"]))
+    loaded = padding.pad(read_tokenizer(source(cfg, progress), cfg.model["revision"]))
     return chat.prepare(loaded, cfg.chat["format"], cfg.chat["date"], cfg.chat["reasoning_effort"])
+
+
+def read_tokenizer(path, revision=None):
+    """A tokenizer that reads text as llama.cpp and SentencePiece itself do.
+
+    After a control token, "<s>" before a prompt say, Llama-2's puts a blank before the text. transformers' class leaves
+    it out unless told to be `legacy`, and does not remember having been told when it is saved.
+    """
+    loaded = AutoTokenizer.from_pretrained(path, revision=revision)
+    if getattr(loaded, "legacy", None) is False:
+        loaded = AutoTokenizer.from_pretrained(path, revision=revision, legacy=True)
+        loaded.init_kwargs["legacy"] = True
+    return loaded
 
 
 def base(cfg):
@@ -77,10 +111,14 @@ def base(cfg):
 
     A base that was saved in 4 bits (`write_nf4`) stays as it was saved.
     """
+    return _quantized(cfg, source(cfg))
+
+
+def _quantized(cfg, path):
     quantization = cfg.model["quantization"]
     if quantization:  # 4-bit weights compute in the recipe's dtype unless it says otherwise
         quantization = BitsAndBytesConfig(**{"bnb_4bit_compute_dtype": precision(cfg), **quantization})
-    return _load(source(cfg), cfg, quantization or None)
+    return _load(path, cfg, quantization or None)
 
 
 def saved(cfg, folder):
@@ -299,7 +337,7 @@ def write_nf4(cfg, tokenizer, folder):
     It needs a quarter of the disk and of the download, and model.base may name it; loaded again, it computes what the
     base in 4 bits computes, bit for bit. Raises ValueError where the recipe loads the base in 16 bits.
     """
-    model = base(cfg)
+    model = _quantized(cfg, _in_16_bits(cfg))
     if not getattr(model, "is_loaded_in_4bit", False):
         raise ValueError(
             f"recipe {cfg.name} loads its base unquantized (model.quantization is {cfg.model['quantization']}): set "
@@ -328,6 +366,8 @@ def _agree(model, tokenizer):
             "lib.models, which adds the rows that are missing"
         )
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if getattr(model.config, "output_router_logits", False):  # TRL's, for training: it stops decoding with a cache
+        model.config.output_router_logits = False
 
 
 def save_tokenizer(tokenizer, folder):

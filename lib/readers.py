@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -40,11 +41,23 @@ def rows(spec: dict, origin: str, stage_file: Callable[[str], Path] | None = Non
     if origin == "clinic":
         from lib import clinic, clinic_rows
 
-        world = clinic.load(local("data/clinic.yaml"))
-        return clinic_rows.rows(name, spec.get("split") or "train", seed, world, spec.get("config"))
+        world, (half, part) = clinic.load(local("data/clinic.yaml")), clinic_split(spec.get("split") or "train")
+        return clinic_rows.rows(name, half, seed, world, spec.get("config"))[part]
     if origin == "samples":
         return json_lines(local(f"data/samples/{'jsonl' if name == 'parquet' else name}.jsonl"))
     raise ValueError(f"data.origin is {origin!r}, expected hub, clinic or samples: mend the recipe in params/")
+
+
+def clinic_split(text: str) -> tuple[str, slice]:
+    """("train" or "test", which of its rows) for a split in the hub's words: "train[:500]", "validation", "test[:10]".
+
+    Raises ValueError for other forms: the clinic has two halves, and rows are counted, not taken by the hundred.
+    """
+    match = re.fullmatch(r"(train|validation|test)(?:\[(-?\d*):(-?\d*)\])?", text)
+    if not match:
+        raise ValueError(f"the clinic has no split {text!r}: expected train, validation or test, or train[:500] of one")
+    first, last = (int(number) if number else None for number in match.group(2, 3))
+    return "train" if match[1] == "train" else "test", slice(first, last)
 
 
 def file_rows(spec: dict, local: Callable[[str], Path]) -> Iterator:

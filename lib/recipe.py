@@ -5,7 +5,7 @@ import shlex
 
 import yaml
 
-from lib import schema
+from lib import architectures, schema
 from lib.files import ROOT, sha256_json
 from lib.schema import QUANTIZATIONS, SECTIONS
 
@@ -13,12 +13,13 @@ from lib.schema import QUANTIZATIONS, SECTIONS
 class Recipe:
     """One validated recipe. Sections are attributes; which ones a stage read decides when it must run again.
 
-    name: the file's stem in params/. overrides: nested dict laid over it. run_name: the folder in outputs/.
+    name: the file's stem in params/, with "@overlay" where one of params/overlays/ lies over it. overrides: nested dict
+    laid over both. run_name: the folder in outputs/. cautions: what the overlay says that such a run cannot show.
     used: names of the sections read so far. reads: repository files that reading them brought in.
     """
 
-    def __init__(self, name, overrides, sections):
-        self.name, self.overrides = name, overrides
+    def __init__(self, name, overrides, sections, cautions=()):
+        self.name, self.overrides, self.cautions = name, overrides, cautions
         self.run_name = name if not overrides else f"{name}+{sha256_json(overrides)[:6]}"
         self._sections = sections
         self.used, self.reads = set(), set()
@@ -92,26 +93,46 @@ def merge(base, over):
 
 
 def load(name="tiny", overrides=None):
-    """Load params/<name>.yaml with `overrides` laid over it.
+    """Load params/<name>.yaml with `overrides` laid over it; "<name>@<overlay>" lays params/overlays/ between the two.
 
-    Raises ValueError, naming what was found and what was expected, for an unknown recipe, section or key,
+    Raises ValueError, naming what was found and what was expected, for an unknown recipe, overlay, section or key,
     a value of the wrong type, or a combination that cannot work.
     """
-    path = ROOT / "params" / f"{name}.yaml"
-    names = sorted(p.stem for p in (ROOT / "params").glob("*.yaml") if p.stem != "prices")
-    if name not in names:
-        raise ValueError(f"no recipe {name!r} in params/: there is {', '.join(names)}{schema.nearest(name, names)}")
-    overrides = nest(overrides)
-    try:
-        document = parse(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"params/{name}.yaml is not valid YAML: {error}") from error
+    stem, at, over = name.partition("@")
+    document, cautions, overrides = _read("params", stem, "recipe"), (), nest(overrides)
+    if at:
+        document, cautions = overlay(document, _read("params/overlays", over, "overlay"))
     document = merge(document, overrides)
     schema.known_keys(document, SECTIONS, "section", "the recipe")
     _launch_files(document)
     sections = {section: schema.section(section, document.get(section)) for section in SECTIONS}
     _combinations(sections)
-    return Recipe(name, overrides, sections)
+    return Recipe(name, overrides, sections, cautions)
+
+
+def _read(folder, name, kind):
+    names = sorted(p.stem for p in (ROOT / folder).glob("*.yaml") if p.stem != "prices")
+    if name not in names:
+        raise ValueError(f"no {kind} {name!r} in {folder}/: there is {', '.join(names)}{schema.nearest(name, names)}")
+    try:
+        return parse((ROOT / folder / f"{name}.yaml").read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{folder}/{name}.yaml is not valid YAML: {error}") from error
+
+
+def overlay(document, over):
+    """(document with the overlay over it, what the overlay says that it cannot show).
+
+    A section that the recipe leaves out with null stays out. An overlay with model.twin gets the twin of the recipe's
+    own architecture; what the overlay says of it goes before.
+    """
+    over = dict(over)
+    cautions = over.pop("cannot_show", ())
+    over = {section: values for section, values in over.items() if document.get(section) is not None}
+    base = document["model"]["base"]
+    if over.get("model", {}).get("twin") and base != "twin":
+        over = merge({"model": {"twin": architectures.twin(base)}}, over)
+    return merge(document, over), cautions
 
 
 def _launch_files(document):
@@ -158,6 +179,8 @@ def _combinations(recipe):
             f"model.base is {model['base']!r} and model.twin is {model['twin']!r}: "
             "'twin' needs its sizes there, other bases must leave it out"
         )
+    if model["checkpoint_4bit"] and not (model["quantization"] or {}).get("load_in_4bit"):
+        raise ValueError("model.checkpoint_4bit saves the base in 4 bits: say which in model.quantization, or drop it")
     _subset(export["quantizations"], QUANTIZATIONS, "export.quantizations")
     if judge:
         candidates = ["base", "sft", *(["qat"] if qat else []), *export["quantizations"]]

@@ -66,7 +66,8 @@ def _own_code():
     return [sha256_text(path.read_text()) for path in [*modules, *sorted(chapters.TEMPLATES.rglob("*.*"))]]
 
 
-def _render(template, **values):
+def render(template, **values):
+    """A page of lib/templates, as text, in the style of all pages. values: what the template names."""
     import jinja2
     from pygments.formatters import HtmlFormatter
 
@@ -90,7 +91,7 @@ def _chapter(run, result, pages):
     at = next(i for i, page in enumerate(linked) if page["file"] == result.page)
     turn = {"previous": linked[at - 1], "following": linked[at + 1] if at + 1 < len(linked) else None}
     values = {"run": run, "title": result.title, "here": result.page, "pages": pages, "foldable": True} | turn
-    return _render("page.html.j2", **values, heads=heads, notes=notes, stamp=stamp, body=body)
+    return render("page.html.j2", **values, heads=heads, notes=notes, stamp=stamp, body=body)
 
 
 def _is(state):
@@ -112,7 +113,7 @@ def _summary(run, stages, pages, cfg):
     sections = {name: value for record in records for name, value in record["sections"].items()}
     artifacts = [(f"{r['stage']}/{name}", sha[:16]) for r in records for name, sha in sorted(r["outputs"].items())]
     values = {"run": run, "title": "Summary", "here": "index.html", "pages": pages, "notes": notes, "figures": figures}
-    return _render(
+    return render(
         "summary.html.j2",
         **values,
         lead=f"{len(stages) - len(missing)} of {len(stages)} stages are finished and up to date.",

@@ -89,8 +89,13 @@ def _stale(folder, cfg):
 def options(run, cfg=None):
     """What follows a make target to reach this run: ' RECIPE=... SET="..."', or nothing for the default recipe."""
     name, overrides = (cfg.name, cfg.overrides) if cfg else (run.partition("+")[0], {})
-    items = " ".join(f"{key}={shlex.quote(_flow(value))}" for key, value in _flat(overrides))
+    items = settings(overrides)
     return (f" RECIPE={name}" if name != "tiny" else "") + (f' SET="{items}"' if items else "")
+
+
+def settings(overrides):
+    """Overrides as SET takes them: "sft.learning_rate=0.001 judge.questions=50"."""
+    return " ".join(f"{key}={shlex.quote(_flow(value))}" for key, value in _flat(overrides))
 
 
 def _flat(tree, prefix=""):

@@ -184,6 +184,9 @@ def start(stage, recipe_name="tiny", overrides=None):
     if not opened.nonce:  # lib.execute has done so before it started this kernel
         clear(folder, stage)
     machine.seed(cfg.run["seed"], cfg.run["threads"])
+    if cfg.cautions:
+        print(f"{cfg.run_name} is no run of {cfg.name.partition('@')[0]}. It cannot show:")
+        print(*(f"- {caution}" for caution in cfg.cautions), sep="\n")
     return opened
 
 

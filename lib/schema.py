@@ -56,6 +56,7 @@ class ModelSection:
     dtype: typing.Literal["auto", "float32", "bfloat16", "float16"] = "bfloat16"  # auto: lib.models.precision
     attn_implementation: str = "sdpa"
     quantization: dict | None = None
+    checkpoint_4bit: bool = False  # the base is saved in 4 bits once, in the cache, and loaded from there
     twin: dict | None = None
 
 

@@ -1,7 +1,8 @@
 """Architectures: the sizes of the recipes' base models, and models of those sizes without any data.
 
-A plan needs shapes and no weights, so nothing is downloaded: the published configuration values stand here. A model on
-torch's meta device has every parameter's shape and none of its numbers: parameters are counted, not estimated.
+A plan needs shapes and no weights, so nothing is downloaded: the published configuration values stand in
+lib/architectures.py. A model on torch's meta device has every parameter's shape and none of its numbers: parameters are
+counted, not estimated.
 """
 
 import copy
@@ -13,52 +14,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from lib import schema
-
-LLAMA2 = {
-    "model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-}  # fmt: skip
-LLAMA3 = {
-    "model_type": "llama", "vocab_size": 128256, "num_key_value_heads": 8, "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-}  # fmt: skip
-SHAPES = {  # values of each model's published config.json
-    "Llama-2-7b": LLAMA2 | {
-        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-    },
-    "Llama-2-13b": LLAMA2 | {
-        "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
-        "num_key_value_heads": 40,
-    },
-    "Llama-3.1-8B": LLAMA3 | {
-        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-        "tie_word_embeddings": False,
-    },
-    "Llama-3.2-1B": LLAMA3 | {
-        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
-        "head_dim": 64, "tie_word_embeddings": True,
-    },
-    "Qwen3-8B": {
-        "model_type": "qwen3", "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 12288,
-        "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
-        "max_position_embeddings": 40960, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
-    },
-    "gpt-oss-20b": {
-        "model_type": "gpt_oss", "vocab_size": 201088, "hidden_size": 2880, "intermediate_size": 2880,
-        "num_hidden_layers": 24, "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64,
-        "num_local_experts": 32, "num_experts_per_tok": 4, "max_position_embeddings": 131072,
-        "tie_word_embeddings": False,
-    },
-    "DialoGPT-medium": {
-        "model_type": "gpt2", "vocab_size": 50257, "n_embd": 1024, "n_layer": 24, "n_head": 16, "n_positions": 1024,
-    },
-}  # fmt: skip
+from lib import architectures
 
 
 def config(base, twin=None):
-    """The transformers config of model.base: a local folder's, the twin's, or one of SHAPES found in its hub id.
+    """The transformers config of model.base: a local folder's, the twin's, or the published one of its hub id.
 
     Raises ValueError with the nearest known name, and what to do, for a model that is none of these.
     """
@@ -71,13 +31,7 @@ def config(base, twin=None):
         return family.config(**own | sizes)
     if (Path(base) / "config.json").exists():
         return AutoConfig.from_pretrained(base)
-    found = [name for name in SHAPES if name.lower() in base.rpartition("/")[2].lower()]
-    if not found:
-        raise ValueError(
-            f"the shape of {base!r} is not known here{schema.nearest(base.rpartition('/')[2], list(SHAPES))}: "
-            "download its config.json and set model.base to that folder, or add its values to SHAPES in lib/shapes.py"
-        )
-    return AutoConfig.for_model(**SHAPES[max(found, key=len)])
+    return AutoConfig.for_model(**architectures.published(base))
 
 
 def model(config, dtype=torch.bfloat16, layers=None, **options):

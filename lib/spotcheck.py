@@ -46,7 +46,7 @@ def _sign(a, b):
 def _disagree(item, models, scores_by_judge):
     views = [_sign(*(scores[item["id"], m] for m in models)) for scores in scores_by_judge.values()
              if all((item["id"], m) in scores for m in models)]  # fmt: skip
-    if item["options"]:
+    if item["letter"]:
         right = [reading.choice(item["answers"][m], item["options"]) == item["letter"] for m in models]
         views += [_sign(*right)] if len(scores_by_judge) == 1 else []
     return len(set(views)) > 1

@@ -26,6 +26,7 @@ from transformers import (
     GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaTokenizer,
     PreTrainedTokenizerFast,
     Qwen2Tokenizer,
     Qwen3Config,
@@ -48,7 +49,8 @@ class Family:
 
     tokenizer: the class that has the family's pre-tokenizer, or the name of its expression in PRE_TOKENIZERS, or
     "sentencepiece". control: added tokens in the published order of ids, which follow the vocabulary; the ones named in
-    `visible` are not special, i.e. decoding keeps them. padding: a token that ends no text. template: the name of a
+    `visible` are not special, i.e. decoding keeps them. padding: a token that ends no text, or None where the family
+    has none to pad with and lib/padding.py chooses. template: the name of a
     chat template that TRL ships, or a template's text, or None. fields: of the config, where they differ from both the
     class's defaults and a tiny model's.
     """
@@ -59,7 +61,7 @@ class Family:
     control: tuple
     end_of_text: str
     end_of_turn: str
-    padding: str
+    padding: str | None
     template: str | None
     begin: str | None = None
     visible: tuple = ()
@@ -117,18 +119,18 @@ FAMILIES = {
         begin="<s>",
         end_of_text="</s>",
         end_of_turn="</s>",
-        padding="<unk>",
+        padding=None,
         template=LLAMA2_CHAT,
     ),
     "gpt2": Family(
         tokenizer=GPT2Tokenizer,
         config=GPT2Config,
         model=GPT2LMHeadModel,
-        control=("<|endoftext|>", "<|pad|>"),  # the published one, and one to pad with
+        control=("<|endoftext|>",),
         begin="<|endoftext|>",
         end_of_text="<|endoftext|>",
         end_of_turn="<|endoftext|>",
-        padding="<|pad|>",
+        padding=None,
         template=None,
         fields={"n_ctx": 2048},  # llama.cpp's converter reads this name
     ),
@@ -267,12 +269,7 @@ def _sentencepiece(family, texts, vocab_size, folder):
     scores = {piece: pieces.get_score(i) for piece, i in vocab.items()}
     atoms = [p for p, i in vocab.items() if pieces.is_control(i) or pieces.is_byte(i) or pieces.is_unknown(i)]
     merges = generate_merges(vocab, scores, atoms)
-    core = Tokenizer(models.BPE(vocab=vocab, merges=merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
-    parts = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", left=1)]
-    core.decoder = decoders.Sequence(parts)
-    core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>")])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+    tokenizer = LlamaTokenizer(vocab=vocab, merges=merges)
     tokenizer.vocab_file = str(file)
     return tokenizer
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from lib import chat, gguf, grids, models, qat, release, turns, twin
 
@@ -37,7 +37,7 @@ def exported(request, tmp_path_factory):
     name, shape, adapter = FAMILIES[request.param]
     family, effort = twin.FAMILIES[name], "high" if name == "gptoss" else None
     twin.train_tokenizer(family, TEXTS, 600, folder / "base")
-    loaded = AutoTokenizer.from_pretrained(folder / "base")
+    loaded = models.read_tokenizer(folder / "base")
     tokenizer = turns.prepare(loaded, FORMATS.get(name, "instruction"), DATE, effort)
     torch.manual_seed(0)
     model = family.model(twin._config(family, shape, tokenizer)).eval()

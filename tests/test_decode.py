@@ -1,9 +1,10 @@
 import pytest
 import torch
 from tiny_qwen import alone, byte_tokenizer, random_model
+from transformers import GptOssConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from lib import decode
+from lib import decode, packing
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,19 @@ def test_attention_and_mode_are_restored_also_after_an_error(model):
         raise KeyError
     assert model.training and model.config._attn_implementation == "sdpa"
     model.eval()
+
+
+def test_a_mixture_that_a_trainer_made_balance_its_router_still_decodes():
+    """TRL sets the flag on the model itself, and a saved model would keep it."""
+    small = packing.small(GptOssConfig(), "eager").eval()
+    given = [[5, 6, 7], [8]]
+    with decode.evaluation(small):
+        expected = decode.batch(small, given, {2}, 5, decode.sampler(0.0, 0, "cpu"))
+    small.config.output_router_logits = True
+    with decode.evaluation(small):
+        got = decode.batch(small, given, {2}, 5, decode.sampler(0.0, 0, "cpu"))
+    assert [row[0] for row in got] == [row[0] for row in expected]
+    assert small.config.output_router_logits
 
 
 def test_left_pad_by_hand():

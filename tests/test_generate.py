@@ -117,6 +117,16 @@ def test_an_answer_that_never_comes_is_an_error_within_its_deadline():
         assert got[0]["finish"] == "error" and time.monotonic() - start < 2
 
 
+def test_a_stream_that_ends_in_an_error_is_that_answers_error_and_not_the_stages():
+    """llama-server streams so when it cannot read what a model wrote; asking again gives the same."""
+    said = 'data: {"choices": [{"delta": {"content": "<|chan"}, "index": 0}]}\n\ndata: {"error": {"code": 500, '
+    said += '"message": "The model produced output that does not match the expected peg-native format"}}\n\n'
+    with Endpoint(lambda body, n: (200, {"Content-Type": "text/event-stream"}, said, 0)) as server:
+        got = generate.server(server.url, prompts("a", "b"), 9)
+        assert len(server.bodies) == 2
+    assert [(answer["finish"], answer["text"]) for answer in got] == [("error", "")] * 2
+
+
 def test_what_no_retry_mends_is_said_at_once():
     with Endpoint(lambda body, n: (401, {}, '{"error": {"message": "bad key"}}', 0)) as server:
         with pytest.raises(ValueError, match="bad key"):

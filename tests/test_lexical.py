@@ -56,6 +56,7 @@ def test_without_ground_truth_or_key_terms_the_other_part_decides():
     half = scored("Atrial fibrillation needs rest.", options=[], letter=None, truth=None)
     assert (half["score"], half["correct"]) == (pytest.approx(5.5), None)
     assert scored("Answer: B", reference="Answer: B")["score"] == 10.0
+    assert scored("Atrial fibrillation needs rest.", letter=None) == half  # options, and none known to be right
     assert scored("Rest.", reference="", options=[], letter=None, truth=None)["score"] == 1.0
 
 

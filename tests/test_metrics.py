@@ -58,6 +58,14 @@ def test_score_by_hand(tokenizer):
     assert "seconds" not in str(found)
 
 
+def test_options_without_a_known_letter_are_no_ground_truth():
+    """ReasonMed may list options and state none of them as the answer."""
+    given = [answer(0, "<think>x</think>Answer: B"), answer(1, "<think>x</think>No idea.")]
+    rows = metrics.score(given, [record(n, letter=None, answer=None) for n in range(2)], "think")
+    assert [(r["correct"], r["picked"], r["parsed"]) for r in rows] == [(None, "B", True), (None, None, False)]
+    assert "accuracy" not in metrics.summary(rows)
+
+
 def test_an_answer_after_unfinished_reasoning_does_not_count():
     rows = metrics.score([answer(0, "<think>\nAnswer: B")], [record(0)], "think")
     assert rows[0]["correct"] is False and rows[0]["reasoning_tokens"] is None

@@ -12,6 +12,7 @@ import torch
 from gguf import GGUFReader
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
+from sentencepiece import SentencePieceProcessor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
@@ -149,6 +150,19 @@ def test_adapter_merge_and_gguf_have_one_vocabulary(base, tmp_path):
     assert file.get_field("tokenizer.ggml.eos_token_id").contents() == tokenizer.eos_token_id
     models.write_base(cfg, tokenizer, tmp_path / "plain")
     assert gguf.convert_lora(tmp_path / "adapter", tmp_path / "plain", tmp_path / "adapter.gguf").exists()
+
+
+def test_llama_2s_text_after_a_control_token_is_sentencepieces_own(tmp_path):
+    """transformers' class leaves the blank before it out, and llama.cpp, as SentencePiece, does not."""
+    twin.train_tokenizer(twin.FAMILIES["llama2"], TEXTS, 500, tmp_path / "twin")
+    own = SentencePieceProcessor(model_file=str(tmp_path / "twin" / "tokenizer.model"))
+    tokenizer = models.read_tokenizer(tmp_path / "twin")
+    models.save_tokenizer(tokenizer, tmp_path / "again")
+    text = "[INST] A patient aged 41 isn't  well.\n\nA. one [/INST]"
+    for reader in (tokenizer, AutoTokenizer.from_pretrained(tmp_path / "again")):
+        assert reader(f"<s>{text}", add_special_tokens=False)["input_ids"] == [1, *own.encode(text)]
+    without = AutoTokenizer.from_pretrained(tmp_path / "twin")  # if this fails, read_tokenizer can go
+    assert without(f"<s>{text}", add_special_tokens=False)["input_ids"] != [1, *own.encode(text)]
 
 
 def test_a_tokenizer_that_the_model_has_no_rows_for_is_not_saved(base, tmp_path):

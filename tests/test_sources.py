@@ -527,3 +527,13 @@ def test_every_source_says_whether_its_licence_allows_commercial_use():
     unclear = {name for name, source in sources.SOURCES.items() if source.commercial is None}
     assert unclear == {"medqa", "medqa_bigbio", "jsonl", "parquet"}
     assert all(source.citation and source.hub_id for name, source in sources.SOURCES.items() if name not in unclear)
+
+
+def test_the_clinic_reads_the_hubs_words_for_a_split():
+    spec = {"name": "medqa"}
+    whole = {half: readers.rows(spec | {"split": half}, "clinic") for half in ("train", "test")}
+    assert readers.rows(spec | {"split": "train[:7]"}, "clinic") == whole["train"][:7]
+    assert readers.rows(spec | {"split": "validation"}, "clinic") == whole["test"]
+    assert readers.rows(spec | {"split": "test[-5:]"}, "clinic") == whole["test"][-5:]
+    with pytest.raises(ValueError, match=r"no split 'train\[:10%\]': expected train, validation or test"):
+        readers.rows(spec | {"split": "train[:10%]"}, "clinic")

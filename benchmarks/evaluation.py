@@ -1,0 +1,131 @@
+"""How fast are the frozen questions answered, beside a loop over them without a cache? python -m benchmarks.evaluation
+
+ours  generate.transformers as chapters 2 and 3 call it: batched by length, with a key-value cache, rows leave when done
+loop  model.generate() on one question after another with use_cache=False, as a first script often has it
+
+Both answer the same questions of a finished run with its merged model, greedy, until the same stop tokens, up to the
+same number of tokens, in turns. The loop's answers are compared with ours token by token; where they part, the logits
+of the loop's model say how close the two tokens were. Results go to outputs/bench/evaluation.json.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+
+import torch
+
+from lib import chat, decode, generate, machine, models, recipe
+from lib.files import outputs_dir, read_jsonl, write_json
+
+TARGET = 8.0  # times as fast as the loop
+
+
+def load(cfg, count):
+    """(model, tokenizer, prompts) of a finished run. Raises ValueError where chapters 1 and 3 have not run."""
+    folder = outputs_dir() / cfg.run_name
+    questions, merged = folder / "01_dataset" / "test.jsonl", folder / "03_sft" / "merged"
+    for path in (questions, merged / "config.json"):
+        if not path.exists():
+            raise ValueError(f"{path} is missing: this benchmark asks a finished run's model its questions. Run "
+                             f"make 03_sft RECIPE={cfg.name} first (or make all)")  # fmt: skip
+    tokenizer, fmt = models.tokenizer(cfg), cfg.chat["format"]
+    prompts = [{"id": r["id"], "messages": chat.messages(r, fmt, answer=False)} for r in read_jsonl(questions)[:count]]
+    return models.saved(cfg, merged), tokenizer, prompts
+
+
+def spent(call):
+    """(wall seconds, CPU seconds, result) of one call."""
+    start = time.perf_counter(), time.process_time()
+    result = call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start[0], time.process_time() - start[1], result
+
+
+def ours(model, tokenizer, prompts, how):
+    """Texts by id, stop tokens left out."""
+    answers = generate.transformers(model, tokenizer, prompts, how["max_new_tokens"], how["batch_size"],
+                                    date=how["date"], effort=how["reasoning_effort"])  # fmt: skip
+    return {answer["id"]: answer["text"] for answer in answers}
+
+
+def loop(model, tokenizer, prompts, how):
+    """The same, one question at a time, reading the whole text again for every token."""
+    stops, found = sorted(generate.stop_ids(model, tokenizer)), {}
+    for prompt in prompts:
+        text = chat.render(prompt["messages"], tokenizer, True, how["date"], how["reasoning_effort"])
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).to(model.device)
+        out = model.generate(**ids, max_new_tokens=how["max_new_tokens"], do_sample=False, use_cache=False,
+                             eos_token_id=stops, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
+        new = out[0, ids["input_ids"].shape[1] :].tolist()
+        found[prompt["id"]] = tokenizer.decode(new[:-1] if new[-1] in stops else new, skip_special_tokens=False)
+    return found
+
+
+def gap(model, tokenizer, prompt, how, one, other):
+    """Where two answers part: {"token", "gap"}, the distance in nats of the two tokens' logits there."""
+    text = chat.render(prompt["messages"], tokenizer, True, how["date"], how["reasoning_effort"])
+    asked, first, second = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (text, one, other))
+    ends = [tokenizer.eos_token_id]  # a shorter answer ended where the other went on
+    first, second = first + ends, second + ends
+    at = next(i for i, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1])
+    with decode.evaluation(model):
+        logits = model(torch.tensor([asked + first[:at]], device=model.device)).logits[0, -1].float()
+    return {"id": prompt["id"], "token": at, "gap": abs(float(logits[first[at]] - logits[second[at]]))}
+
+
+def table(found):
+    """The result as Markdown; answers that differ, below it."""
+    ours_s, loop_s = (statistics.median(row[key] for row in found["rounds"]) for key in ("ours_s", "loop_s"))
+    ratios = ("{median} ({low}-{high})".format(**found[key]) for key in ("ratio_wall", "ratio_cpu"))
+    cells = [found["questions"], f"{ours_s:.1f}", f"{loop_s:.1f}", *ratios, found["equal"]]
+    lines = ["| questions | ours, s | loop, s | ours is faster | by CPU time | equal answers |", "|" + " --: |" * 6]
+    lines.append(f"| {' | '.join(map(str, cells))} |")
+    told = "{id}: apart from token {token} on, where the two tokens' logits differ by {gap:.1e}"
+    return "\n".join([*lines, *(told.format(**row) for row in found["apart"])])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", default="tiny")
+    parser.add_argument("--set", default="", dest="overrides", help='"section.key=value ..."')
+    parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    machine.quiet()
+    cfg = recipe.load(args.recipe, recipe.parse_set(args.overrides))
+    try:
+        model, tokenizer, prompts = load(cfg, args.questions)
+    except ValueError as error:
+        print(f"bench-eval: {error}", file=sys.stderr)
+        return 1
+    machine.seed(cfg.run["seed"], cfg.run["threads"])
+    how = cfg.chat
+    for arm in (ours, loop):
+        arm(model, tokenizer, prompts[:2], how)  # warm up
+    rounds, texts = [], {}
+    for done in range(args.rounds):
+        row = {}
+        for name, arm in (("ours", ours), ("loop", loop))[:: 1 if done % 2 == 0 else -1]:
+            row[f"{name}_s"], row[f"{name}_cpu_s"], texts[name] = spent(
+                lambda arm=arm: arm(model, tokenizer, prompts, how)
+            )
+        rounds.append({key: round(value, 2) for key, value in row.items()})
+        print(f"round {done + 1} of {args.rounds}: {rounds[-1]}", flush=True)
+    found = {"hardware": machine.describe()["hardware"], "arguments": vars(args), "questions": len(prompts),
+             "rounds": rounds, "target": TARGET}  # fmt: skip
+    for key, label in (("_s", "wall"), ("_cpu_s", "cpu")):
+        ratios = [row[f"loop{key}"] / row[f"ours{key}"] for row in rounds]
+        found[f"ratio_{label}"] = {"median": round(statistics.median(ratios), 2), "low": round(min(ratios), 2),
+                                   "high": round(max(ratios), 2)}  # fmt: skip
+    apart = [p for p in prompts if texts["ours"][p["id"]] != texts["loop"][p["id"]]]
+    found["equal"] = len(prompts) - len(apart)
+    found["apart"] = [gap(model, tokenizer, p, how, texts["ours"][p["id"]], texts["loop"][p["id"]]) for p in apart]
+    print(table(found))
+    write_json(outputs_dir() / "bench" / "evaluation.json", found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

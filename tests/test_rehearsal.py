@@ -1,0 +1,93 @@
+"""Rehearsals: every recipe's loads with the quirks of its base, and runs through all six stages on a CPU."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lib import architectures, recipe, rehearsal, twin
+from lib.files import ROOT, read_jsonl
+
+NAMES = sorted(path.stem for path in (ROOT / "params").glob("*.yaml") if path.stem not in ("prices", "tiny"))
+STAGES = ["01_dataset", "02_baseline", "03_sft", "04_qat", "05_export", "06_judge"]
+QUICKEST = "llama32_1b_reasonmed"  # of the seven, measured; the others are for make soak
+QUIRKS = {  # what a path through the code depends on, by the published configurations
+    "gpt_oss_20b": ("gptoss", {"hidden_size": 192, "intermediate_size": 192, "num_key_value_heads": 1, "head_dim": 64,
+                               "num_local_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": False}),
+    "llama2_7b_staged": ("llama2", {"hidden_size": 256, "num_key_value_heads": 4, "tie_word_embeddings": False}),
+    "llama2_13b_staged": ("llama2", {"hidden_size": 256, "num_key_value_heads": 4, "tie_word_embeddings": False}),
+    "dialogpt_medium": ("gpt2", {"hidden_size": 256, "num_attention_heads": 4}),
+    "llama31_8b_t4": ("llama", {"hidden_size": 256, "num_key_value_heads": 1, "tie_word_embeddings": False}),
+    "llama32_1b_reasonmed": ("llama", {"hidden_size": 256, "num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "qwen3_8b": ("qwen3", {"hidden_size": 256, "num_key_value_heads": 1, "tie_word_embeddings": False}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_rehearsal_loads_and_keeps_what_is_peculiar_to_its_base(name):
+    real, cfg = recipe.load(name), recipe.load(rehearsal.name(name))
+    assert cfg.run_name == f"{name}@rehearsal" and cfg.model["base"] == "twin" and cfg.data["origin"] == "clinic"
+    family, quirks = QUIRKS[name]
+    spec = cfg.model["twin"]
+    assert spec["architecture"] == family and {key: spec[key] for key in quirks} == quirks
+    assert set(twin.TRAINING_KEYS) <= set(spec)
+    for kept in ("data.sources", "data.stages", "chat.format", "chat.date", "model.quantization", "sft.packing",
+                 "model.attn_implementation", "sft.optim", "export.quantizations", "judge.candidates"):  # fmt: skip
+        section, key = kept.split(".")
+        assert getattr(cfg, section).get(key) == getattr(real, section).get(key), kept
+    assert cfg.lora == real.lora and (cfg.qat is None) == (real.qat is None)
+
+
+def test_a_set_lies_over_the_overlay_and_a_section_left_out_stays_out():
+    cfg = recipe.load("gpt_oss_20b@rehearsal", {"sft.max_steps": 3, "qat": None, "judge.candidates": ["sft"]})
+    assert cfg.sft["max_steps"] == 3 and cfg.qat is None and cfg.run_name.startswith("gpt_oss_20b@rehearsal+")
+    assert recipe.load("qwen3_8b@rehearsal").qat is None
+    with pytest.raises(ValueError, match="no overlay 'rehersal' in params/overlays/: there is rehearsal"):
+        recipe.load("qwen3_8b@rehersal")
+    own, again = (recipe.load(name).model["twin"] for name in ("tiny", "tiny@rehearsal"))
+    assert again["hidden_size"] == own["hidden_size"] and again["steps"] < own["steps"]
+
+
+def test_a_base_without_a_known_shape_says_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match=r"'someone/Qwen4-8B'.*Qwen3-8B.*set model.base to that folder"):
+        architectures.twin("someone/Qwen4-8B")
+    (tmp_path / "config.json").write_text(json.dumps(architectures.SHAPES["Qwen3-8B"] | {"hidden_size": 2880}))
+    assert architectures.twin(str(tmp_path))["hidden_size"] == 192
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    with pytest.raises(ValueError, match="model_type 'mamba'; known are llama, qwen3, gpt_oss, gpt2"):
+        architectures.twin(str(tmp_path))
+
+
+def test_every_difference_is_printed_with_what_it_cannot_show(capsys):
+    assert rehearsal.main(["--recipe", "gpt_oss_20b", "--set", "sft.max_steps=7"]) == 0
+    told = [line.split() for line in capsys.readouterr().out.splitlines()]
+    real, cfg = recipe.load("gpt_oss_20b").sections(), recipe.load("gpt_oss_20b@rehearsal").sections()
+    changed = {f"{s}.{k}" for s in cfg for k in cfg[s] if cfg[s][k] != real[s].get(k)} - {"model.twin"}
+    assert changed | {"hidden_size", "num_local_experts", "vocab_size"} <= {line[0] for line in told}
+    assert ["hidden_size", "2880", "192"] in told and ["sft.max_steps", "None", "7"] in told
+    assert {"accuracy,", "memory,"} <= {line[1] for line in told if line[0] == "-"}
+    assert rehearsal.main(["--recipe", "nothing"]) == 1
+
+
+@pytest.mark.parametrize("name", [QUICKEST, *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n != QUICKEST)])
+def test_all_six_stages_of_a_rehearsal(name, tmp_path):
+    for stage in STAGES:
+        command = [sys.executable, "-m", "lib.execute", stage, "--recipe", rehearsal.name(name)]
+        env = os.environ | {"OUTPUTS": str(tmp_path)}
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, f"{stage}:\n{done.stdout}\n{done.stderr}"
+    run = tmp_path / rehearsal.name(name)
+    records = {stage: json.loads((run / stage / "stage.json").read_text()) for stage in STAGES}
+    sft, export = (records[stage]["metrics"] for stage in ("03_sft", "05_export"))
+    assert sft["loss"]["last"] < 0.8 * sft["loss"]["first"]
+    assert [sft["audit"]["shares"][part] for part in ("prompt", "answer", "end")] == [0, 1, 1]
+    cfg = recipe.load(rehearsal.name(name))
+    assert export["prompts_equal"] == cfg.data["test_questions"] and export["qat_tensors_differing"] == 0
+    assert (export["tensors_compared"] > 0) == bool(cfg.qat)
+    for kind in cfg.export["quantizations"]:
+        served = read_jsonl(run / "05_export" / f"answers_{kind}.jsonl")
+        assert len(served) == cfg.data["test_questions"]
+        assert all(answer["finish"] in ("stop", "length") and answer["text"] for answer in served), kind
+    assert "cannot show" in (run / "03_sft" / "03_sft.ipynb").read_text()
