@@ -5,6 +5,7 @@ from pathlib import Path
 
 from accelerate.state import AcceleratorState
 from transformers import TrainerCallback
+from transformers.trainer_callback import TrainerState
 
 from lib import ranks, stop
 from lib.files import read_json, sha256_file, write_json
@@ -61,6 +62,19 @@ class Manifests(TrainerCallback):
         ranks.gather("saved")  # every rank has written its share
         if ranks.leads():
             write_json(folder / MANIFEST, {"key": self.key, "files": _hashes(folder)})
+
+
+def train(trainer, resume):
+    """Train to the end, from a checkpoint that `newest` gave, or from the start for None.
+
+    From a checkpoint of its last step the trainer itself would train one step too many, unless an epoch ends there.
+    """
+    state = TrainerState.load_from_json(f"{resume}/trainer_state.json") if resume else None
+    if not state or state.global_step < state.max_steps:
+        trainer.train(resume_from_checkpoint=resume)
+        return
+    trainer._load_from_checkpoint(resume)  # what its train() calls to resume
+    trainer.state = state
 
 
 @ranks.led

@@ -2,6 +2,12 @@
 
 from types import SimpleNamespace
 
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from tiny_qwen import byte_tokenizer, random_model
+from trl import SFTConfig, SFTTrainer
+
 from lib import checkpoint
 
 
@@ -40,3 +46,28 @@ def test_a_file_too_many_or_a_broken_manifest_is_not_trusted(tmp_path):
 
 def test_no_folder_no_checkpoint(tmp_path):
     assert checkpoint.newest(tmp_path / "none", "k") is None
+
+
+def trainer(folder):
+    tokenizer = byte_tokenizer()
+    rows = Dataset.from_list([{"input_ids": [5 + n] * n, "labels": [5 + n] * n} for n in range(9, 30)])
+    args = SFTConfig(output_dir=str(folder), use_cpu=True, bf16=False, max_steps=4, per_device_train_batch_size=1,
+                     learning_rate=1e-2, save_steps=2, logging_steps=1, disable_tqdm=True, report_to="none",
+                     dataset_kwargs={"skip_prepare_dataset": True})  # fmt: skip
+    model = get_peft_model(random_model(tokenizer, 1), LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    return SFTTrainer(
+        model, args, train_dataset=rows, processing_class=tokenizer, callbacks=[checkpoint.Manifests("k")]
+    )
+
+
+def test_a_checkpoint_of_the_last_step_is_the_end_of_training(tmp_path):
+    whole, found = trainer(tmp_path), []
+    checkpoint.train(whole, None)
+    for resume in ("checkpoint-2", "checkpoint-4"):  # of 21 steps in an epoch
+        resumed = trainer(tmp_path)
+        checkpoint.train(resumed, str(tmp_path / resume))
+        assert resumed.state.global_step == 4
+        pairs = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+        found.append([e["loss"] for e in resumed.state.log_history if "loss" in e])
+    assert found == [[e["loss"] for e in whole.state.log_history if "loss" in e]] * 2
