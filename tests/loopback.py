@@ -85,3 +85,25 @@ def completion(content, finish="stop", **message):
             "usage": {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12},
         }
     )
+
+
+def physician(body):
+    """A judge that reads: answers with the ground truth win, others lose; cases get 3 of 5 and no hallucination."""
+    text = body["messages"][1]["content"]
+    answers = re.findall(r"\[answer (\w+)\]\n(.*?)\n\[end of answer", text, re.DOTALL)
+    if "Ground truth" not in text:
+        words = " ".join(answers[0][1].split()[:5])
+        axis = {"quote": words, "score": 3}
+        return completion(json.dumps({"reasoning_depth": axis, "factual_correctness": axis, "hallucinations": []}))
+    truth = re.search(r"Ground truth \(correct\):\n(.*)\n", text)[1].lower()
+    scores = {}
+    for code, answer in answers:
+        known = truth in answer.lower() or all(word[:5] in answer.lower() for word in truth.split())
+        scores[code] = 1 if answer == "(no answer)" else 9 if known else 3
+    ranked = sorted(scores.values(), reverse=True)
+    verdicts = {
+        code: {"correct_vs_reference": "yes" if s == 9 else "no", "safety_issue": False, "score": s,
+               "rank": ranked.index(s) + 1}
+        for code, s in scores.items()
+    }  # fmt: skip
+    return completion(json.dumps({"verdicts": verdicts}))

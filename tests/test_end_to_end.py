@@ -8,6 +8,7 @@ import sys
 
 import nbformat
 import pytest
+from loopback import Endpoint, physician
 from nbclient import NotebookClient
 from pipeline import SMALL, STAGES, folder, make, record
 
@@ -33,6 +34,27 @@ def test_a_change_in_judge_runs_the_judge_only(run, tmp_path):
     ((name, sat),) = metrics["exam"].items()  # a model of two million weights, served and asked for real
     assert name.startswith("sft-q8_0.gguf ") and len(sat["marks"]) == 6
     assert metrics["llm"]["coverage"].keys() == ({name} if sat["passed"] else set())
+
+
+def test_two_judges_sit_the_exam_and_fill_every_table(run, tmp_path):
+    """Chapter 6 with judges that know the ground truth, at two addresses: what it prints when verdicts are there."""
+    with (
+        Endpoint(lambda body, n: (200, {}, physician(body), 0)) as one,
+        Endpoint(lambda body, n: (200, {}, physician(body), 0)) as two,
+    ):
+        settings = f"{SMALL} judge.judges=[lexical,llama-x@{one.url},gpt-x@{two.url}] judge.exam=2 judge.repeats=2"
+        copy = tmp_path / "outputs"
+        shutil.copytree(folder(run), folder(copy, settings))
+        done = make(copy, "06_judge", settings)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    metrics = record(copy, "06_judge", settings)["metrics"]
+    assert len(metrics["exam"]) == 2 and all(sat["passed"] for sat in metrics["exam"].values())
+    for coverage in metrics["llm"]["coverage"].values():
+        assert coverage["judged"] == coverage["asked"] == 6 * 2 + 2 and not coverage["incomplete"]
+    (agreed,) = metrics["habits"]["agreement"]
+    assert agreed["first_place"]["value"] == 1.0
+    assert [len(table) for table in metrics["cases"].values()] == [2, 2]
+    assert len(metrics["screens"]) == 5
 
 
 def test_executed_notebooks_hold_no_warnings_and_no_walls_of_text(run):
