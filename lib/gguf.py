@@ -74,10 +74,34 @@ def convert_lora(adapter_dir, base_dir, out):
     base_dir: folder with the base model's config.json. Raises ValueError with the converter's reason.
     """
     out, adapter_dir, base_dir = Path(out), Path(adapter_dir).resolve(), Path(base_dir).resolve()
-    with _temporary(out) as part:
+    with _temporary(out) as part, tempfile.TemporaryDirectory() as scratch:
+        given = _turned(adapter_dir, Path(scratch))
         script = [sys.executable, "-P", Path(__file__).with_name("gguf_convert.py"), toolchain().lora_converter]
-        _run([*script, "--base", base_dir, "--outfile", part, adapter_dir], f"converting adapter {adapter_dir.name}")
+        _run([*script, "--base", base_dir, "--outfile", part, given], f"converting adapter {adapter_dir.name}")
     return out
+
+
+def _turned(adapter_dir, scratch):
+    """The folder of an adapter as the converter reads it.
+
+    GPT-2 stores its weights input by output, and the converter turns them, the adapter's too; PEFT's, with
+    fan_in_fan_out, is not stored so. Each pair is therefore turned beforehand: (BA)' = A'B'.
+    """
+    from safetensors.torch import load_file, save_file
+
+    config = json.loads((adapter_dir / "adapter_config.json").read_text(encoding="utf-8"))
+    if not config.get("fan_in_fan_out"):
+        return adapter_dir
+    other = {".lora_A.": ".lora_B.", ".lora_B.": ".lora_A."}
+    swapped = {
+        name.replace(side, other[side]): weight.t().contiguous()
+        for name, weight in load_file(adapter_dir / "adapter_model.safetensors").items()
+        for side in other
+        if side in name
+    }
+    save_file(swapped, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
+    (scratch / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return scratch
 
 
 def quantize(src, out, type, type_map=None, threads=1):
