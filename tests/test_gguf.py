@@ -228,6 +228,7 @@ def test_an_adapter_is_served_beside_its_base_and_switched(twin, bf16, tmp_path)
 
 def test_an_adapter_of_another_architecture_is_refused(tmp_path, twin):
     (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match="converting adapter adapter failed"):
         gguf.convert_lora(tmp_path / "adapter", twin[0], tmp_path / "adapter.gguf")
     assert not (tmp_path / "adapter.gguf").exists()
