@@ -8,8 +8,12 @@ import argparse
 import socket
 import sys
 
-from lib import budget, machine, memory, recipe, shapes
-from lib.run import setting
+from lib import machine
+
+machine.quiet()  # before the libraries below are loaded, which say what they lack on this machine
+
+from lib import budget, memory, recipe, shapes  # noqa: E402
+from lib.run import setting  # noqa: E402
 
 GIB = memory.GIB
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
@@ -20,6 +24,17 @@ SHORTEST = 512  # tokens; below it most answers would be cut
 def changed(sections, **overrides):
     """The sections with overrides laid over them: changed(s, sft={"max_length": 512})."""
     return sections | {name: recipe.merge(sections[name], values) for name, values in overrides.items()}
+
+
+def on(sections, gpu):
+    """The sections as this GPU runs them: dtype auto, and what 4-bit weights compute in, follow from it."""
+    dtype = sections["model"]["dtype"]
+    if dtype == "auto":
+        dtype = "bfloat16" if gpu["bf16"] else "float16"
+    quantization = sections["model"]["quantization"]
+    if quantization and quantization.get("load_in_4bit"):
+        quantization = {"bnb_4bit_compute_dtype": dtype} | quantization
+    return changed(sections, model={"dtype": dtype, "quantization": quantization})
 
 
 def changes(sections):
@@ -178,11 +193,10 @@ def main(arguments=None):
     parser.add_argument("--gpu", default="a100-80gb", help="an entry of gpus in params/prices.yaml")
     parser.add_argument("--set", default="", help='overrides, "section.key=value ..."')
     given = parser.parse_args(arguments)
-    machine.quiet()
     try:
         assumed = budget.load()
         gpu = memory.gpu(given.gpu or "a100-80gb", assumed)
-        sections = recipe.load(given.recipe, recipe.parse_set(given.set)).sections()
+        sections = on(recipe.load(given.recipe, recipe.parse_set(given.set)).sections(), gpu)
         shape = shapes.config(sections["model"]["base"], sections["model"]["twin"])
         report(sections, shape, given.gpu or "a100-80gb", assumed)
     except ValueError as error:

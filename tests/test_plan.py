@@ -216,3 +216,11 @@ def test_the_plan_of_the_tiny_recipe_prints_every_table(capsys):
     out = capsys.readouterr().out
     assert all(word in out for word in ("keys and values", "Needed on each GPU", "Time on one l4", "Disk", "Assumed"))
     assert plan.main(["--gpu", "l5"]) == 2
+
+
+def test_dtype_auto_follows_the_gpu():
+    sections = recipe.load("llama31_8b_t4").sections()
+    found = [plan.on(sections, {"bf16": bf16})["model"] for bf16 in (True, False)]
+    assert [model["dtype"] for model in found] == ["bfloat16", "float16"]
+    assert [model["quantization"]["bnb_4bit_compute_dtype"] for model in found] == ["bfloat16", "float16"]
+    assert sections["model"]["dtype"] == "auto"
