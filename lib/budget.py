@@ -5,6 +5,8 @@ attention over its document. Time is FLOPs over a planned share of the GPU's den
 forward pass. Generation is bound by memory instead: each token of a batch reads all weights once.
 """
 
+import re
+
 from lib import memory, shapes
 
 GIB = 2**30
@@ -21,13 +23,19 @@ def load():
 def rows(sections, assumed):
     """Training rows of all sources, each as often as data.stages uses it; the published counts, before any filter."""
     data = sections["data"]
-    counts = {source["name"]: assumed["rows"].get(source["name"], 0) for source in data["sources"]}
+    counts = {source["name"]: _counted(source, assumed) for source in data["sources"]}
     stages = data["stages"] or [{"name": "all", "weights": dict.fromkeys(counts, 1.0)}]
     used = sum(
         counts.get(source, 0) * weight for stage in stages for source, weight in
         (stage.get("weights") or {stage["name"]: 1.0}).items()
     )  # fmt: skip
     return int(used * (1 - data["eval_fraction"]))
+
+
+def _counted(source, assumed):
+    """Rows of one source: the published count, or what a split such as "train[:500]" takes of it."""
+    count, taken = assumed["rows"].get(source["name"], 0), re.search(r"\[:(\d+)\]", source.get("split") or "")
+    return min(count, int(taken[1])) if taken else count
 
 
 def tokens(sections, assumed, stage="sft"):

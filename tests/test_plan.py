@@ -224,3 +224,9 @@ def test_dtype_auto_follows_the_gpu():
     assert [model["dtype"] for model in found] == ["bfloat16", "float16"]
     assert [model["quantization"]["bnb_4bit_compute_dtype"] for model in found] == ["bfloat16", "float16"]
     assert sections["model"]["dtype"] == "auto"
+
+
+def test_a_slice_of_a_source_is_planned_as_one():
+    assumed = budget.load()
+    whole = recipe.load("llama31_8b_t4", {"data.eval_fraction": 0.0}).sections()
+    assert budget.rows(whole, assumed) == 500
