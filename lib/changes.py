@@ -4,7 +4,6 @@ from statistics import fmean
 
 from lib import answers as reading
 from lib import overlap, stats
-from lib.metrics import proportion
 
 FLAGS = {"accuracy": "correct", "format compliance": "compliant", "exact match": "exact"}
 NUMBERS = {
@@ -68,7 +67,7 @@ def by_source(scored, records):
         if not mine:
             continue
         options = {tuple(record["options"]) for _, record in mine}
-        row = {"source": source, "accuracy": proportion([row["correct"] for row, _ in mine]), "macro_f1": None,
+        row = {"source": source, "accuracy": stats.proportion([row["correct"] for row, _ in mine]), "macro_f1": None,
                "majority": None, "majority_share": None}  # fmt: skip
         if len(options) == 1 and (labels := next(iter(options))):
             texts = dict(zip(reading.LETTERS, labels, strict=False))

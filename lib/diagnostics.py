@@ -44,25 +44,20 @@ def _winners(call):
     return frozenset(model for model, row in call.items() if row["rank"] == best)
 
 
-def _share(flags):
-    low, high = stats.wilson(sum(flags), len(flags))
-    return {"value": sum(flags) / len(flags) if flags else None, "low": low, "high": high, "n": len(flags)}
-
-
 def consistency(rows):
     """Share of questions, judged in two orders, whose first place stayed with the same candidates (Wilson interval)."""
     winners = defaultdict(list)
     for (question, _, repeat), call in _calls(rows).items():
         if repeat == 0:
             winners[question].append(_winners(call))
-    return _share([len(set(found)) == 1 for found in winners.values() if len(found) > 1])
+    return stats.proportion([len(set(found)) == 1 for found in winners.values() if len(found) > 1])
 
 
 def stability(rows):
     """Share of calls, made a second time under other codes, whose first place stayed the same (Wilson interval)."""
     calls = _calls(rows)
     pairs = [(calls[q, o, 0], call) for (q, o, repeat), call in calls.items() if repeat and (q, o, 0) in calls]
-    return _share([_winners(a) == _winners(b) for a, b in pairs])
+    return stats.proportion([_winners(a) == _winners(b) for a, b in pairs])
 
 
 def agreement(rows_by_judge):
@@ -81,13 +76,9 @@ def agreement(rows_by_judge):
         if varied:
             kappa = float(cohen_kappa_score(*zip(*pairs, strict=True), weights="quadratic", labels=range(1, 11)))
             alpha = float(krippendorff.alpha(np.array(pairs, dtype=float).T, level_of_measurement="ordinal"))
-        same = _share([_winners(one[key]) == _winners(two[key]) for key in shared])
+        same = stats.proportion([_winners(one[key]) == _winners(two[key]) for key in shared])
         found.append({"judges": f"{a} and {b}", "kappa": kappa, "alpha": alpha, "first_place": same, "n": len(pairs)})
     return found
-
-
-def _sign(a, b):
-    return (a > b) - (a < b)
 
 
 def _pairs(rows, models):
@@ -100,7 +91,7 @@ def _pairs(rows, models):
             x = np.zeros(len(models) + 1)
             x[models.index(a)], x[models.index(b)] = 1.0, -1.0
             x[-1] = np.log1p(call[a]["length"]) - np.log1p(call[b]["length"])
-            share = (1 + _sign(call[b]["rank"], call[a]["rank"])) / 2
+            share = (1 + np.sign(call[b]["rank"] - call[a]["rank"])) / 2
             for side, won in ((x, share), (-x, 1 - share)):  # seen from both sides, so that there are always losers
                 for outcome, part in ((1, won), (0, 1 - won)):
                     if part:

@@ -81,17 +81,22 @@ def work(items, count):
     return tasks
 
 
+def _calls(rows):
+    """{(question, order): {answer: row}}"""
+    found = defaultdict(dict)
+    for row in rows:
+        found[row["question"], row["order"]][row["model"]] = row
+    return found
+
+
 def marks(rows):
     """One row per probe kind: {"probe", "should", "value", "low", "high", "n", "calls_right"}.
 
     rows: from panel.run on `work`. value: share of questions passed, and passed means in both orders, by what the
     judge itself said (an empty answer's forced last place counts for nothing). calls_right: share of single calls.
     """
-    calls = defaultdict(dict)
-    for row in rows:
-        calls[row["question"], row["order"]][row["model"]] = row
     outcomes = defaultdict(lambda: defaultdict(list))
-    for (question, _), call in calls.items():
+    for (question, _), call in _calls(rows).items():
         kind = next(kind for kind in KINDS if question.endswith(f" {kind}"))
         difference = call["better"]["raw_score"] - call["other"]["raw_score"]
         outcomes[kind][question].append(difference == 0 if kind == "same twice" else difference > 0)
@@ -99,11 +104,8 @@ def marks(rows):
     for kind in KINDS:
         passed = [all(flags) and len(flags) == 2 for flags in outcomes[kind].values()]
         single = [flag for flags in outcomes[kind].values() for flag in flags]
-        low, high = stats.wilson(sum(passed), len(passed))
-        share = sum(passed) / len(passed) if passed else None
         right = sum(single) / len(single) if single else None
-        found.append({"probe": kind, "should": KINDS[kind], "value": share, "low": low, "high": high,
-                      "n": len(passed), "calls_right": right})  # fmt: skip
+        found.append({"probe": kind, "should": KINDS[kind], **stats.proportion(passed), "calls_right": right})
     return found
 
 
@@ -112,19 +114,15 @@ def first_place_bias(rows):
 
     {"value", "low", "high", "n"}; value None where the judge told no two answers apart wrongly.
     """
-    calls = defaultdict(dict)
-    for row in rows:
-        calls[row["question"], row["order"]][row["model"]] = row
     favoured = []
-    for (question, _), call in calls.items():
+    for (question, _), call in _calls(rows).items():
         better, other = call["better"], call["other"]
         difference = better["raw_score"] - other["raw_score"]
         wrong = difference != 0 if question.endswith(" same twice") else difference < 0
         if wrong:
             preferred = better if difference > 0 else other
             favoured.append(preferred["position"] == 0)
-    low, high = stats.wilson(sum(favoured), len(favoured))
-    return {"value": sum(favoured) / len(favoured) if favoured else None, "low": low, "high": high, "n": len(favoured)}
+    return stats.proportion(favoured)
 
 
 def passed(found):

@@ -1,6 +1,6 @@
 """Candidates that somebody else serves: a hosted model answers the same questions, within the judge's cap."""
 
-from lib import generate, judge, panel
+from lib import generate, judges, panel
 
 ENVIRONMENT = ("OPENAI_API_KEY", "API_BASE_URL", "API_KEY")
 
@@ -10,7 +10,7 @@ def answers(model, prompts, max_new_tokens, environ, store, keep, *, prices, max
 
     environ: {variable: value or None} with ENVIRONMENT's names: API_BASE_URL and API_KEY of any server that speaks
     OpenAI's protocol, else OPENAI_API_KEY for api.openai.com. store: the judge's verdicts.Store, whose ledger the calls
-    are added to. keep: file for answers as they come. prices: see judge.configured.
+    are added to. keep: file for answers as they come. prices: see judges.configured.
     Raises ValueError when the answers, at their longest, would exceed what is left of max_usd dollars.
     """
     base_url, key = environ.get("API_BASE_URL"), environ.get("API_KEY") or "none"
@@ -18,7 +18,7 @@ def answers(model, prompts, max_new_tokens, environ, store, keep, *, prices, max
         key = environ.get("OPENAI_API_KEY")
         if not key:
             return None
-    priced = judge.Judge(model, base_url, key, judge.price_of(model, base_url, prices))
+    priced = judges.Judge(model, base_url, key, judges.price_of(model, base_url, prices))
     kept = generate.Kept(keep, prompts, generate.Server(model).decides(base_url, max_new_tokens))
     missing = kept.missing(prompts)
     usd = sum(panel.expected(priced, prompt["messages"], max_new_tokens) for prompt in missing)

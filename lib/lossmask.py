@@ -85,14 +85,6 @@ def shares(counts: Counter) -> dict[str, float | None]:
     return {region: counts[region, True] / total if total else None for region, total in totals.items()}
 
 
-def mask_shares(input_ids, labels, tokenizer, fmt: str = "think", date=None, effort=None) -> dict[str, float | None]:
-    """{"prompt", "reasoning", "answer", "end"}: the share of each region's tokens that carries loss.
-
-    input_ids, labels: (seq,), before the model's shift by one. A sound mask reads 0, 1, 1, 1; None: no such token.
-    """
-    return shares(Regions(tokenizer, fmt, date, effort).count(input_ids, labels))
-
-
 def final_only(input_ids, labels, tokenizer, fmt: str, date=None, effort=None) -> list[int]:
     """Labels that a mask from the final answer on would have left: the reasoning is context and is never learnt.
 
@@ -100,18 +92,6 @@ def final_only(input_ids, labels, tokenizer, fmt: str, date=None, effort=None) -
     """
     regions = Regions(tokenizer, fmt, date, effort)(input_ids)
     return [IGNORE_INDEX if region == "reasoning" else label for region, label in zip(regions, labels, strict=True)]
-
-
-def trained_text(labels, tokenizer) -> str:
-    """Decode the tokens of one training row that carry loss.
-
-    labels: (seq,) token ids with IGNORE_INDEX where there is no loss, before the model's shift by one.
-    Raises ValueError when no token carries loss.
-    """
-    trained = [int(label) for label in labels if int(label) != IGNORE_INDEX]
-    if not trained:
-        raise ValueError(f"0 of {len(labels)} tokens carry loss: check chat.format against the model's template")
-    return tokenizer.decode(trained)
 
 
 def audit(rows: Iterable[tuple], tokenizer, fmt: str = "think", date=None, effort=None, max_cut: float = 1.0) -> dict:

@@ -1,9 +1,7 @@
-"""Models and tokenizers: the base, an adapter on it, the merge, and what the device decides about training."""
+"""Models and tokenizers in memory: the base, an adapter on it, and what the device decides about training."""
 
 import importlib
-import json
 import os
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -14,8 +12,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from lib import chat, merging, padding, ranks, twin
-from lib.files import ROOT, cache_dir, sha256_json, whole_folder
+from lib import chat, padding, ranks, saving, twin
+from lib.files import ROOT, cache_dir, sha256_json
 
 CLINIC = "data/clinic.yaml"
 KEPT_FREE = 0.8  # share of the free memory of a GPU that weights may take; the rest is for computing
@@ -56,7 +54,7 @@ def padded(base, revision=None):
 
     def write(scratch):
         model = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype="auto")
-        save(padding.grow(model, len(padding.pad(tokenizer))), tokenizer, scratch)
+        saving.save(padding.grow(model, len(padding.pad(tokenizer))), tokenizer, scratch)
 
     return _kept(folder, write)
 
@@ -249,12 +247,12 @@ def trained(cfg, model, folder, trainer=None):
     trainer: as for save_adapter; where it spread the weights, the base is loaded again, with the saved adapter on it.
     Raises ValueError when it holds no LoRA layer of PEFT's: it could not be merged or loaded in chapter 4.
     """
-    save_adapter(model, folder, trainer)
+    saving.save_adapter(model, folder, trainer)
     if not any(isinstance(module, LoraLayer) for module in model.modules()):
         raise ValueError("the trained model has no adapter of PEFT's: train with model.backend=transformers")
     if backend(cfg)[0] == "unsloth":  # its forward gives no logits in training mode
         importlib.import_module("unsloth").FastLanguageModel.for_inference(model)
-    return adapted(base(cfg), folder) if sharded(trainer) else model.eval()
+    return adapted(base(cfg), folder) if saving.sharded(trainer) else model.eval()
 
 
 def _by_unsloth(path, cfg, quantized, revision):
@@ -277,57 +275,11 @@ def _checkpointing(cfg):
     return "unsloth" if cfg.sft.get("gradient_checkpointing", True) else False
 
 
-def save_adapter(model, folder, trainer=None):
-    """Save a trained LoRA adapter, whole or not at all; returns the folder.
-
-    trainer: whose training it comes from; needed where it spread the weights over ranks (FSDP, DeepSpeed ZeRO-3).
-    """
-    whole = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded(trainer) else None
-    return _write_adapter(model, Path(folder), whole)
-
-
-@ranks.led
-def _write_adapter(model, folder, state):
-    with whole_folder(folder) as partial:
-        model.save_pretrained(partial, state_dict=state)
-    return folder
-
-
-def sharded(trainer):
-    """Whether a trainer has spread the model's weights over ranks, so that no rank has all of them."""
-    if trainer is None:
-        return False
-    deepspeed = getattr(trainer.args, "hf_deepspeed_config", None)
-    return bool(trainer.args.fsdp or (deepspeed and deepspeed.is_zero3()))
-
-
-def merge(peft_model, tokenizer, folder):
-    """Merge an adapter into what it was trained on and save bfloat16 safetensors with the tokenizer.
-
-    The sum W + BA is taken in float32, matrix by matrix, and rounded once, to bfloat16: the rounding that QAT has
-    inside its forward. A 4-bit base is dequantized, because the adapter was trained on the dequantized weights.
-    peft_model: is consumed; its memory is free afterwards. Returns the folder.
-    """
-    ranks.led(_write)(peft_model.get_base_model(), tokenizer, folder, peft_model)
-    for parameter in peft_model.parameters() if not ranks.leads() else ():
-        parameter.data = parameter.data.new_empty(0)
-    return folder
-
-
 @ranks.led
 def write_base(cfg, tokenizer, folder):
     """Save the untouched base in bfloat16, dequantized where it is loaded in 4 bits; returns the folder."""
     model = base(cfg)
-    return _write(model, tokenizer, folder, model)
-
-
-def _write(model, tokenizer, folder, whole):
-    """Save a model, plain or with its adapter (`whole`), as `save` would; it is consumed."""
-    _agree(model, tokenizer)
-    with whole_folder(folder) as partial:
-        merging.write(whole, partial)
-        save_tokenizer(tokenizer, partial)
-    return folder
+    return saving.write(model, tokenizer, folder, model)
 
 
 @ranks.led
@@ -343,43 +295,7 @@ def write_nf4(cfg, tokenizer, folder):
             f"recipe {cfg.name} loads its base unquantized (model.quantization is {cfg.model['quantization']}): set "
             "{load_in_4bit: true, bnb_4bit_quant_type: nf4, bnb_4bit_use_double_quant: true} there"
         )
-    return save(model, tokenizer, folder)
-
-
-def save(model, tokenizer, folder):
-    """Save a model and its tokenizer with one pad token and one vocabulary, whole or not at all; returns the folder.
-
-    Raises ValueError where the model lacks rows for the tokenizer's tokens.
-    """
-    _agree(model, tokenizer)
-    with whole_folder(folder) as partial:
-        model.save_pretrained(partial)
-        save_tokenizer(tokenizer, partial)
-    return folder
-
-
-def _agree(model, tokenizer):
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens and the model's embedding {rows} rows: load both through "
-            "lib.models, which adds the rows that are missing"
-        )
-    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
-    if getattr(model.config, "output_router_logits", False):  # TRL's, for training: it stops decoding with a cache
-        model.config.output_router_logits = False
-
-
-def save_tokenizer(tokenizer, folder):
-    """Save a tokenizer, SentencePiece's own file included.
-
-    transformers leaves tokenizer.model out, and llama.cpp's converter then takes every merge for equally likely: the
-    served model would read other tokens than the trained one.
-    """
-    tokenizer.save_pretrained(folder)
-    sentencepiece = getattr(tokenizer, "vocab_file", None)
-    if sentencepiece and json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("byte_fallback"):
-        shutil.copy(sentencepiece, Path(folder, "tokenizer.model"))
+    return saving.save(model, tokenizer, folder)
 
 
 def in_float32(model):

@@ -32,7 +32,7 @@ def summary(rows, coverage, seed=42):
         for axis in rubric.AXES[kind]:
             one[axis] = _mean([graded[q][axis] for q in shared], seed, clip=kind == "healthbench")
         if kind == "case":
-            one["hallucination_rate"] = _share([graded[q]["hallucinations"] > 0 for q in shared])
+            one["hallucination_rate"] = stats.proportion([graded[q]["hallucinations"] > 0 for q in shared])
         one |= {"empty": sum(graded[q]["empty"] for q in shared), "dropped": dropped, "stamp": stamp(coverage)}
         table.append(one)
     return table
@@ -50,11 +50,6 @@ def _mean(values, seed, clip):
     if clip:  # quantiles of clipped means are the clipped quantiles of means
         numbers = [min(max(number, 0.0), 1.0) for number in numbers]
     return dict(zip(("value", "low", "high"), numbers, strict=True)) | {"n": len(values)}
-
-
-def _share(flags):
-    low, high = stats.wilson(sum(flags), len(flags))
-    return {"value": sum(flags) / len(flags), "low": low, "high": high, "n": len(flags)}
 
 
 def lengths(texts, tokenizer):

@@ -143,10 +143,8 @@ def summary(rows):
     table = []
     for screen, (counts, _, _) in TESTS.items():
         found = hits(rows, screen)
-        low, high = stats.wilson(sum(found.values()), len(found))
-        value = sum(found.values()) / len(found) if found else None
         empty = sum(row["empty"] for row in rows if counts(row))
-        table.append({"screen": screen, "value": value, "low": low, "high": high, "n": len(found), "empty": empty})
+        table.append({"screen": screen} | stats.proportion(list(found.values())) | {"empty": empty})
     return table
 
 

@@ -116,9 +116,7 @@ def report(answers, key):
                 for pair in key
                 if pair["disagreement"] in wanted and str(pair["pair"]) in answers and name in pair["views"]
             ]
-            low, high = stats.wilson(sum(flags), len(flags))
-            value = sum(flags) / len(flags) if flags else None
-            found.append({"judge": name, "pairs": part, "value": value, "low": low, "high": high, "n": len(flags)})
+            found.append({"judge": name, "pairs": part} | stats.proportion(flags))
     return found
 
 

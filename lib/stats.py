@@ -32,6 +32,13 @@ def wilson(successes, n, level=0.95):
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def proportion(flags):
+    """{"value", "low", "high", "n"} of truth values, with the 95 % Wilson interval; value None when there are none."""
+    hits, n = sum(map(bool, flags)), len(flags)
+    low, high = wilson(hits, n)
+    return {"value": hits / n if n else None, "low": low, "high": high, "n": n}
+
+
 def bootstrap(values_by_question, statistic=None, B=10_000, seed=42, level=0.95):
     """Percentile interval of a statistic over resampled questions: (low, high).
 

@@ -5,6 +5,8 @@ import sys
 import pytest
 from pipeline import STAGES, make
 
+from lib import endpoint, verdicts
+
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
@@ -22,3 +24,17 @@ def denormals():
     yield
     if "torch" in sys.modules:
         sys.modules["torch"].set_flush_denormal(False)
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    """Faults of the servers on loopback are over at once."""
+    monkeypatch.setattr(endpoint, "PAUSE_S", (0.01, 0.05))
+
+
+@pytest.fixture
+def store(tmp_path):
+    """An empty store of verdicts."""
+    opened = verdicts.Store(tmp_path / "verdicts.sqlite")
+    yield opened
+    opened.close()

@@ -7,7 +7,24 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
-class Endpoint:
+class Loopback:
+    """A real HTTP server on a free port of this machine, for the time of a with statement."""
+
+    def __init__(self, handler):
+        handler.log_message = lambda *args: None
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+
+    def __enter__(self):
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *error):
+        self.http.shutdown()
+        self.http.server_close()
+
+
+class Endpoint(Loopback):
     """A real HTTP server on loopback; reply(body, number of the call) gives (status, headers, text, delay)."""
 
     def __init__(self, reply):
@@ -35,19 +52,7 @@ class Endpoint:
                 except (BrokenPipeError, ConnectionResetError):
                     pass  # the client has given up, as it should
 
-            def log_message(self, *args):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-
-    def __enter__(self):
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *error):
-        self.http.shutdown()
-        self.http.server_close()
+        super().__init__(Handler)
 
 
 def streamed(headers, text):

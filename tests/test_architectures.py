@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from lib import chat, gguf, grids, models, qat, release, turns, twin
+from lib import chat, gguf, grids, models, qat, release, saving, turns, twin
 
 TEXTS = [f"A patient aged {n} with fever, chest pain and {n % 7} days of cough isn't well." for n in range(200)]
 FORMATS, DATE = {"qwen3": "think", "gptoss": "harmony"}, "2026-11-03"
@@ -48,7 +48,7 @@ def exported(request, tmp_path_factory):
     base = copy.deepcopy(model)
     model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False, **adapter)).eval()
     model.save_pretrained(folder / "adapter")
-    models.merge(PeftModel.from_pretrained(base, folder / "adapter"), tokenizer, folder / "merged")
+    saving.merge(PeftModel.from_pretrained(base, folder / "adapter"), tokenizer, folder / "merged")
     return model, tokenizer, folder, gguf.convert(folder / "merged", folder / "merged.gguf")
 
 

@@ -1,17 +1,16 @@
 import email
 import json
-import threading
 from email.policy import HTTP
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
-from loopback import completion
+from loopback import Loopback, completion
 from test_panel import honest, items
 
-from lib import batch, judge, panel, verdicts
+from lib import batch, judges, panel, verdicts
 
 
-class Batches:
+class Batches(Loopback):
     """The file and batch endpoints of OpenAI's protocol on loopback; answer(body) gives a completion's JSON text."""
 
     def __init__(self, answer, looks=2):
@@ -53,23 +52,11 @@ class Batches:
                 self.end_headers()
                 self.wfile.write(text.encode())
 
-            def log_message(self, *args):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        super().__init__(Handler)
 
     def state(self, status):
         return {"id": "b1", "object": "batch", "status": status, "created_at": 0, "input_file_id": "in",
                 "endpoint": "/v1/chat/completions", "completion_window": "24h"}  # fmt: skip
-
-    def __enter__(self):
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *error):
-        self.http.shutdown()
-        self.http.server_close()
 
 
 def one_bad(body):
@@ -79,7 +66,7 @@ def one_bad(body):
 def test_a_batch_fills_the_store_at_half_the_price(tmp_path):
     store, work = verdicts.Store(tmp_path / "v.sqlite"), panel.tasks(items(6))
     with Batches(one_bad) as server:
-        asked = judge.Judge("m", server.url, usd_per_mtok=(1000.0, 1000.0))
+        asked = judges.Judge("m", server.url, usd_per_mtok=(1000.0, 1000.0))
         found = batch.run(asked, work, store, max_usd=99.0, poll_s=0.01)
         assert (found["asked"], found["valid"], found["faulty"], found["status"]) == (6, 5, 1, "completed")
         assert found["usd"] == pytest.approx(6 * 0.012 / 2) == store.spent()
@@ -91,7 +78,7 @@ def test_a_batch_fills_the_store_at_half_the_price(tmp_path):
 def test_a_killed_runner_goes_on_waiting_for_its_batch(tmp_path):
     store, work = verdicts.Store(tmp_path / "v.sqlite"), panel.tasks(items(4))
     with Batches(lambda body: completion(honest(body)), looks=30) as server:
-        asked = judge.Judge("m", server.url)
+        asked = judges.Judge("m", server.url)
         with pytest.raises(TimeoutError, match="run this stage again"):
             batch.run(asked, work, store, max_usd=9.0, wait_s=0.05, poll_s=0.01)
         store.close()
@@ -102,7 +89,7 @@ def test_a_killed_runner_goes_on_waiting_for_its_batch(tmp_path):
 def test_the_cap_holds_before_anything_is_sent(tmp_path):
     store, work = verdicts.Store(tmp_path / "v.sqlite"), panel.tasks(items(4))
     with Batches(lambda body: completion(honest(body))) as server:
-        asked = judge.Judge("m", server.url, usd_per_mtok=(1000.0, 1000.0))
+        asked = judges.Judge("m", server.url, usd_per_mtok=(1000.0, 1000.0))
         with pytest.raises(ValueError, match="left of judge.max_usd"):
             batch.run(asked, work, store, max_usd=0.5, poll_s=0.01)
         assert server.created == 0

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import evaluation, train
-from lib import models, recipe
+from lib import models, recipe, saving
 from lib.files import ROOT, write_jsonl
 
 
@@ -76,7 +76,7 @@ def test_the_evaluation_benchmark_compares_answers_and_says_what_is_missing(scra
     cfg = recipe.load("tiny", recipe.parse_set(SMALL))
     run = scratch / cfg.run_name
     write_jsonl(run / "01_dataset" / "test.jsonl", train.conversations(cfg, 8))
-    models.save(models.base(cfg), models.tokenizer(cfg), run / "03_sft" / "merged")
+    saving.save(models.base(cfg), models.tokenizer(cfg), run / "03_sft" / "merged")
     assert evaluation.main() == 0
     found = json.loads((scratch / "bench" / "evaluation.json").read_text())
     assert found["questions"] == 5 and len(found["rounds"]) == 2 and found["equal"] == 5 - len(found["apart"])

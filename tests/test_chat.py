@@ -322,14 +322,6 @@ def test_rows_reach_the_trainers_own_batch_unchanged(how, trainers_batches, qwen
     assert lossmask.audit(theirs, qwen3)["shares"] == SOUND
 
 
-def test_trained_text_shows_what_is_learnt(qwen3):
-    _, labels = row(qwen3)
-    assert lossmask.trained_text(labels, qwen3) == PAIRS["qwen3"][2]
-    with pytest.raises(ValueError, match="0 of 3 tokens carry loss"):
-        lossmask.trained_text([-100] * 3, qwen3)
-    assert lossmask.mask_shares(*row(qwen3), qwen3) == SOUND
-
-
 def test_the_border_is_found_by_tokens_only_behind_a_special_token(family):
     """harmony writes <|end|><|start|>assistant before each channel."""
     name, tokenizer, fmt, _ = family

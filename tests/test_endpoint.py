@@ -9,11 +9,6 @@ from lib import endpoint
 REQUEST = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 
 
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch):
-    monkeypatch.setattr(endpoint, "PAUSE_S", (0.01, 0.05))
-
-
 @pytest.mark.parametrize(
     ("given", "used"),
     [

@@ -14,7 +14,7 @@ import pytest
 from loopback import Endpoint, completion
 from test_panel import honest, items
 
-from lib import judge, panel, verdicts
+from lib import judges, panel, verdicts
 
 QUESTIONS, ORDERS, DEADLINE_S = 40, 2, 20.0
 RUNNER = """
@@ -25,7 +25,7 @@ from test_panel import items
 endpoint.PAUSE_S = (0.01, 0.05)
 store = verdicts.Store(sys.argv[2])
 work = panel.tasks(items(int(sys.argv[3])), 2)
-rows, coverage = panel.run(judge.Judge("m", sys.argv[1], slots=4), work, store, timeout_s=20.0, max_usd=9.0)
+rows, coverage = panel.run(judges.Judge("m", sys.argv[1], slots=4), work, store, timeout_s=20.0, max_usd=9.0)
 store.close()
 print(json.dumps([rows, coverage]))
 """
@@ -61,7 +61,7 @@ def expected(tmp_path_factory):
     """The verdicts of a run without faults: {(question, order): {model: score}}."""
     store = verdicts.Store(tmp_path_factory.mktemp("clean") / "v.sqlite")
     with Endpoint(lambda body, n: (200, {}, completion(honest(body)), 0)) as server:
-        rows, _ = panel.run(judge.Judge("m", server.url), panel.tasks(items(QUESTIONS), ORDERS), store,
+        rows, _ = panel.run(judges.Judge("m", server.url), panel.tasks(items(QUESTIONS), ORDERS), store,
                             timeout_s=20, max_usd=9.0)  # fmt: skip
     return scores(rows)
 
@@ -114,7 +114,7 @@ def test_no_transport_fault_becomes_invalid_before_the_deadline_and_none_lasts_l
     with Endpoint(dead) as server:
         begin = time.monotonic()
         work = panel.tasks(items(4), 1)
-        rows, coverage = panel.run(judge.Judge("m", server.url), work, store, timeout_s=1.5, max_usd=9.0)
+        rows, coverage = panel.run(judges.Judge("m", server.url), work, store, timeout_s=1.5, max_usd=9.0)
         lasted = time.monotonic() - begin
     assert rows == [] and sum(coverage["invalid"].values()) == 4 and coverage["incomplete"]
     assert all(cause.startswith("transport") for cause in coverage["invalid"])

@@ -5,7 +5,7 @@ import torch
 from loopback import Endpoint, completion
 from tiny_qwen import alone, byte_tokenizer, ids_of, random_model
 
-from lib import endpoint, generate
+from lib import generate
 
 torch.set_num_threads(1)  # more are slower at this size
 
@@ -57,11 +57,6 @@ def test_reasoning_opened_by_the_template_belongs_to_the_text(tokenizer):
     ids = tokenizer("hm</think>C", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
     answer = generate._answer("q", "<|im_start|>assistant\n<think>\n", ids, {tokenizer.eos_token_id}, tokenizer)
     assert answer["text"] == "<think>\nhm</think>C" and answer["finish"] == "stop"
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch):
-    monkeypatch.setattr(endpoint, "PAUSE_S", (0.01, 0.05))
 
 
 def test_server_answers_in_order_with_several_slots():

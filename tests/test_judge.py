@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from lib import judge
+from lib import judge, judges
 
 ITEM = {
     "id": "q1",
@@ -107,38 +107,38 @@ def test_parse_refuses(text, fault):
 
 
 def test_configured_needs_a_key_or_a_url():
-    assert judge.configured(["lexical"], {}) == []
-    found = judge.configured(["lexical"], {"OPENAI_API_KEY": "k"})
-    assert [(j.model, j.base_url, j.api_key) for j in found] == [(judge.DEFAULT_MODEL, None, "k")]
-    found = judge.configured(["lexical", "m1", "m2"], {"OPENAI_API_KEY": "k", "JUDGE_USD_PER_MTOK": "2,8"})
+    assert judges.configured(["lexical"], {}) == []
+    found = judges.configured(["lexical"], {"OPENAI_API_KEY": "k"})
+    assert [(j.model, j.base_url, j.api_key) for j in found] == [(judges.DEFAULT_MODEL, None, "k")]
+    found = judges.configured(["lexical", "m1", "m2"], {"OPENAI_API_KEY": "k", "JUDGE_USD_PER_MTOK": "2,8"})
     assert [(j.model, j.usd_per_mtok) for j in found] == [("m1", (2.0, 8.0)), ("m2", (2.0, 8.0))]
 
 
 def test_another_server_never_sees_the_openai_key():
-    (found,) = judge.configured([], {"OPENAI_API_KEY": "secret", "JUDGE_BASE_URL": "http://127.0.0.1:1/v1"})
+    (found,) = judges.configured([], {"OPENAI_API_KEY": "secret", "JUDGE_BASE_URL": "http://127.0.0.1:1/v1"})
     assert (found.model, found.api_key, found.usd_per_mtok) == ("local", "none", (0.0, 0.0))
     with pytest.raises(ValueError, match='"2,8"'):
-        judge.configured([], {"OPENAI_API_KEY": "k", "JUDGE_USD_PER_MTOK": "cheap"})
+        judges.configured([], {"OPENAI_API_KEY": "k", "JUDGE_USD_PER_MTOK": "cheap"})
 
 
 def test_judges_at_two_servers_and_a_file():
     names = ["lexical", "gpt-4.1-2025-04-14", "llama-3.3-70b@https://host.example/v1", "gguf:judge.gguf"]
     prices = {"gpt-4": {"input": 9, "output": 9}, "gpt-4.1": {"input": 2.0, "output": 8.0}}
-    found = judge.configured(names, {"OPENAI_API_KEY": "secret", "JUDGE_API_KEY": "other"}, prices)
+    found = judges.configured(names, {"OPENAI_API_KEY": "secret", "JUDGE_API_KEY": "other"}, prices)
     assert [(j.model, j.base_url, j.api_key, j.file) for j in found] == [
         ("gpt-4.1-2025-04-14", None, "secret", None),
         ("llama-3.3-70b", "https://host.example/v1", "other", None),
         ("local", None, "none", "judge.gguf"),
     ]
-    assert [j.usd_per_mtok for j in found] == [(2.0, 8.0), judge.ASSUMED_USD_PER_MTOK, (0.0, 0.0)]
-    assert [j.name for j in judge.configured(names, {})] == ["llama-3.3-70b at host.example", "gguf:judge.gguf"]
+    assert [j.usd_per_mtok for j in found] == [(2.0, 8.0), judges.ASSUMED_USD_PER_MTOK, (0.0, 0.0)]
+    assert [j.name for j in judges.configured(names, {})] == ["llama-3.3-70b at host.example", "gguf:judge.gguf"]
 
 
 def test_what_weakens_a_panel_is_said():
-    gpt, llama = judge.Judge("gpt-4.1-2025-04-14"), judge.Judge("llama-3.3-70b", "http://localhost:1")
-    assert "one judge only" in judge.warnings([gpt], ["unsloth/Qwen3-8B"])[0]
-    assert judge.warnings([gpt, llama], ["Qwen/Qwen3-8B"]) == []
-    (found,) = judge.warnings([gpt, llama], ["meta-llama/Llama-3.1-8B-Instruct", "my-own"])
+    gpt, llama = judges.Judge("gpt-4.1-2025-04-14"), judges.Judge("llama-3.3-70b", "http://localhost:1")
+    assert "one judge only" in judges.warnings([gpt], ["unsloth/Qwen3-8B"])[0]
+    assert judges.warnings([gpt, llama], ["Qwen/Qwen3-8B"]) == []
+    (found,) = judges.warnings([gpt, llama], ["meta-llama/Llama-3.1-8B-Instruct", "my-own"])
     assert "llama-3.3-70b" in found and "Meta" in found
 
 
@@ -153,8 +153,8 @@ def test_the_ground_truth_and_the_long_reference_stand_apart():
 
 
 def test_a_judge_is_named_without_its_secrets():
-    assert judge.Judge("m").name == "m"
-    assert judge.Judge("m", "https://user:secret@host.example:8443/v1", "key").name == "m at host.example:8443"
+    assert judges.Judge("m").name == "m"
+    assert judges.Judge("m", "https://user:secret@host.example:8443/v1", "key").name == "m at host.example:8443"
 
 
 def answer(name, text, finish="stop"):

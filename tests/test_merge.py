@@ -6,7 +6,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Qwen3Config, Qwen3ForCausalLM
 
-from lib import metrics, models
+from lib import probability, saving
 
 NF4 = BitsAndBytesConfig(
     load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
@@ -39,22 +39,24 @@ def adapted(folder, quantization):
 
 
 def merged(model, tokenizer, path):
-    models.merge(model, tokenizer, path)
+    saving.merge(model, tokenizer, path)
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
 
 @pytest.mark.parametrize("quantization", [None, NF4], ids=["16 bits", "nf4"])
 def test_the_merge_is_the_trained_model_to_bfloat16(folder, tokenizer, quantization, tmp_path):
     model = adapted(folder, quantization)
-    before = metrics.next_token_logits(model, ROWS)
+    before = probability.next_token_logits(model, ROWS)
     assert before.shape == (39 + 31, len(tokenizer))
-    found = metrics.changed_by_merging(before, metrics.next_token_logits(merged(model, tokenizer, tmp_path), ROWS))
+    found = probability.changed_by_merging(
+        before, probability.next_token_logits(merged(model, tokenizer, tmp_path), ROWS)
+    )
     assert 0 < found["divergence"] < 1e-3 and 0 < found["largest"] < 0.2 and found["tokens"] == 70
 
 
 def test_a_merge_into_the_16_bit_base_is_refused(folder, tokenizer, tmp_path):
     """What tutorials do: the adapter was trained over NF4 weights, and is merged into those from the hub."""
-    before = metrics.next_token_logits(adapted(folder, NF4), ROWS)
+    before = probability.next_token_logits(adapted(folder, NF4), ROWS)
     wrong = merged(adapted(folder, None), tokenizer, tmp_path)
     with pytest.raises(ValueError, match="is not the trained one: .* nats a token apart, expected at most 0.01"):
-        metrics.changed_by_merging(before, metrics.next_token_logits(wrong, ROWS))
+        probability.changed_by_merging(before, probability.next_token_logits(wrong, ROWS))

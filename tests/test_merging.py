@@ -20,7 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from lib import files, merging, models
+from lib import files, merging, saving
 
 LINEAR = {"target_modules": "all-linear"}
 QWEN3 = {
@@ -79,7 +79,7 @@ def whole(model, tokenizer, folder):
         plain.dequantize()
         plain.is_loaded_in_4bit, plain.is_quantized, plain._weight_conversions = False, False, None
         model = PeftModel.from_pretrained(plain, folder / "adapter")
-    return models.save(model.float().merge_and_unload().to(torch.bfloat16), tokenizer, folder / "whole")
+    return saving.save(model.float().merge_and_unload().to(torch.bfloat16), tokenizer, folder / "whole")
 
 
 def same_files(one, other):
@@ -94,7 +94,7 @@ def test_the_files_are_those_of_a_merge_in_one_piece(case, tokenizer, tmp_path):
     lora = bases(case, tokenizer, tmp_path / "base")
     expected = whole(adapted(tmp_path / "base", copy.deepcopy(lora)), tokenizer, tmp_path)
     model = adapted(tmp_path / "base", lora)
-    models.merge(model, tokenizer, tmp_path / "merged")
+    saving.merge(model, tokenizer, tmp_path / "merged")
     assert same_files(expected, tmp_path / "merged") == []
     assert sum(p.nbytes for p in model.get_base_model().parameters()) == 0  # nothing of the base is left in memory
 
@@ -107,7 +107,7 @@ def test_a_base_in_four_bits_merges_into_its_dequantized_weights(case, dtype, to
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
     expected = whole(adapted(tmp_path / "base", copy.deepcopy(lora), dtype, nf4), tokenizer, tmp_path)
-    models.merge(adapted(tmp_path / "base", lora, dtype, nf4), tokenizer, tmp_path / "merged")
+    saving.merge(adapted(tmp_path / "base", lora, dtype, nf4), tokenizer, tmp_path / "merged")
     assert same_files(expected, tmp_path / "merged") == []
 
 
@@ -142,7 +142,7 @@ def test_memory_is_a_few_matrices_and_a_file_s_share(quantized, tokenizer, tmp_p
     total, largest = 2 * sum(shapes), 4 * max(shapes)  # bytes in bfloat16; of the largest matrix in float32
     monkeypatch.setattr(merging, "SHARD_BYTES", total // 16)
     with Peak() as memory:
-        models.merge(model, tokenizer, tmp_path / "merged")
+        saving.merge(model, tokenizer, tmp_path / "merged")
     assert 0.5 * largest < memory.peak < merging.SHARD_BYTES + 4 * largest < total / 2
     index = files.read_json(tmp_path / "merged" / "model.safetensors.index.json")
     names = {path.name for path in (tmp_path / "merged").glob("*.safetensors")}
@@ -156,7 +156,7 @@ def test_memory_is_a_few_matrices_and_a_file_s_share(quantized, tokenizer, tmp_p
 def test_a_second_merge_leaves_no_file_of_the_first(tokenizer, tmp_path, monkeypatch):
     lora = bases("linear", tokenizer, tmp_path / "base")
     monkeypatch.setattr(merging, "SHARD_BYTES", 1)
-    models.merge(adapted(tmp_path / "base", copy.deepcopy(lora)), tokenizer, tmp_path / "merged")
+    saving.merge(adapted(tmp_path / "base", copy.deepcopy(lora)), tokenizer, tmp_path / "merged")
     monkeypatch.undo()
-    models.merge(adapted(tmp_path / "base", lora), tokenizer, tmp_path / "merged")
+    saving.merge(adapted(tmp_path / "base", lora), tokenizer, tmp_path / "merged")
     assert [path.name for path in (tmp_path / "merged").glob("model*")] == ["model.safetensors"]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_qwen import byte_tokenizer, random_model
 
-from lib import chat, lossmask, metrics
+from lib import chat, lossmask, metrics, probability
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def log_probabilities(model, ids):
 
 def test_likelihood_equals_one_option_at_a_time(model, tokenizer):
     records = [record(0), record(12345), record(2, "A", ("Yes", "No")), record(3, "C", ("a b c", "d", "eee"))]
-    rows = metrics.likelihood(model, tokenizer, records, batch_size=3)
+    rows = probability.likelihood(model, tokenizer, records, batch_size=3)
     for row, rec in zip(rows, records, strict=True):
         prompt = tokenizer(rec["instruction"] + "\n\nAnswer:")["input_ids"]
         expected = []
@@ -112,7 +112,7 @@ def test_likelihood_equals_one_option_at_a_time(model, tokenizer):
 
 def test_likelihood_wants_options(model, tokenizer):
     with pytest.raises(ValueError, match="1 records have no options.*q7"):
-        metrics.likelihood(model, tokenizer, [record(7, None, ())])
+        probability.likelihood(model, tokenizer, [record(7, None, ())])
 
 
 def test_perplexity_equals_the_sum_over_single_rows(model, tokenizer):
@@ -123,7 +123,7 @@ def test_perplexity_equals_the_sum_over_single_rows(model, tokenizer):
     logs = torch.cat(
         [log_probabilities(model, ids)[sum(x == -100 for x in labels) - 1 :] for ids, labels in rows]
     ).tolist()
-    got = metrics.perplexity(model, rows, batch_size=2)
+    got = probability.perplexity(model, rows, batch_size=2)
     loss = -sum(logs) / len(logs)
     assert (got["tokens"], got["rows"]) == (len(logs), 3)
     assert (got["loss"], got["perplexity"]) == (pytest.approx(loss, abs=1e-5), pytest.approx(math.exp(loss), rel=1e-5))
@@ -131,7 +131,7 @@ def test_perplexity_equals_the_sum_over_single_rows(model, tokenizer):
 
 def test_perplexity_without_labels_is_refused(model):
     with pytest.raises(ValueError, match="none of the 1 rows"):
-        metrics.perplexity(model, [([1, 2, 3], [-100, -100, -100])])
+        probability.perplexity(model, [([1, 2, 3], [-100, -100, -100])])
 
 
 PARTS = {  # format: (tokenizer, the reasoning with its marks)
@@ -155,13 +155,13 @@ def test_perplexity_by_part_splits_at_the_marks_of_the_format(fmt):
         learnt = log_probabilities(model, rows[-1][0])[-sum(counts) :]
         for name, part in zip(logs, learnt.split(counts), strict=True):
             logs[name] += part.tolist()
-    got = metrics.perplexity_by_part(model, rows, lossmask.Regions(tokenizer, fmt), batch_size=2)
+    got = probability.perplexity_by_part(model, rows, lossmask.Regions(tokenizer, fmt), batch_size=2)
     assert list(got) == ["reasoning", "answer", "end"]
     for name, part in got.items():
         assert (part["tokens"], part["rows"]) == (len(logs[name]), 2)
         assert part["loss"] == pytest.approx(-sum(logs[name]) / len(logs[name]), abs=1e-5)
         assert part["perplexity"] == pytest.approx(math.exp(part["loss"]))
-    whole = metrics.perplexity(model, rows, batch_size=2)
+    whole = probability.perplexity(model, rows, batch_size=2)
     assert sum(part["tokens"] for part in got.values()) == whole["tokens"]
     assert sum(p["tokens"] * p["loss"] for p in got.values()) == pytest.approx(whole["tokens"] * whole["loss"])
 
@@ -172,13 +172,13 @@ def test_perplexity_by_part_names_only_what_is_labelled():
     turns = chat.messages({"instruction": "Why?", "reasoning": "A clot.", "output": "Answer: C"}, "think")
     ids, labels = chat.encode(turns, tokenizer)
     final = lossmask.final_only(ids, labels, tokenizer, "think")
-    assert set(metrics.perplexity_by_part(model, [(ids, final)], regions)) == {"answer", "end"}
-    everything = metrics.perplexity_by_part(model, [(ids, ids)], regions)
+    assert set(probability.perplexity_by_part(model, [(ids, final)], regions)) == {"answer", "end"}
+    everything = probability.perplexity_by_part(model, [(ids, ids)], regions)
     assert everything["prompt"]["tokens"] == sum(label == -100 for label in labels) - 1  # none before the first
 
 
 def test_option_loglikelihoods_by_hand(model, tokenizer):
-    found = metrics.option_loglikelihoods(model, tokenizer, [("Answer:", [" A", " µg"]), ("Is it so? ", ["yes"])])
+    found = probability.option_loglikelihoods(model, tokenizer, [("Answer:", [" A", " µg"]), ("Is it so? ", ["yes"])])
     for (context, text), option in zip(
         [("Answer:", " A"), ("Answer:", " µg"), ("Is it so?", " yes")], [*found[0], *found[1]], strict=True
     ):
@@ -190,4 +190,4 @@ def test_option_loglikelihoods_by_hand(model, tokenizer):
 @pytest.mark.parametrize("pair", [("", [" A"]), ("Answer:", [""]), ("Answer:", [])])
 def test_option_loglikelihoods_wants_text(model, tokenizer, pair):
     with pytest.raises(ValueError, match="no token in the context"):
-        metrics.option_loglikelihoods(model, tokenizer, [pair])
+        probability.option_loglikelihoods(model, tokenizer, [pair])

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from lib import chat, models, recipe
+from lib import chat, models, recipe, saving
 
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 ROW = torch.arange(5, 45).unsqueeze(0)
@@ -83,7 +83,7 @@ def test_an_adapter_over_the_checkpoint_merges_into_what_it_was_trained_on(folde
     model = get_peft_model(models.base(over(tmp_path / "nf4")), lora).eval()
     with torch.no_grad():
         trained = model(ROW).logits
-        models.merge(model, tokenizer, tmp_path / "merged")
+        saving.merge(model, tokenizer, tmp_path / "merged")
         merged = models.saved(cfg, tmp_path / "merged")(ROW).logits
     torch.testing.assert_close(merged, trained, atol=0.2, rtol=0)  # one rounding to bfloat16
 

@@ -16,7 +16,7 @@ from sentencepiece import SentencePieceProcessor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from lib import chat, gguf, models, padding, recipe, twin
+from lib import chat, gguf, models, padding, recipe, saving, twin
 
 RECORDS = [
     {"instruction": "Which test?\n\nA. one\nB. two", "reasoning": "Step one.", "output": "Two.\n\nAnswer: B"},
@@ -140,7 +140,7 @@ def test_adapter_merge_and_gguf_have_one_vocabulary(base, tmp_path):
         reloaded = models.adapted(models.base(cfg), tmp_path / "adapter")(input_ids=ids).logits
     assert torch.equal(trained, reloaded)
 
-    merged = Path(models.merge(model, tokenizer, tmp_path / "merged"))
+    merged = Path(saving.merge(model, tokenizer, tmp_path / "merged"))
     served, config = AutoTokenizer.from_pretrained(merged), AutoModelForCausalLM.from_pretrained(merged).config
     assert served.get_vocab() == tokenizer.get_vocab() and served.pad_token == tokenizer.pad_token
     assert config.vocab_size == len(tokenizer) and config.pad_token_id == tokenizer.pad_token_id
@@ -157,7 +157,7 @@ def test_llama_2s_text_after_a_control_token_is_sentencepieces_own(tmp_path):
     twin.train_tokenizer(twin.FAMILIES["llama2"], TEXTS, 500, tmp_path / "twin")
     own = SentencePieceProcessor(model_file=str(tmp_path / "twin" / "tokenizer.model"))
     tokenizer = models.read_tokenizer(tmp_path / "twin")
-    models.save_tokenizer(tokenizer, tmp_path / "again")
+    saving.save_tokenizer(tokenizer, tmp_path / "again")
     text = "[INST] A patient aged 41 isn't  well.\n\nA. one [/INST]"
     for reader in (tokenizer, AutoTokenizer.from_pretrained(tmp_path / "again")):
         assert reader(f"<s>{text}", add_special_tokens=False)["input_ids"] == [1, *own.encode(text)]
@@ -172,4 +172,4 @@ def test_a_tokenizer_that_the_model_has_no_rows_for_is_not_saved(base, tmp_path)
     with pytest.raises(
         ValueError, match=rf"has {len(tokenizer)} tokens and the model's embedding {len(tokenizer) - 1}"
     ):
-        models.save(models.base(cfg), tokenizer, tmp_path)
+        saving.save(models.base(cfg), tokenizer, tmp_path)

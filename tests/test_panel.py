@@ -5,21 +5,9 @@ import time
 import pytest
 from loopback import Endpoint, completion
 
-from lib import endpoint, judge, panel, ranking, verdicts
+from lib import judge, judges, panel, ranking
 
 MODELS = ("base", "sft", "qat", "q4")
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch):
-    monkeypatch.setattr(endpoint, "PAUSE_S", (0.01, 0.05))
-
-
-@pytest.fixture
-def store(tmp_path):
-    opened = verdicts.Store(tmp_path / "verdicts.sqlite")
-    yield opened
-    opened.close()
 
 
 def items(count, empty=()):
@@ -57,7 +45,7 @@ def fill(scores):
 
 
 def ask(server, store, work, **limits):
-    return panel.run(judge.Judge("m", server.url), work, store, **{"timeout_s": 20, "max_usd": 9.0} | limits)
+    return panel.run(judges.Judge("m", server.url), work, store, **{"timeout_s": 20, "max_usd": 9.0} | limits)
 
 
 def test_an_honest_judge_orders_the_models(store):
@@ -136,7 +124,7 @@ def test_what_never_becomes_valid_is_dropped_for_all_counted_and_asked_again_nex
     assert coverage["invalid"] == {"content": 1} and coverage["judged"] == 3 and coverage["incomplete"]
     assert {row["question"] for row in rows} == {"q0", "q2", "q3"}
     with Endpoint(lambda body, n: (200, {}, completion(honest(body)), 0)) as server:
-        _, coverage = panel.run(judge.Judge("m", server.url), panel.tasks(items(4)), store, timeout_s=5, max_usd=9.0)
+        _, coverage = panel.run(judges.Judge("m", server.url), panel.tasks(items(4)), store, timeout_s=5, max_usd=9.0)
     assert coverage["invalid"] == {}
 
 
@@ -155,14 +143,14 @@ def test_a_server_without_schema_or_temperature_is_asked_plainly(store):
         return 200, {}, completion(honest(body)), 0
 
     with Endpoint(reply) as server:
-        work, one = panel.tasks(items(5)), judge.Judge("m", server.url, slots=1)
+        work, one = panel.tasks(items(5)), judges.Judge("m", server.url, slots=1)
         _, coverage = panel.run(one, work, store, timeout_s=5, max_usd=9.0)
     assert coverage["judged"] == 5 and len(server.bodies) == 6
 
 
 def test_the_budget_is_a_cap_and_survives_the_process(store):
     with Endpoint(lambda body, n: (200, {}, completion(honest(body)), 0)) as server:
-        one = judge.Judge("m", server.url, usd_per_mtok=(1000.0, 1000.0), slots=1)
+        one = judges.Judge("m", server.url, usd_per_mtok=(1000.0, 1000.0), slots=1)
         work = panel.tasks(items(10))
         # a call costs 12 tokens, 0.012 dollars; it is made while what is left covers its estimate
         cap = max(panel.estimate(one, [task]) for task in work) + 0.030
@@ -175,7 +163,7 @@ def test_the_budget_is_a_cap_and_survives_the_process(store):
 
 def test_estimate_by_hand():
     work = panel.tasks(items(1))
-    one = judge.Judge("m", usd_per_mtok=(2.0, 8.0))
+    one = judges.Judge("m", usd_per_mtok=(2.0, 8.0))
     chars = sum(len(m["content"]) for m in judge.prompt(work[0].item, work[0].order, ["XX0"] * 4))
     assert panel.estimate(one, work) == pytest.approx((chars / 3.5 * 2 + 240 * 8) / 1e6)
 

@@ -71,7 +71,7 @@ def test_the_weights_of_the_forward_pass_are_those_of_the_export(used_weights):
         logits = model(TOKENS).logits
     used = list(used_weights)
     qat.strip(model)
-    merged = model.merge_and_unload().to(torch.bfloat16)  # PEFT's own merge, as models.merge saves it
+    merged = model.merge_and_unload().to(torch.bfloat16)  # PEFT's own merge, as saving.merge saves it
     exported = {name: p for name, p in merged.named_parameters() if types[name] != "f32"}
     expected = [grids.fake_quantize(p, types[name]) for name, p in exported.items()]
     assert len(used) == len(expected) + 1  # the tied embedding is used twice

@@ -6,25 +6,13 @@ import re
 import pytest
 from loopback import Endpoint, completion
 
-from lib import cases, endpoint, grading, judge, panel, rubric, scorecard, verdicts
+from lib import cases, grading, judge, judges, panel, rubric, scorecard
 from lib.files import ROOT
 
 CASES = cases.load_cases()[:4]
 HEALTHBENCH = cases.load_healthbench(ROOT / "data/samples/healthbench.jsonl")
 MEDSAFETY = cases.load_medsafetybench(ROOT / "data/samples/medsafetybench.csv")
 ANSWER = "Give **thrombectomy** now, because the artery is blocked. Quality 4. The moon causes strokes."
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch):
-    monkeypatch.setattr(endpoint, "PAUSE_S", (0.01, 0.05))
-
-
-@pytest.fixture
-def store(tmp_path):
-    opened = verdicts.Store(tmp_path / "verdicts.sqlite")
-    yield opened
-    opened.close()
 
 
 def verdict(depth=4, correct=3, quote="the artery is blocked", false=("The moon causes strokes.",)):
@@ -60,7 +48,7 @@ def texts(**quality):
 
 
 def grade(server, store, work, **limits):
-    return grading.grade(judge.Judge("m", server.url), work, store, **{"timeout_s": 20, "max_usd": 9.0} | limits)
+    return grading.grade(judges.Judge("m", server.url), work, store, **{"timeout_s": 20, "max_usd": 9.0} | limits)
 
 
 def always(reply):
@@ -263,7 +251,7 @@ def test_a_server_without_schema_is_asked_plainly(store):
         return 200, {}, completion(honest(body)), 0
 
     with Endpoint(reply) as server:
-        one = judge.Judge("m", server.url, slots=1)
+        one = judges.Judge("m", server.url, slots=1)
         _, coverage = grading.grade(
             one, grading.tasks(CASES, texts(sft=4)), store, timeout_s=5, max_usd=9.0, progress=None
         )
@@ -276,7 +264,7 @@ def test_the_budget_is_shared_with_the_panel_and_caps_both(store):
         [],
     )
     with Endpoint(lambda body, n: (200, {}, completion(honest(body)), 0)) as server:
-        one = judge.Judge("m", server.url, usd_per_mtok=(1000.0, 1000.0), slots=1)
+        one = judges.Judge("m", server.url, usd_per_mtok=(1000.0, 1000.0), slots=1)
         store.record_call("a panel", "valid", 0, 0, 5.0)
         # a call costs 12 tokens, 0.012 dollars; it is made while what is left covers its estimate
         cap = 5.0 + max(grading.estimate(one, [task]) for task in work) + 0.018
@@ -288,7 +276,7 @@ def test_the_budget_is_shared_with_the_panel_and_caps_both(store):
 
 
 def test_estimate_by_hand():
-    one = judge.Judge("m", usd_per_mtok=(2.0, 8.0))
+    one = judges.Judge("m", usd_per_mtok=(2.0, 8.0))
     work = [grading.Task(HEALTHBENCH[0], "a", "Call an ambulance."), grading.Task(HEALTHBENCH[0], "b", "")]
     chars = sum(len(m["content"]) for m in rubric.messages(HEALTHBENCH[0], work[0].text))
     assert grading.estimate(one, work) == pytest.approx((chars / panel.CHARS_PER_TOKEN * 2 + 4 * 50 * 8) / 1e6)
