@@ -1,6 +1,7 @@
 """The notebooks as sources: stripped, parameterised, readable, portable."""
 
 import ast
+import importlib
 import json
 import re
 
@@ -75,3 +76,21 @@ def test_the_colab_badge_comes_from_pyproject(path):
     slug = url.removeprefix("https://github.com/")
     first = "".join(load(path)["cells"][0]["source"])
     assert f"https://colab.research.google.com/github/{slug}/blob/main/notebooks/{path.name}" in first
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_name_of_lib_that_a_chapter_uses_exists(path):
+    cells = [c for c in code(load(path)) if COLAB not in c["metadata"].get("tags", [])]
+    nodes = list(ast.walk(ast.parse("\n".join("".join(c["source"]) for c in cells))))
+    names = {
+        a.asname or a.name: a.name
+        for n in nodes
+        if isinstance(n, ast.ImportFrom) and n.module == "lib"
+        for a in n.names
+    }
+    used = {(names[n.value.id], n.attr) for n in nodes
+            if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id in names}  # fmt: skip
+    assert used
+    missing = [f"lib.{name}.{attribute}" for name, attribute in sorted(used)
+               if not hasattr(importlib.import_module(f"lib.{name}"), attribute)]  # fmt: skip
+    assert missing == []
