@@ -19,7 +19,7 @@ from lib import judges, panel, verdicts
 QUESTIONS, ORDERS, DEADLINE_S = 40, 2, 20.0
 RUNNER = """
 import json, sys
-from lib import endpoint, judge, panel, verdicts
+from lib import endpoint, judges, panel, verdicts
 sys.path.insert(0, sys.argv[4])
 from test_panel import items
 endpoint.PAUSE_S = (0.01, 0.05)
@@ -81,6 +81,7 @@ def test_faults_kills_and_a_second_runner_change_no_verdict(expected, tmp_path):
             before = len(server.bodies)
             until = time.monotonic() + 60
             while len(server.bodies) < before + 6 and time.monotonic() < until:  # it is in the middle of its calls
+                assert runner.poll() is None, "the runner ended before its calls"
                 time.sleep(0.02)
             runner.send_signal(signal.SIGKILL)
             runner.wait()
