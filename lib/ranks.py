@@ -61,7 +61,7 @@ def join():
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    else:  # accelerate would say cpu:0, where torch.load can put no optimizer's state: a checkpoint could not be resumed
+    else:  # accelerate would say cpu:0, to which torch.load moves no optimizer's state: no checkpoint could be resumed
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
     if not distributed.is_initialized():
         distributed.init_process_group("cuda:nccl,cpu:gloo" if cuda else "gloo")
