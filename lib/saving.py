@@ -20,7 +20,7 @@ def save_adapter(model, folder, trainer=None):
     if any(isinstance(module, FSDPModule) for module in model.modules()):  # accelerate would gather the base as well
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         whole = get_model_state_dict(model, options=options)
-    elif sharded(trainer):
+    elif sharded(trainer) and trainer.model_wrapped is not model:  # it is where nothing was left to train
         whole = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     return _write_adapter(model, Path(folder), whole)
 
