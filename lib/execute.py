@@ -155,6 +155,7 @@ def _run_notebook(stage, cfg, folder):
             kernel_name="python3",
             cwd=ROOT / "notebooks",
             engine_name=terminal.register(),
+            start_timeout=600,  # seconds: several kernels at once, on a busy machine or a network disk
             extra_arguments=["--log-level=ERROR"],  # a local kernel's advice on transport encryption
         )
     except PapermillExecutionError as failure:

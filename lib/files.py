@@ -28,13 +28,16 @@ def outputs_dir():
 
 def write_text(path, text):
     """Write `text` so that `path` is either the old file or the whole new one, also after a kill or on a full disk."""
+    return _write(path, [text]) if ranks.leads() else Path(path)
+
+
+def write_own(path, text):
+    """Like write_text, by every rank that calls it: for a file of this rank's own."""
     return _write(path, [text])
 
 
 def _write(path, parts):
     path = Path(path)
-    if not ranks.leads():
-        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -75,7 +78,8 @@ def read_json(path):
 
 def write_jsonl(path, rows):
     """Write an iterable of JSON-able rows, one a line, atomically, one at a time."""
-    return _write(path, (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    return _write(path, lines) if ranks.leads() else Path(path)
 
 
 def iter_jsonl(path):

@@ -20,7 +20,7 @@ import openai
 
 from lib import chat, decode, ranks
 from lib.endpoint import client, stream
-from lib.files import sha256_json, write_text
+from lib.files import sha256_json, write_own
 
 NEW_LIMIT = ("o1", "o3", "o4", "gpt-5")  # models of OpenAI that refuse max_tokens
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|return|>", "<|call|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
@@ -50,7 +50,7 @@ class Kept:
             for line in map(json.loads, filter(None, whole.split("\n"))):
                 if self.keys.get(line["answer"]["id"]) == line["key"]:
                     self.answers[line["answer"]["id"]] = line["answer"]
-            write_text(path, "".join(self._line(answer) for answer in self.answers.values()))
+            write_own(path, "".join(self._line(answer) for answer in self.answers.values()))
 
     def _line(self, answer):
         return json.dumps({"key": self.keys[answer["id"]], "answer": answer}, ensure_ascii=False) + "\n"

@@ -61,6 +61,8 @@ def join():
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    else:  # accelerate would say cpu:0, to which torch.load moves no optimizer's state: no checkpoint could be resumed
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
     if not distributed.is_initialized():
         distributed.init_process_group("cuda:nccl,cpu:gloo" if cuda else "gloo")
     if distributed.get_world_size() != world():

@@ -195,11 +195,15 @@ def _combinations(recipe):
                 f"qat.refresh_every is {qat['refresh_every']} and qat.save_steps {saved}: make it a multiple, so "
                 "that a resumed run searches for scales at the same steps as an uninterrupted one"
             )
-    spread = [key for key in ("fsdp", "deepspeed") if qat and (recipe["sft"] | qat).get(key)]
-    if spread and (spread == ["fsdp"] or recipe["sft"]["deepspeed"]["zero_optimization"]["stage"] == 3):
-        raise ValueError(
-            f"qat needs whole weight matrices on each rank, which sft.{spread[0]} spreads over them: set qat: null"
-        )
+    trained = recipe["sft"] | (qat or {})
+    spread = [key for key in ("fsdp", "deepspeed") if trained.get(key)]
+    if spread and (spread == ["fsdp"] or trained["deepspeed"]["zero_optimization"]["stage"] == 3):
+        remedy = "qat: null" if qat else "data.stages: []" if len(data["stages"]) > 1 else None
+        if remedy:  # chapter 4 rounds W + BA; after each stage chapter 3 asks questions, each rank its own number
+            raise ValueError(
+                f"{remedy.partition(':')[0]} needs whole weight matrices on each rank, which sft.{spread[0]} spreads "
+                f"over them: set {remedy}"
+            )
     if recipe["lora"] and qat and model["quantization"]:
         raise ValueError(
             "qat over a 4-bit base (model.quantization) is not supported: set qat: null or load the base in 16 bits"

@@ -230,10 +230,14 @@ def lock(folder, name=".lock", wait_s=0):
 
 
 def clear(folder, stage):
-    """Remove what an earlier attempt left, stage.json first, except checkpoints, caches and the executed notebook."""
+    """Remove what an earlier attempt left, stage.json first, except checkpoints, caches and the executed notebook.
+
+    What the other ranks have here stays too: they may have started before this one.
+    """
     (folder / "stage.json").unlink(missing_ok=True)
+    others = [f".rank{rank}." for rank in range(1, ranks.world())]
     for path in folder.iterdir():
-        if path.name in (*KEPT, f"{stage}.ipynb", ".lock", ".kernel.lock"):
+        if path.name in (*KEPT, f"{stage}.ipynb", ".lock", ".kernel.lock") or any(o in path.name for o in others):
             continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 

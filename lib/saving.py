@@ -4,6 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+
 from lib import merging, ranks
 from lib.files import whole_folder
 
@@ -13,7 +16,12 @@ def save_adapter(model, folder, trainer=None):
 
     trainer: whose training it comes from; needed where it spread the weights over ranks (FSDP, DeepSpeed ZeRO-3).
     """
-    whole = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded(trainer) else None
+    whole = None
+    if any(isinstance(module, FSDPModule) for module in model.modules()):  # accelerate would gather the base as well
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        whole = get_model_state_dict(model, options=options)
+    elif sharded(trainer) and trainer.model_wrapped is not model:  # it is where nothing was left to train
+        whole = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     return _write_adapter(model, Path(folder), whole)
 
 

@@ -1,9 +1,10 @@
 """One finished run of all stages, made once for all tests that ask for it."""
 
+import shutil
 import sys
 
 import pytest
-from pipeline import STAGES, make
+from pipeline import LAUNCH, SHARED, STAGES, folder, make
 
 from lib import endpoint, verdicts
 
@@ -15,6 +16,16 @@ def run(tmp_path_factory):
     for stage in STAGES:
         done = make(outputs, stage)
         assert done.returncode == 0, f"{stage}:\n{done.stdout}\n{done.stderr}"
+    return outputs
+
+
+@pytest.fixture(scope="session")
+def pair(run, tmp_path_factory):
+    """outputs/ with 03_sft of `run`, trained and answered by two ranks at the same global batch."""
+    outputs = tmp_path_factory.mktemp("pair")
+    shutil.copytree(folder(run) / "01_dataset", folder(outputs, SHARED) / "01_dataset")
+    done = make(outputs, "03_sft", SHARED, LAUNCH)
+    assert done.returncode == 0, done.stdout + done.stderr
     return outputs
 
 

@@ -16,10 +16,15 @@ SMALL = (
 )
 
 
-def make(outputs, stage, settings=SMALL, **options):
+SHARED = SMALL.replace("accumulation_steps=2", "accumulation_steps=1")  # the same global batch on two ranks
+LAUNCH = "torchrun --nproc_per_node 2"
+
+
+def make(outputs, stage, settings=SMALL, launch="", **options):
     """Run one stage as the Makefile does; returns the completed process."""
-    command = [sys.executable, "-m", "lib.execute", stage, "--set", settings]
-    environment = os.environ | {"OUTPUTS": str(outputs)} | options.pop("env", {})
+    launcher = [sys.executable, "-m", "torch.distributed.run", *launch.split()[1:], "--no-python"] if launch else []
+    command = [*launcher, sys.executable, "-m", "lib.execute", stage, "--set", settings]
+    environment = os.environ | {"OUTPUTS": str(outputs), "LAUNCH": launch} | options.pop("env", {})
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, **options)
 
 

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from loopback import Endpoint, physician
 from nbclient import NotebookClient
-from pipeline import SMALL, STAGES, folder, make, record
+from pipeline import SHARED, SMALL, STAGES, folder, make, record
 
 from lib import recipe
 from lib.files import ROOT
@@ -118,22 +118,13 @@ def test_the_report_shows_every_stage(run):
     assert "http://" not in text.replace("http://www.w3.org", "") and "data:image/png" in text
 
 
-def test_two_ranks_train_and_answer_as_one_does_at_the_same_global_batch(run, tmp_path):
-    settings, copy = SMALL.replace("accumulation_steps=2", "accumulation_steps=1"), tmp_path / "outputs"
-    shutil.copytree(folder(run) / "01_dataset", folder(copy, settings) / "01_dataset")
-    launch = "torchrun --nproc_per_node 2"
-    command = [sys.executable, "-m", "torch.distributed.run", *launch.split()[1:], "--no-python", sys.executable]
-    done = subprocess.run(
-        [*command, "-m", "lib.execute", "03_sft", "--set", settings],
-        cwd=ROOT, env=os.environ | {"OUTPUTS": str(copy), "LAUNCH": launch}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    one, two = record(run, "03_sft"), record(copy, "03_sft", settings)
+def test_two_ranks_train_and_answer_as_one_does_at_the_same_global_batch(run, pair):
+    one, two = record(run, "03_sft"), record(pair, "03_sft", SHARED)
     assert (one["ranks"], two["ranks"]) == (1, 2) and set(one["outputs"]) == set(two["outputs"])
     for which in ("first", "last"):  # the same sums in another order: equal here, to float32's seven digits anywhere
         assert two["metrics"]["loss"][which] == pytest.approx(one["metrics"]["loss"][which], rel=1e-6)
     assert two["metrics"]["adapter_sha256"] == one["metrics"]["adapter_sha256"]
-    stages = [folder(run) / "03_sft", folder(copy, settings) / "03_sft"]
+    stages = [folder(run) / "03_sft", folder(pair, SHARED) / "03_sft"]
     texts = [[json.loads(row)["text"] for row in open(stage / "answers.jsonl")] for stage in stages]
     assert texts[0] == texts[1] and len(texts[0]) == 8
     assert (stages[1] / "03_sft.rank1.ipynb").exists() and not list(stages[1].glob(".rank1*"))

@@ -170,6 +170,16 @@ def test_a_killed_generation_goes_on_with_the_same_answers(model, tokenizer, tmp
     assert generate.transformers(other, tokenizer, QUESTIONS, 12, 8, keep=file) != again
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_line_that_a_kill_cut_short_is_dropped_by_every_rank(tmp_path, monkeypatch, rank):
+    monkeypatch.setenv("RANK", rank)
+    asked, path = prompts("one", "two"), tmp_path / "answers.jsonl"
+    for name in ("q0", "q1"):
+        generate.Kept(path, asked, []).add({"id": name, "text": "x", "finish": "stop"})
+        path.write_text(path.read_text() + '{"key": "')
+    assert [answer["id"] for answer in generate.Kept(path, asked, []).ordered(asked)] == ["q0", "q1"]
+
+
 def test_times_are_ordered(model, tokenizer):
     for answer in generate.transformers(model, tokenizer, QUESTIONS, 12, 4):
         assert 0 < answer["first_s"] <= answer["seconds"]

@@ -7,23 +7,31 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
-from pipeline import SMALL, folder, make, record
+from pipeline import LAUNCH, SHARED, SMALL, folder, make, record
 
 from lib.files import ROOT
 
-AIMS = {  # what the kernel runs before its first cell: (where, at which call, what then)
-    "step": ("transformers.Trainer.training_step", 2 * 2, "kill"),  # half of step 2, after its first backward pass
+STEP = "transformers.Trainer.training_step"
+AIMS = {  # what the kernel runs before its first cell: (where, at which call, what then, and on which rank)
+    "step": (STEP, 2 * 2, "kill"),  # half of step 2, after its first backward pass
     "save": ("transformers.Trainer._save_optimizer_and_scheduler", 1, "kill"),  # the adapter is written, no more
-    "stop": ("transformers.Trainer.training_step", 2, "stop"),  # inside the first step of this attempt
+    "stop": (STEP, 2, "stop"),  # inside the first step of this attempt
     "merge": ("lib.merging._write_configs", 1, "kill"),
     "quantize": ("lib.gguf.quantize", 2, "start and kill"),  # the second file is half written
+    "kernel of rank 1": (STEP, 4, "kill", 1),  # step 3 is done, step 2 is saved
+    "launcher": (STEP, 1, "stop launcher", 1),
+    "worker of rank 1": (STEP, 2, "kill worker", 1),
+    "worker of rank 0": (STEP, 1, "stop", 0),
 }
 STARTUP = """
-import importlib, os, signal, threading
+import importlib, os, psutil, signal, threading
 
-def aim(owner, name, at, deed):
+def aim(owner, name, at, deed, rank=0):
+    if rank != int(os.environ.get("RANK", 0)):
+        return
     module, _, kind = owner.rpartition(".")
     owner = importlib.import_module(owner) if module == "lib" else getattr(importlib.import_module(module), kind)
     real, calls = getattr(owner, name), []
@@ -32,6 +40,10 @@ def aim(owner, name, at, deed):
         if len(calls) == at:
             if deed == "stop":
                 os.kill(os.getppid(), signal.SIGTERM)
+            elif deed == "stop launcher":
+                psutil.Process(os.getppid()).parent().terminate()
+            elif deed == "kill worker":
+                os.kill(os.getppid(), signal.SIGKILL)
             elif deed == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             else:
@@ -39,17 +51,17 @@ def aim(owner, name, at, deed):
         return real(*args, **kwargs)
     setattr(owner, name, call)
 
-aim({!r}, {!r}, {!r}, {!r})
+aim({!r}, {!r}, *{!r})
 """
 
 
-def aimed(tmp_path, outputs, stage, aim):
-    """Run a stage whose kernel meets its fate at the aim; returns the completed process."""
-    where, at, deed = AIMS[aim]
+def aimed(tmp_path, outputs, stage, aim, *how):
+    """Run a stage, `how` as for make, whose kernel meets its fate at the aim; returns the completed process."""
+    where, *fate = AIMS[aim]
     startup = tmp_path / aim / "profile_default" / "startup"
     startup.mkdir(parents=True)
-    (startup / "aim.py").write_text(STARTUP.format(*where.rsplit(".", 1), at, deed))
-    return make(outputs, stage, env={"IPYTHONDIR": str(tmp_path / aim)})
+    (startup / "aim.py").write_text(STARTUP.format(*where.rsplit(".", 1), fate))
+    return make(outputs, stage, *how, env={"IPYTHONDIR": str(tmp_path / aim)})
 
 
 def steps(stage):
@@ -97,6 +109,29 @@ def test_a_kill_while_a_file_is_quantized_leaves_no_stage_and_then_the_same_file
     files = {name for name in before["outputs"] if name.endswith(".gguf")}
     assert files and {n: before["outputs"][n] for n in files} == {n: after["outputs"][n] for n in files}
     assert before["metrics"]["perplexity"] == after["metrics"]["perplexity"]
+
+
+@pytest.mark.slow
+def test_two_ranks_of_which_one_is_lost_or_stopped_end_as_undisturbed_ones(pair, tmp_path):
+    copy, undisturbed = tmp_path / "outputs", record(pair, "03_sft", SHARED)
+    shutil.copytree(folder(pair, SHARED) / "01_dataset", folder(copy, SHARED) / "01_dataset")
+    stage = folder(copy, SHARED) / "03_sft"
+    for aim, left, said in (
+        ("kernel of rank 1", [2], "03_sft.rank1 FAILED"),
+        ("launcher", [2, 3], "03_sft       STOPPED: cell"),
+        ("worker of rank 1", [3, 4], "Signal 9 (SIGKILL)"),
+        ("worker of rank 0", [4, 5], "stopped by SIGTERM after saving checkpoint-5"),
+    ):
+        begun = time.monotonic()
+        ended = aimed(tmp_path, copy, "03_sft", aim, SHARED, LAUNCH)
+        print(aim, ended.returncode, f"{time.monotonic() - begun:.0f} s", ended.stdout, ended.stderr, sep="\n")
+        assert ended.returncode != 0 and not (stage / "stage.json").exists(), f"{aim}: {ended.stdout}"
+        assert steps(stage) == left and said in ended.stderr, f"{aim}: {ended.stderr}"
+    last = make(copy, "03_sft", SHARED, LAUNCH)
+    assert last.returncode == 0, last.stderr
+    assert "resuming from checkpoint-5" in (stage / "03_sft.ipynb").read_text()
+    assert record(copy, "03_sft", SHARED)["metrics"] == undisturbed["metrics"]
+    assert (stage / "adapter" / "adapter_model.safetensors").exists()
 
 
 @pytest.mark.slow

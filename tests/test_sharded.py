@@ -1,0 +1,79 @@
+"""An adapter whose weights two processes hold in parts (FSDP2, on a CPU) is trained and saved as a whole one is."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from tiny_qwen import byte_tokenizer, random_model
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from lib import recipe, saving
+from lib.files import ROOT
+
+TEXTS = ("fever and cough", "rash and fever!")  # as many tokens each: the mean over ranks is the mean over rows
+LAUNCH = "--nproc_per_node 2 --no-python".split()
+RANK = """
+import sys
+sys.path.insert(0, {tests!r})
+import test_sharded
+from lib import ranks
+
+ranks.join()
+test_sharded.save_one(test_sharded.spread, test_sharded.TEXTS[ranks.rank()], {folder!r})
+ranks.leave()
+"""
+
+
+def spread(model):
+    """Put every parameter in parts on two processes, a unit per decoder layer, as accelerate's policy does."""
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in model.get_base_model().model.layers:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def save_one(prepare, texts, folder):
+    """Two steps of plain gradient descent on the adapter of a prepared model, which is then saved."""
+    tokenizer = byte_tokenizer()
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = prepare(get_peft_model(random_model(tokenizer, 1), lora))
+    ids = tokenizer(texts, return_tensors="pt")["input_ids"]
+    descent = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):  # B is zero at first, and A learns from the second step on
+        model(input_ids=ids, labels=ids).loss.backward()
+        descent.step()
+        descent.zero_grad()
+    saving.save_adapter(model, folder)
+
+
+def test_an_adapter_in_parts_is_saved_whole(tmp_path):
+    save_one(lambda model: model, list(TEXTS), tmp_path / "one")
+    script = RANK.format(tests=os.path.dirname(__file__), folder=str(tmp_path / "two"))
+    command = [sys.executable, "-m", "torch.distributed.run", *LAUNCH, sys.executable, "-c", script]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
+    assert {name: tensor.shape for name, tensor in one.items()} == {name: tensor.shape for name, tensor in two.items()}
+    assert len(one) == 2 * 7 * 2 and any(tensor.abs().max() > 1e-3 for name, tensor in one.items() if "lora_B" in name)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changed", "remedy"),
+    [
+        ({"sft.fsdp": "full_shard", "sft.fsdp_config": "fsdp2"}, "qat needs whole weight .* set qat: null"),
+        ({"sft.deepspeed": "zero3", "qat": None, "judge": None,
+          "data.stages": [{"name": "medreason"}, {"name": "medical_r1"}]}, "set data.stages: "),
+    ],
+)  # fmt: skip
+def test_weights_in_parts_are_refused_where_each_rank_needs_them_whole(changed, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        recipe.load("tiny", changed)
+    assert recipe.load("tiny", changed | {"qat": None, "judge": None, "data.stages": []}).sft
