@@ -55,6 +55,14 @@ def random_state():
             numpy.random.set_state(arrays)
 
 
+def free_bytes():
+    """Bytes that a model could take now: free memory of the GPU, or without one what the system can give away."""
+    import psutil
+    import torch
+
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
+
+
 def describe():
     """Versions, commit, hardware and peak memory, as they are now."""
     versions = {"python": platform.python_version()}

@@ -119,6 +119,16 @@ def _quantized(cfg, path):
     return _load(path, cfg, quantization or None)
 
 
+def unquantized(cfg):
+    """The base in model.dtype, whatever quantization the recipe loads it with: what 4 bits are compared with."""
+    return _load(_in_16_bits(cfg), cfg, None)
+
+
+def config(cfg):
+    """The transformers config of the base before the recipe's quantization."""
+    return AutoConfig.from_pretrained(_in_16_bits(cfg), revision=cfg.model["revision"])
+
+
 def saved(cfg, folder):
     """A merged model that `merge` wrote, computed in the recipe's dtype.
 

@@ -189,10 +189,12 @@ def next_token_logits(model, rows):
 
 
 def changed_by_merging(before, after, limit=0.01):
-    """How far a merged model is from the trained one: {"divergence", "largest", "tokens"}.
+    """How far a merged model is from the trained one: {"divergence", "largest", "tokens", "flipped", "lead"}.
 
     before, after: from `next_token_logits`, on the same rows. divergence: mean Kullback-Leibler divergence in nats a
-    token; largest: the largest difference of two logits. Rounding to bfloat16 stays far below `limit`; merging an
+    token; largest: the largest difference of two logits; flipped: tokens before which another one is likeliest; lead:
+    the largest lead, in logits, that the trained model's likeliest had over its second before one of them (0 where
+    there is none). Rounding to bfloat16 stays far below `limit`; merging an
     adapter into other weights than it was trained on does not. Raises ValueError above it.
     """
     ours, theirs = before.log_softmax(-1), after.log_softmax(-1)
@@ -202,7 +204,15 @@ def changed_by_merging(before, after, limit=0.01):
             f"the merged model is not the trained one: {divergence:.4f} nats a token apart, expected at most {limit}. "
             f"Was the adapter merged into the weights that it was trained on (a 4-bit base dequantized)?"
         )
-    return {"divergence": divergence, "largest": float((before - after).abs().max()), "tokens": len(before)}
+    first, second = before.topk(2).values.unbind(-1)
+    leads = (first - second)[before.argmax(-1) != after.argmax(-1)]
+    return {
+        "divergence": divergence,
+        "largest": float((before - after).abs().max()),
+        "tokens": len(before),
+        "flipped": len(leads),
+        "lead": float(leads.max()) if len(leads) else 0.0,
+    }
 
 
 def _right_pad(rows, device):

@@ -52,6 +52,14 @@ def test_the_merge_is_the_trained_model_to_bfloat16(folder, tokenizer, quantizat
         before, probability.next_token_logits(merged(model, tokenizer, tmp_path), ROWS)
     )
     assert 0 < found["divergence"] < 1e-3 and 0 < found["largest"] < 0.2 and found["tokens"] == 70
+    assert found["flipped"] <= 7 and found["lead"] <= 2 * found["largest"]
+
+
+def test_a_flipped_token_is_counted_with_its_lead():
+    before = torch.tensor([[2.0, 1.9, 0.0], [3.0, 1.0, 0.0], [1.0, 0.5, 0.98]])
+    after = before + torch.tensor([[0.0, 0.2, 0.0], [0.0, 0.2, 0.0], [0.0, 0.0, 0.03]])
+    found = probability.changed_by_merging(before, after, limit=1)
+    assert found["flipped"] == 2 and found["lead"] == pytest.approx(0.1)
 
 
 def test_a_merge_into_the_16_bit_base_is_refused(folder, tokenizer, tmp_path):
