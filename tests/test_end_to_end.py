@@ -76,7 +76,7 @@ def test_what_was_trained_is_what_is_served(run):
     assert abs(export["perplexity"]["bf16"]["kld"]) < 1e-5 < export["perplexity"]["q4_0"]["kld"]
     floor, own = (export["arithmetic"][name]["kld"] for name in ("q4_0", "qat q4_0"))
     assert 0 < own < 3 * floor
-    assert export["adapter"]["equal_on"] >= export["adapter"]["asked"] - 1
+    assert export["adapter"]["on"]["equal"] >= export["adapter"]["on"]["asked"] - 1
     assert {(row["way"], row["seed"]) for row in trained["metrics"]["by_seed"]} == {
         (way, seed) for way in ("control", "int4", "qat") for seed in (42, 43)
     }
