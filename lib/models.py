@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from lib import chat, padding, ranks, saving, twin
+from lib import chat, hub, padding, ranks, saving, twin
 from lib.files import ROOT, cache_dir, sha256_json
 
 CLINIC = "data/clinic.yaml"
@@ -24,7 +24,7 @@ def source(cfg, progress=None):
 
     With model.checkpoint_4bit a folder with the base in 4 bits.
     """
-    with ranks.first():
+    with ranks.first(), hub.asked(cfg.model["base"], cfg.model["revision"]):
         base = _in_16_bits(cfg, progress)
         if not cfg.model["checkpoint_4bit"]:
             return base
@@ -97,7 +97,8 @@ def read_tokenizer(path, revision=None):
     After a control token, "<s>" before a prompt say, Llama-2's puts a blank before the text. transformers' class leaves
     it out unless told to be `legacy`, and does not remember having been told when it is saved.
     """
-    loaded = AutoTokenizer.from_pretrained(path, revision=revision)
+    with hub.asked(path, revision):
+        loaded = AutoTokenizer.from_pretrained(path, revision=revision)
     if getattr(loaded, "legacy", None) is False:
         loaded = AutoTokenizer.from_pretrained(path, revision=revision, legacy=True)
         loaded.init_kwargs["legacy"] = True
@@ -155,7 +156,8 @@ def _load(path, cfg, quantization, **changes):
     options = {"revision": cfg.model["revision"], "attn_implementation": cfg.model["attn_implementation"]} | changes
     if quantization:  # an explicit None would erase what a 4-bit checkpoint says of itself
         options["quantization_config"] = quantization
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, precision(cfg)), **options)
+    with hub.asked(path, options["revision"]):
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, precision(cfg)), **options)
     model.generation_config.update(temperature=None, top_p=None, top_k=None)  # decoding is the recipe's to choose
     placed = getattr(model, "is_quantized", False) or "device_map" in options
     return model.eval() if placed else model.eval().to(device())

@@ -5,14 +5,14 @@ not fit. One GPU; what is assumed is printed, and stands in params/prices.yaml.
 """
 
 import argparse
-import socket
 import sys
+from pathlib import Path
 
 from lib import machine
 
 machine.quiet()  # before the libraries below are loaded, which say what they lack on this machine
 
-from lib import budget, memory, recipe, shapes  # noqa: E402
+from lib import budget, hub, memory, recipe, shapes  # noqa: E402
 from lib.run import setting  # noqa: E402
 
 GIB = memory.GIB
@@ -98,20 +98,24 @@ def fit(sections, shape, assumed):
     return found
 
 
-def access(base, assumed, connect=socket.create_connection):
-    """{"gated", "token", "reachable"} of a base: licence to accept, HF_TOKEN set, hub reachable (None: not needed).
+def access(model, assumed, look=hub.look):
+    """What the hub says of a base: {"gated", "token", "reachable", "refused"}, None where it is not asked.
 
-    connect: opens a connection to (host, port). Never raises where there is no network.
+    model: the recipe's section. gated: whether a licence must be accepted first. token: whether HF_TOKEN is set.
+    refused: why it may not be read, and what to do. look(base, revision) asks. Never raises.
     """
-    if base == "twin" or "/" not in base or base.startswith((".", "/")):
-        return {"gated": False, "token": None, "reachable": None}
+    base = model["base"]
+    if base == "twin" or "/" not in base or Path(base).is_dir():
+        return {"gated": False, "token": None, "reachable": None, "refused": None}
+    known = {"gated": base.startswith(tuple(assumed["gated"])), "token": setting("HF_TOKEN") is not None}
     try:
-        connect(("huggingface.co", 443), timeout=3).close()
-        reachable = True
-    except OSError:
-        reachable = False
-    gated = base.startswith(tuple(assumed["gated"]))
-    return {"gated": gated, "token": setting("HF_TOKEN") is not None, "reachable": reachable}
+        look(base, model["revision"])
+    except hub.Unreachable:
+        return known | {"reachable": False, "refused": None}
+    except hub.Refused as refusal:
+        known["gated"] |= "is gated" in str(refusal)
+        return known | {"reachable": True, "refused": str(refusal)}
+    return known | {"reachable": True, "refused": None}
 
 
 def _table(title, header, rows):
@@ -140,8 +144,10 @@ def _warnings(sections, shape, gpu, known):
     compute = (model["quantization"] or {}).get("bnb_4bit_compute_dtype")
     if not gpu["bf16"] and "bfloat16" in (model["dtype"], compute):
         yield "this GPU has no bfloat16 arithmetic: set model.dtype (and bnb_4bit_compute_dtype) to float16"
-    if known["gated"] and not known["token"]:
-        yield f"{model['base']} is gated: accept its licence on the hub page and set HF_TOKEN"
+    if known["refused"]:
+        yield known["refused"]
+    elif known["gated"] and not known["reachable"] and not known["token"]:
+        yield f"{model['base']} is gated: accept its terms on its hub page, and set HF_TOKEN"
     if known["reachable"] is False:
         yield "the hub is not reachable from here: model.base must be a local folder when the recipe runs"
     if (model["quantization"] or {}).get("load_in_4bit") and getattr(shape, "num_local_experts", 0):
@@ -178,8 +184,8 @@ def report(sections, shape, name, assumed):
     left = budget.disk(sections, shape, assumed)
     rows = [[what, f"{size / GIB:.2f}"] for what, size in left.items()]
     _table("Disk, GiB", ["", ""], [*rows, ["total", f"{sum(left.values()) / GIB:.2f}"]])
-    known = access(sections["model"]["base"], assumed)
-    print(f"\nAccess: {known}")
+    known = access(sections["model"], assumed)
+    print(f"\nAccess: { {key: value for key, value in known.items() if key != 'refused'} }")
     for warning in _warnings(sections, shape, gpu, known):
         print(f"WARNING: {warning}")
     print(f"\nAssumed (params/prices.yaml): {name} {gpu}; utilization {assumed['utilization']}; margins "

@@ -109,6 +109,8 @@ def hub_rows(source: Source, spec: dict) -> Iterator[dict]:
     """Rows of a hub data set by id, config, split and revision. Raises ValueError, at once, saying what to do."""
     import datasets
 
+    from lib import hub
+
     config, split_name = spec.get("config"), spec.get("split") or "train"
     if len(source.configs) > 1 and config not in source.configs:
         raise ValueError(
@@ -117,12 +119,19 @@ def hub_rows(source: Source, spec: dict) -> Iterator[dict]:
         )
     on_hub = "train" if spec["name"] == "pubmedqa" else split_name
     which = {"data_files": source.files[config]} if source.files else {"name": config}
+    asked = source.hub_id, spec.get("revision"), "dataset"
     try:
-        table = datasets.load_dataset(source.hub_id, **which, split=on_hub, revision=spec.get("revision"))
+        with hub.asked(*asked):
+            table = datasets.load_dataset(source.hub_id, **which, split=on_hub, revision=spec.get("revision"))
+    except hub.Refused:
+        raise
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        if isinstance(error, datasets.exceptions.DatasetNotFoundError):
+            hub.look(*asked)  # raises with the reason, which is lost on the way through datasets
         raise ValueError(
             f"cannot load {source.hub_id} (config {config!r}, split {on_hub!r}, revision {spec.get('revision')!r}): "
-            f"{type(error).__name__}: {error}. {remedy(error)}"
+            f"{type(error).__name__}: {error}. Compare config, split and revision in the recipe's data.sources with "
+            "the data set's hub page"
         ) from error
     require_columns(spec["name"], table.column_names)
     table = table.select_columns([c for c in source.columns + source.optional if c in table.column_names])
@@ -171,12 +180,3 @@ def pubmedqa_ids(local: Callable[[str], Path]) -> set[str]:
     if len(ids) != sum(PUBMEDQA_TEST.values()):
         raise ValueError(f"{where} holds {len(ids)} different ids of PubMedQA's test set, expected 500")
     return ids
-
-
-def remedy(error: Exception) -> str:
-    """What a user can do about a failure of datasets.load_dataset."""
-    if "gated" in str(error):
-        return "Accept the data set's terms on its hub page, then run `hf auth login` or set HF_TOKEN."
-    if isinstance(error, (ConnectionError, TimeoutError)):
-        return "Check the network or HF_ENDPOINT, or set data.origin to clinic or samples, which need neither."
-    return "Compare config, split and revision in the recipe's data.sources with the data set's hub page."

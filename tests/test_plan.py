@@ -10,7 +10,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.checkpoint import checkpoint
 from trl.trainer import sft_trainer as trl
 
-from lib import budget, memory, plan, recipe, shapes, trace
+from lib import budget, hub, memory, plan, recipe, shapes, trace
 
 ASSUMED = budget.load()
 FOUR = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -202,13 +202,15 @@ def test_published_file_sizes():
 def test_access_does_not_need_a_network(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "x")
 
-    def offline(*_, **__):
-        raise OSError("no route")
+    def offline(*_):
+        raise hub.Unreachable("no route")
 
-    found = plan.access("meta-llama/Llama-3.1-8B", ASSUMED, offline)
-    assert found == {"gated": True, "token": True, "reachable": False}
-    assert plan.access("twin", ASSUMED, offline)["reachable"] is None
-    assert plan.access("Qwen/Qwen3-8B", ASSUMED, offline)["gated"] is False
+    def ask(base):
+        return plan.access({"base": base, "revision": None}, ASSUMED, offline)
+
+    assert ask("meta-llama/Llama-3.1-8B") == {"gated": True, "token": True, "reachable": False, "refused": None}
+    assert ask("twin")["reachable"] is None
+    assert ask("Qwen/Qwen3-8B")["gated"] is False
 
 
 def test_the_plan_of_the_tiny_recipe_prints_every_table(capsys):

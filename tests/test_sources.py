@@ -329,11 +329,6 @@ def test_hub_column_renamed(local_hub):
         readers.rows({"name": "medreason"}, "hub")
 
 
-def test_remedies_by_kind_of_failure():
-    assert "HF_TOKEN" in readers.remedy(ValueError("Dataset 'x' is a gated dataset on the Hub."))
-    assert "clinic or samples" in readers.remedy(ConnectionError("Couldn't reach 'x' on the Hub"))
-
-
 @pytest.mark.parametrize(
     ("spec", "said"),
     [

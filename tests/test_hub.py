@@ -1,0 +1,246 @@
+"""Models and data sets from a hub, by the libraries' own loading code, over connections that break and gates that shut.
+
+Every loading runs in a process of its own with HF_ENDPOINT at a small hub on loopback and an empty HF_HOME. That hub
+offers no Xet, so nothing has to be switched off.
+"""
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import families
+import pandas
+import pytest
+import torch
+from safetensors.torch import load_file
+from smallhub import Hub
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from lib.files import ROOT, sha256_file
+
+ROWS = 300
+LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
+FEW = [json.loads(line) for line in (ROOT / "data/samples/medreason.jsonl").read_text().splitlines()[:2]]
+LOADING = """
+import contextlib, dataclasses, hashlib, io, json, os, sys
+from lib import run, hub, readers, recipe, sources
+
+hub.PAUSE_S = 0.01
+
+
+def model(repo, revision=None):
+    from lib import models
+
+    fields = {"base": repo, "revision": revision, "twin": None}
+    cfg = recipe.load("tiny", {"model": fields, "qat": None, "judge.candidates": ["base", "sft"]})
+    tokenizer, weights = models.tokenizer(cfg), models.base(cfg).state_dict()
+    sums = {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in weights.items()}
+    return {"vocabulary": len(tokenizer), "weights": sums}
+
+
+def data(repo, revision=None):
+    source = dataclasses.replace(sources.SOURCES["medreason"], hub_id=repo)
+    rows = list(readers.hub_rows(source, {"name": "medreason", "revision": revision}))
+    return hashlib.sha256(json.dumps([row["reasoning"] for row in rows]).encode()).hexdigest()
+
+
+def planned(name):
+    from lib import plan
+
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        plan.main(["--recipe", name, "--gpu", "t4"])
+    return said.getvalue()
+
+
+for what, token, *asked in json.loads(sys.argv[1]):
+    os.environ.pop("HF_TOKEN", None)
+    if token:
+        os.environ["HF_TOKEN"] = token
+    try:
+        print(json.dumps({"found": globals()[what](*asked)}))
+    except Exception as error:
+        print(json.dumps({"error": type(error).__name__, "said": str(error)}))
+"""
+
+
+def environment(hub, home):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    return kept | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "XDG_CACHE_HOME": str(home), "OMP_NUM_THREADS": "1"}
+
+
+def load(hub, home, *cases):
+    """What each case, [function of LOADING, HF_TOKEN, its arguments], found or was told; one process for all."""
+    command = [sys.executable, "-c", LOADING, json.dumps(cases)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(hub, home), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [SimpleNamespace(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A model and a data set in folders, and what loading each must give."""
+    base, rows = tmp_path_factory.mktemp("base"), tmp_path_factory.mktemp("rows")
+    tokenizer = families.qwen3()
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, tie_word_embeddings=True,
+    )  # fmt: skip
+    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    weights = load_file(base / "model.safetensors")
+    sums = {name: hashlib.sha256(t.float().numpy().tobytes()).hexdigest() for name, t in weights.items()}
+    draw = random.Random(0)
+    reasoning = [f"{FEW[n % 2]['reasoning']} {draw.randbytes(300).hex()}" for n in range(ROWS)]
+    table = [{**FEW[n % 2], "id_in_dataset": str(n), "reasoning": text} for n, text in enumerate(reasoning)]
+    pandas.DataFrame(table).to_parquet(rows / "train.parquet")
+    return SimpleNamespace(
+        base=base, rows=rows, weights=sums, vocabulary=len(tokenizer),
+        model_bytes=(base / "model.safetensors").stat().st_size, data_bytes=(rows / "train.parquet").stat().st_size,
+        digest=hashlib.sha256(json.dumps(reasoning).encode()).hexdigest(),
+    )  # fmt: skip
+
+
+def right(made, case):
+    """Whether a case loaded the model, or the data set, to the last bit."""
+    if isinstance(getattr(case, "found", None), str):
+        return case.found == made.digest
+    return vars(case).keys() == {"found"} and case.found["vocabulary"] == made.vocabulary and all(
+        case.found["weights"][name] == value for name, value in made.weights.items()
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def seen(made, tmp_path_factory):
+    """Two runs over the same HF_HOME, between them what was fetched so far: (hub, first, second, transfers of each)."""
+    home, cut = tmp_path_factory.mktemp("home"), made.model_bytes // 3
+    with Hub() as hub:
+        for name in ("whole", "cut", "lost", "spoilt"):
+            hub.add(f"lab/{name}", made.base)
+            hub.add(f"rows/{name}", made.rows, "datasets")
+        hub.add("lab/gated", made.base, gate="sesame")
+        hub.add("rows/gated", made.rows, "datasets", gate="sesame")
+        hub.add(LLAMA, made.base, gate="sesame")
+        hub.cuts["lab/cut/model.safetensors"] = [(cut, "close"), (1000, "reset"), (0, "close"), (2000, "close")]
+        hub.cuts["rows/cut/train.parquet"] = [(5000, "close"), (1000, "reset")]
+        hub.cuts["lab/lost/model.safetensors"] = [(cut, "close"), *[(0, "close")] * 3, *[(0, "reset")] * 3]
+        hub.cuts["rows/lost/train.parquet"] = [(5000, "reset"), *[(0, "close")] * 6]
+        spoilt = home / "hub" / "models--lab--spoilt" / "blobs"
+        spoilt.mkdir(parents=True)
+        (spoilt / f"{sha256_file(made.base / 'model.safetensors')}.incomplete").write_bytes(b"x" * 500)
+        first = load(
+            hub, home,
+            ["model", "", "lab/whole"], ["model", "", "lab/cut"], ["model", "", "lab/lost"],
+            ["data", "", "rows/whole"], ["data", "", "rows/cut"], ["data", "", "rows/lost"],
+            ["model", "", "lab/gated"], ["model", "open", "lab/gated"], ["model", "stale", "lab/gated"],
+            ["data", "", "rows/gated"], ["data", "open", "rows/gated"],
+            ["model", "", "lab/whole", "v9"], ["model", "", "lab/whoel"], ["data", "", "rows/whole", "v9"],
+            ["data", "", "rows/whoel"], ["model", "", "lab/spoilt"],
+        )  # fmt: skip
+        after = dict(hub.sent)
+        left = sorted((p.name, p.stat().st_size) for p in home.rglob("*.incomplete"))
+        second = load(
+            hub, home, ["model", "", "lab/lost"], ["data", "", "rows/lost"], ["model", "sesame", "lab/gated"],
+            ["data", "sesame", "rows/gated"], ["model", "", "lab/spoilt"], ["model", "", "lab/whole"],
+            *(["planned", token, "llama31_8b_t4"] for token in ("", "open", "sesame")),
+        )  # fmt: skip
+        yield SimpleNamespace(hub=hub, first=first, second=second, after=after, left=left, home=home, cut=cut)
+
+
+def test_a_model_and_a_data_set_load_whole(made, seen):
+    assert right(made, seen.first[0]) and right(made, seen.first[3])
+    assert seen.hub.sent["lab/whole/model.safetensors"] == made.model_bytes  # and not again by the second run
+    assert right(made, seen.second[5])
+
+
+def test_a_connection_that_breaks_goes_on_where_it_broke(made, seen):
+    assert right(made, seen.first[1]) and right(made, seen.first[4])
+    cut = seen.cut
+    assert seen.hub.ranges["lab/cut/model.safetensors"] == [0, cut, cut + 1000, cut + 1000, cut + 3000]
+    assert seen.hub.sent["lab/cut/model.safetensors"] == made.model_bytes
+    assert seen.hub.ranges["rows/cut/train.parquet"] == [0, 5000, 6000]
+    assert seen.hub.sent["rows/cut/train.parquet"] == made.data_bytes
+
+
+def test_a_download_given_up_is_told_as_such_and_nothing_of_it_looks_whole(made, seen):
+    for case, name in ((seen.first[2], "lab/lost"), (seen.first[5], "rows/lost")):
+        assert case.error == "Unreachable"
+        assert case.said.startswith(f"cannot fetch {name} from {seen.hub.url} (")
+        assert "run again, what was fetched is kept. To go without a network, set" in case.said
+    sums = [sha256_file(made.base / "model.safetensors"), sha256_file(made.rows / "train.parquet")]
+    assert seen.left == sorted([(f"{sums[0]}.incomplete", seen.cut), (f"{sums[1]}.incomplete", 5000)])
+    for path in seen.home.rglob("blobs/*"):
+        if len(path.name) == 64:
+            assert sha256_file(path) == path.name
+
+
+def test_the_next_run_fetches_what_is_missing_and_no_more(made, seen):
+    assert right(made, seen.second[0]) and right(made, seen.second[1])
+    assert seen.after["lab/lost/model.safetensors"] == seen.cut and seen.after["rows/lost/train.parquet"] == 5000
+    assert seen.hub.sent["lab/lost/model.safetensors"] == made.model_bytes
+    assert seen.hub.sent["rows/lost/train.parquet"] == made.data_bytes
+    assert not list(seen.home.rglob("*.incomplete"))
+
+
+def test_a_part_that_is_not_the_hubs_is_thrown_away(made, seen):
+    assert "did not arrive as the hub describes it" in seen.first[15].said
+    assert right(made, seen.second[4])
+
+
+def test_a_gate_is_named_with_its_page_and_the_token(made, seen):
+    hub, bare, open_, stale, rows, rows_open = seen.hub, *seen.first[6:11]
+    for case, page in ((bare, f"{hub.url}/lab/gated"), (rows, f"{hub.url}/datasets/rows/gated")):
+        assert f"is gated: accept its terms at {page}. HF_TOKEN is not set: put a token" in case.said
+    for case, page in ((open_, f"{hub.url}/lab/gated"), (rows_open, f"{hub.url}/datasets/rows/gated")):
+        assert f"accept its terms at {page}. HF_TOKEN is set: its account has not been let in" in case.said
+    assert stale.said == f"the hub does not know the token in HF_TOKEN: make a new one at {hub.url}/settings/tokens"
+    assert right(made, seen.second[2]) and right(made, seen.second[3])
+
+
+def test_a_wrong_revision_or_name_is_told_from_a_lost_network(seen):
+    revision, name, data_revision, data_name = seen.first[11:15]
+    assert revision.said.startswith("lab/whole has no revision 'v9': mend the revision of model.base in the recipe")
+    assert data_revision.said.startswith("rows/whole has no revision 'v9': mend the revision of data.sources")
+    assert f"{seen.hub.url} has no model lab/whoel, or it is private: check the spelling of model.base" in name.said
+    assert "has no dataset rows/whoel, or it is private: check the spelling of data.sources" in data_name.said
+    assert {case.error for case in seen.first[6:15]} == {"Refused"}
+
+
+def test_a_killed_download_goes_on(made, tmp_path):
+    with Hub() as hub:
+        hub.add("rows/killed", made.rows, "datasets")
+        hub.cuts["rows/killed/train.parquet"] = [(5000, "stall")]
+        command = [sys.executable, "-c", LOADING, json.dumps([["data", "", "rows/killed"]])]
+        with subprocess.Popen(command, cwd=ROOT, env=environment(hub, tmp_path)) as process:
+            until = time.monotonic() + 120
+            while not any(p.stat().st_size == 5000 for p in tmp_path.rglob("*.incomplete")):
+                assert process.poll() is None and time.monotonic() < until
+                time.sleep(0.05)
+            process.kill()
+        (again,) = load(hub, tmp_path, ["data", "", "rows/killed"])
+        assert right(made, again) and hub.sent["rows/killed/train.parquet"] == made.data_bytes
+
+
+def test_a_plan_asks_at_the_gate(seen):
+    bare, open_, sesame = (case.found for case in seen.second[6:])
+    gate = f"WARNING: {LLAMA} is gated: accept its terms at {seen.hub.url}/{LLAMA}. HF_TOKEN is"
+    assert f"{gate} not set: put a token of" in bare and "'token': False, 'reachable': True}" in bare
+    assert f"{gate} set: its account has not been let in" in open_
+    assert "WARNING: meta" not in sesame and "'token': True, 'reachable': True}" in sesame
+
+
+def test_a_stage_ends_with_the_hubs_reason(made, tmp_path):
+    settings = "data.origin=hub data.sources=[{name:medreason}] data.test_sources=[]"
+    with Hub() as hub:
+        hub.add("UCSC-VLAA/MedReason", made.rows, "datasets", gate="sesame")
+        command = [sys.executable, "-m", "lib.execute", "01_dataset", "--set", settings]
+        env = environment(hub, tmp_path) | {"OUTPUTS": str(tmp_path / "outputs")}
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Refused: UCSC-VLAA/MedReason is gated: accept its terms at" in done.stderr
+    assert not list((tmp_path / "outputs").rglob("stage.json"))
