@@ -5,6 +5,7 @@ is what lib.rubric needs. HealthBench and MedSafetyBench are not stored here; da
 """
 
 import csv
+import random
 from pathlib import Path
 
 import yaml
@@ -83,6 +84,22 @@ def load_medsafetybench(path):
                 rest = {"safe_response": row["safe_response"]}
                 items.append(_item("medsafety", f"{name}-{number}", request, rest))
     return _distinct(items, path)
+
+
+LOADERS = {"healthbench": load_healthbench, "medsafety": load_medsafetybench}
+
+
+def load_benchmark(entry, seed, opened=None):
+    """The items of an entry of judge.benchmarks, in random order.
+
+    entry: {"name", "path", "questions"?}; so many items are drawn with the seed, all where no number is given.
+    opened: called with each file's path, from the repository's root on; stage.file records them as read.
+    """
+    path = ROOT / entry["path"]
+    for file in (sorted(path.rglob("*.csv")) if path.is_dir() else [path]) if opened else ():
+        opened(file.relative_to(ROOT).as_posix() if file.is_relative_to(ROOT) else str(file))
+    items = LOADERS[entry["name"]](path)
+    return random.Random(seed).sample(items, min(entry.get("questions", len(items)), len(items)))
 
 
 def _item(kind, name, messages, rest):

@@ -71,7 +71,13 @@ def parse_set(text):
         key, equals, value = item.partition("=")
         if not equals or not key:
             raise ValueError(f"SET item {item!r} should read section.key=value, for example sft.learning_rate=1e-3")
-        overrides[key] = parse(value)
+        try:
+            overrides[key] = parse(value)
+        except yaml.YAMLError as error:
+            raise ValueError(
+                f"SET item {item!r} is no YAML value ({error.problem}): one with blanks in it is put in quotes whole, "
+                "such as 'data.sources=[{name: medreason}]'"
+            ) from error
     return nest(overrides)
 
 
@@ -186,6 +192,7 @@ def _combinations(recipe):
         candidates = ["base", "sft", *(["qat"] if qat else []), *export["quantizations"]]
         ours = [name for name in judge["candidates"] if not name.startswith("api:")]  # api:MODEL is asked at a server
         _subset(ours, candidates, "judge.candidates (with this qat and export; api:MODEL for a hosted one)")
+        _benchmarks(judge["benchmarks"])
     if qat and not all(type(seed) is int for seed in qat["seeds"]):
         raise ValueError(f"qat.seeds should list whole numbers, found {qat['seeds']!r}")
     if qat and qat["refresh_every"] > 1:
@@ -208,6 +215,28 @@ def _combinations(recipe):
         raise ValueError(
             "qat over a 4-bit base (model.quantization) is not supported: set qat: null or load the base in 16 bits"
         )
+
+
+def _benchmarks(entries):
+    """Refuse an entry of judge.benchmarks that names no known benchmark or no file: chapter 6 is hours away."""
+    for entry in entries:
+        if not isinstance(entry, dict) or not {"name", "path"} <= set(entry) <= {"name", "path", "questions"}:
+            raise ValueError(
+                f"judge.benchmarks: found {entry!r}, expected {{name: healthbench, path: FILE, questions: 50}}"
+            )
+        _subset([entry["name"]], schema.GRADED, "judge.benchmarks")
+        if not isinstance(entry["path"], str) or not (ROOT / entry["path"]).exists():
+            raise ValueError(
+                f"judge.benchmarks, {entry['name']}: no file {entry['path']!r}, from the repository's root on; "
+                "data/README.md says what it should hold"
+            )
+        if type(entry.get("questions", 1)) is not int or entry.get("questions", 1) < 1:
+            raise ValueError(
+                f"judge.benchmarks, {entry['name']}: questions is {entry['questions']!r}, expected 1 or more"
+            )
+    names = [entry["name"] for entry in entries]
+    if len(set(names)) < len(names):
+        raise ValueError(f"judge.benchmarks names {max(names, key=names.count)} twice: put its rows into one file")
 
 
 def _subset(found, allowed, where):

@@ -16,6 +16,7 @@ SECTIONS = ("run", "data", "model", "chat", "lora", "sft", "qat", "export", "jud
 NULLABLE = ("lora", "qat", "judge")
 OVERLAPS = ("provenance", "exact", "near", "gram_13", "gram_8")  # detectors of lib.leakage, the surest first
 QUANTIZATIONS = ("q4_0", "q4_k_m", "q5_k_m", "q8_0", "mxfp4_moe")
+GRADED = ("healthbench", "medsafety")  # benchmarks that a judge grades by rubric, see lib.cases
 DEVICE_FIELDS = ("output_dir", "use_cpu", "bf16", "fp16", "disable_tqdm", "seed", "data_seed")
 LIBRARIES = {
     "lora": ("peft", "LoraConfig"),
@@ -98,6 +99,7 @@ class JudgeSection:
     repeats: int = 20  # calls made a second time under other codes
     exam: int = 12  # questions of the exam that a judge must pass first; 0 leaves it out
     batch: bool = False  # the Batch API: half the price, up to a day
+    benchmarks: list = field(default_factory=list)  # files of yours, [{name: healthbench, path, questions}]
 
 
 OWN = {

@@ -93,9 +93,18 @@ def completion(content, finish="stop", **message):
 
 
 def physician(body):
-    """A judge that reads: answers with the ground truth win, others lose; cases get 3 of 5 and no hallucination."""
+    """A judge that reads: answers with the ground truth win, others lose; cases get 3 of 5 and no hallucination.
+
+    Of a rubric's criteria the first is met; harmfulness is 2.
+    """
     text = body["messages"][1]["content"]
     answers = re.findall(r"\[answer (\w+)\]\n(.*?)\n\[end of answer", text, re.DOTALL)
+    if "Criteria, each with its points" in text:  # the first of the list is met, whatever the answer
+        count = len(re.findall(r"(?m)^\d+\. \[[+-]", text))
+        return completion(json.dumps({"criteria": [{"number": n, "reason": "read", "met": n == 1}
+                                                   for n in range(1, count + 1)]}))  # fmt: skip
+    if "Give harmfulness" in text:
+        return completion(json.dumps({"reason": "read", "harmfulness": 2}))
     if "Ground truth" not in text:
         words = " ".join(answers[0][1].split()[:5])
         axis = {"quote": words, "score": 3}

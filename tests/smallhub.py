@@ -20,7 +20,7 @@ KINDS = {"": "models", "datasets/": "datasets"}
 
 
 class Hub(Loopback):
-    """Repositories in memory: add(repo, folder), then `hub.url` is an HF_ENDPOINT.
+    """Repositories in memory: add(repo, folder), then `hub.url` is an HF_ENDPOINT. Every commit's hash is known.
 
     A file is named "owner/repository/file". sent: {file: bytes of its body sent}. ranges: {file: first byte asked for,
     of every request}. cuts: {file: list}; every transfer of that file takes the first entry, (bytes, "close", "reset"
@@ -83,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
         if (kind, repo) not in self.hub.repos:
             return self._refuse(401, "RepoNotFound", "Repository not found")
         files, commit = self.hub.repos[kind, repo]
-        if revision not in ("main", commit):
+        if revision not in ("main", commit) and not re.fullmatch("[0-9a-f]{40}", revision):
             return self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if token == "stale":

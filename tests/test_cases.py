@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from lib import cases, clinic
+from lib import cases, clinic, schema
 from lib.files import ROOT
 
 CASES = cases.load_cases()
@@ -154,3 +154,16 @@ def test_a_broken_row_of_medsafetybench_is_named(tmp_path, rows, message):
 def test_a_folder_without_csv_files_is_refused(tmp_path):
     with pytest.raises(ValueError, match="found no row, expected at least one"):
         cases.load_medsafetybench(tmp_path)
+
+
+def test_an_entry_of_the_recipe_draws_its_questions_and_tells_its_files(tmp_path):
+    entry, opened = {"name": "healthbench", "path": "data/samples/healthbench.jsonl", "questions": 2}, []
+    items = cases.load_benchmark(entry, 1, opened.append)
+    assert len(items) == 2 and items == cases.load_benchmark(entry, 1) and opened == [entry["path"]]
+    drawn = {item["id"] for seed in range(20) for item in cases.load_benchmark(entry, seed)}
+    assert drawn == {item["id"] for item in cases.load_healthbench(HEALTHBENCH)}
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.csv").write_bytes(MEDSAFETY.read_bytes())
+    whole = cases.load_benchmark({"name": "medsafety", "path": str(tmp_path)}, 1, opened.append)
+    assert len(whole) == 6 and opened[1:] == [str(tmp_path / f"{name}.csv") for name in ("one", "two")]
+    assert set(cases.LOADERS) == set(schema.GRADED)

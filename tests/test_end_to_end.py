@@ -15,6 +15,11 @@ from pipeline import SHARED, SMALL, STAGES, folder, make, record
 from lib import recipe
 from lib.files import ROOT
 
+BROUGHT = (
+    "[{name: healthbench, path: data/samples/healthbench.jsonl, questions: 2},"
+    " {name: medsafety, path: data/samples/medsafetybench.csv}]"
+)
+
 
 def test_all_six_stages_finish_and_are_then_fresh(run):
     for stage in STAGES:
@@ -43,6 +48,7 @@ def test_two_judges_sit_the_exam_and_fill_every_table(run, tmp_path):
         Endpoint(lambda body, n: (200, {}, physician(body), 0)) as two,
     ):
         settings = f"{SMALL} judge.judges=[lexical,llama-x@{one.url},gpt-x@{two.url}] judge.exam=2 judge.repeats=2"
+        settings += f" 'judge.benchmarks={BROUGHT}'"
         copy = tmp_path / "outputs"
         shutil.copytree(folder(run), folder(copy, settings))
         done = make(copy, "06_judge", settings)
@@ -55,6 +61,12 @@ def test_two_judges_sit_the_exam_and_fill_every_table(run, tmp_path):
     assert agreed["first_place"]["value"] == 1.0
     assert [len(table) for table in metrics["cases"].values()] == [2, 2]
     assert len(metrics["screens"]) == 5
+    graded = {(row["judge"], row["kind"], row["model"]): row for row in metrics["benchmarks"]}
+    assert len(graded) == 2 * 2 * 2 and {model for _, _, model in graded} == {"base", "q4_k_m"}
+    for (_, kind, _), row in graded.items():
+        axis, unsaid = ("score", 0) if kind == "healthbench" else ("harmfulness", 1)
+        assert row[axis]["n"] == (2 if kind == "healthbench" else 3) and row["stamp"].startswith(f"{row[axis]['n']} of")
+        assert row["empty"] == row[axis]["n"] and row[axis]["value"] == unsaid or row[axis]["value"] > unsaid
 
 
 def test_executed_notebooks_hold_no_warnings_and_no_walls_of_text(run):
@@ -76,7 +88,9 @@ def test_what_was_trained_is_what_is_served(run):
     assert abs(export["perplexity"]["bf16"]["kld"]) < 1e-5 < export["perplexity"]["q4_0"]["kld"]
     floor, own = (export["arithmetic"][name]["kld"] for name in ("q4_0", "qat q4_0"))
     assert 0 < own < 3 * floor
-    assert export["adapter"]["on"]["equal"] >= export["adapter"]["on"]["asked"] - 1
+    on = export["adapter"]["on"]
+    assert on["asked"] == 8
+    assert on["equal"] == 8 or (on["lead"] or 0) < 0.1  # of two almost equally likely tokens the choice may differ
     assert {(row["way"], row["seed"]) for row in trained["metrics"]["by_seed"]} == {
         (way, seed) for way in ("control", "int4", "qat") for seed in (42, 43)
     }

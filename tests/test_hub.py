@@ -28,9 +28,10 @@ LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 FEW = [json.loads(line) for line in (ROOT / "data/samples/medreason.jsonl").read_text().splitlines()[:2]]
 LOADING = """
 import contextlib, dataclasses, hashlib, io, json, os, sys
+from huggingface_hub import constants
 from lib import run, hub, readers, recipe, sources
 
-hub.PAUSE_S = 0.01
+constants.DOWNLOAD_CHUNK_SIZE = 1000  # bytes written at a time: the files are small
 
 
 def model(repo, revision=None):
@@ -117,22 +118,19 @@ def right(made, case):
 
 @pytest.fixture(scope="module")
 def seen(made, tmp_path_factory):
-    """Two runs over the same HF_HOME, between them what was fetched so far: (hub, first, second, transfers of each)."""
-    home, cut = tmp_path_factory.mktemp("home"), made.model_bytes // 3
+    """Two runs over the same HF_HOME, between them what was sent so far: (hub, first, second, transfers of each)."""
+    home, cut = tmp_path_factory.mktemp("home"), made.model_bytes // 3000 * 1000
     with Hub() as hub:
-        for name in ("whole", "cut", "lost", "spoilt"):
+        for name in ("whole", "cut", "lost"):
             hub.add(f"lab/{name}", made.base)
             hub.add(f"rows/{name}", made.rows, "datasets")
         hub.add("lab/gated", made.base, gate="sesame")
         hub.add("rows/gated", made.rows, "datasets", gate="sesame")
         hub.add(LLAMA, made.base, gate="sesame")
-        hub.cuts["lab/cut/model.safetensors"] = [(cut, "close"), (1000, "reset"), (0, "close"), (2000, "close")]
-        hub.cuts["rows/cut/train.parquet"] = [(5000, "close"), (1000, "reset")]
-        hub.cuts["lab/lost/model.safetensors"] = [(cut, "close"), *[(0, "close")] * 3, *[(0, "reset")] * 3]
-        hub.cuts["rows/lost/train.parquet"] = [(5000, "reset"), *[(0, "close")] * 6]
-        spoilt = home / "hub" / "models--lab--spoilt" / "blobs"
-        spoilt.mkdir(parents=True)
-        (spoilt / f"{sha256_file(made.base / 'model.safetensors')}.incomplete").write_bytes(b"x" * 500)
+        hub.cuts["lab/cut/model.safetensors"] = [(cut, "close"), (0, "close"), (2000, "close")]
+        hub.cuts["rows/cut/train.parquet"] = [(5000, "close")]
+        hub.cuts["lab/lost/model.safetensors"] = [(cut, "close"), (1000, "reset")]
+        hub.cuts["rows/lost/train.parquet"] = [(5000, "reset")]
         first = load(
             hub, home,
             ["model", "", "lab/whole"], ["model", "", "lab/cut"], ["model", "", "lab/lost"],
@@ -140,13 +138,13 @@ def seen(made, tmp_path_factory):
             ["model", "", "lab/gated"], ["model", "open", "lab/gated"], ["model", "stale", "lab/gated"],
             ["data", "", "rows/gated"], ["data", "open", "rows/gated"],
             ["model", "", "lab/whole", "v9"], ["model", "", "lab/whoel"], ["data", "", "rows/whole", "v9"],
-            ["data", "", "rows/whoel"], ["model", "", "lab/spoilt"],
+            ["data", "", "rows/whoel"],
         )  # fmt: skip
         after = dict(hub.sent)
         left = sorted((p.name, p.stat().st_size) for p in home.rglob("*.incomplete"))
         second = load(
             hub, home, ["model", "", "lab/lost"], ["data", "", "rows/lost"], ["model", "sesame", "lab/gated"],
-            ["data", "sesame", "rows/gated"], ["model", "", "lab/spoilt"], ["model", "", "lab/whole"],
+            ["data", "sesame", "rows/gated"], ["model", "", "lab/whole"],
             *(["planned", token, "llama31_8b_t4"] for token in ("", "open", "sesame")),
         )  # fmt: skip
         yield SimpleNamespace(hub=hub, first=first, second=second, after=after, left=left, home=home, cut=cut)
@@ -155,41 +153,33 @@ def seen(made, tmp_path_factory):
 def test_a_model_and_a_data_set_load_whole(made, seen):
     assert right(made, seen.first[0]) and right(made, seen.first[3])
     assert seen.hub.sent["lab/whole/model.safetensors"] == made.model_bytes  # and not again by the second run
-    assert right(made, seen.second[5])
+    assert right(made, seen.second[4])
 
 
-def test_a_connection_that_breaks_goes_on_where_it_broke(made, seen):
+def test_a_connection_that_closes_goes_on_where_it_closed(made, seen):
     assert right(made, seen.first[1]) and right(made, seen.first[4])
-    cut = seen.cut
-    assert seen.hub.ranges["lab/cut/model.safetensors"] == [0, cut, cut + 1000, cut + 1000, cut + 3000]
+    assert seen.hub.ranges["lab/cut/model.safetensors"] == [0, seen.cut, seen.cut, seen.cut + 2000]
     assert seen.hub.sent["lab/cut/model.safetensors"] == made.model_bytes
-    assert seen.hub.ranges["rows/cut/train.parquet"] == [0, 5000, 6000]
+    assert seen.hub.ranges["rows/cut/train.parquet"] == [0, 5000]
     assert seen.hub.sent["rows/cut/train.parquet"] == made.data_bytes
 
 
-def test_a_download_given_up_is_told_as_such_and_nothing_of_it_looks_whole(made, seen):
+def test_a_download_given_up_is_told_as_such_and_leaves_whole_files_only(made, seen):
     for case, name in ((seen.first[2], "lab/lost"), (seen.first[5], "rows/lost")):
         assert case.error == "Unreachable"
         assert case.said.startswith(f"cannot fetch {name} from {seen.hub.url} (")
-        assert "run again, what was fetched is kept. To go without a network, set" in case.said
-    sums = [sha256_file(made.base / "model.safetensors"), sha256_file(made.rows / "train.parquet")]
-    assert seen.left == sorted([(f"{sums[0]}.incomplete", seen.cut), (f"{sums[1]}.incomplete", 5000)])
+        assert "run again, files that arrived whole are kept. To go without a network, set" in case.said
+    assert seen.left == []
     for path in seen.home.rglob("blobs/*"):
         if len(path.name) == 64:
             assert sha256_file(path) == path.name
 
 
-def test_the_next_run_fetches_what_is_missing_and_no_more(made, seen):
+def test_the_next_run_fetches_again_only_the_file_that_was_cut(made, seen):
     assert right(made, seen.second[0]) and right(made, seen.second[1])
-    assert seen.after["lab/lost/model.safetensors"] == seen.cut and seen.after["rows/lost/train.parquet"] == 5000
-    assert seen.hub.sent["lab/lost/model.safetensors"] == made.model_bytes
-    assert seen.hub.sent["rows/lost/train.parquet"] == made.data_bytes
-    assert not list(seen.home.rglob("*.incomplete"))
-
-
-def test_a_part_that_is_not_the_hubs_is_thrown_away(made, seen):
-    assert "did not arrive as the hub describes it" in seen.first[15].said
-    assert right(made, seen.second[4])
+    assert seen.hub.ranges["lab/lost/model.safetensors"] == [0, seen.cut, 0]
+    assert seen.hub.ranges["rows/lost/train.parquet"] == [0, 0]
+    assert seen.hub.ranges["lab/lost/tokenizer.json"] == [0]
 
 
 def test_a_gate_is_named_with_its_page_and_the_token(made, seen):
@@ -211,23 +201,23 @@ def test_a_wrong_revision_or_name_is_told_from_a_lost_network(seen):
     assert {case.error for case in seen.first[6:15]} == {"Refused"}
 
 
-def test_a_killed_download_goes_on(made, tmp_path):
+def test_a_killed_download_leaves_nothing_that_looks_whole(made, tmp_path):
     with Hub() as hub:
         hub.add("rows/killed", made.rows, "datasets")
         hub.cuts["rows/killed/train.parquet"] = [(5000, "stall")]
         command = [sys.executable, "-c", LOADING, json.dumps([["data", "", "rows/killed"]])]
         with subprocess.Popen(command, cwd=ROOT, env=environment(hub, tmp_path)) as process:
             until = time.monotonic() + 120
-            while not any(p.stat().st_size == 5000 for p in tmp_path.rglob("*.incomplete")):
+            while not any(tmp_path.rglob("*.incomplete")):
                 assert process.poll() is None and time.monotonic() < until
                 time.sleep(0.05)
             process.kill()
         (again,) = load(hub, tmp_path, ["data", "", "rows/killed"])
-        assert right(made, again) and hub.sent["rows/killed/train.parquet"] == made.data_bytes
+        assert right(made, again)
 
 
 def test_a_plan_asks_at_the_gate(seen):
-    bare, open_, sesame = (case.found for case in seen.second[6:])
+    bare, open_, sesame = (case.found for case in seen.second[5:])
     gate = f"WARNING: {LLAMA} is gated: accept its terms at {seen.hub.url}/{LLAMA}. HF_TOKEN is"
     assert f"{gate} not set: put a token of" in bare and "'token': False, 'reachable': True}" in bare
     assert f"{gate} set: its account has not been let in" in open_
@@ -235,7 +225,7 @@ def test_a_plan_asks_at_the_gate(seen):
 
 
 def test_a_stage_ends_with_the_hubs_reason(made, tmp_path):
-    settings = "data.origin=hub data.sources=[{name:medreason}] data.test_sources=[]"
+    settings = "data.origin=hub 'data.sources=[{name: medreason}]' data.test_sources=[]"
     with Hub() as hub:
         hub.add("UCSC-VLAA/MedReason", made.rows, "datasets", gate="sesame")
         command = [sys.executable, "-m", "lib.execute", "01_dataset", "--set", settings]

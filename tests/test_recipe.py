@@ -6,6 +6,7 @@ from lib import recipe, schema
 from lib.files import ROOT
 
 NAMES = sorted(path.stem for path in (ROOT / "params").glob("*.yaml") if path.stem != "prices")
+HEALTHBENCH = {"name": "healthbench", "path": "data/samples/healthbench.jsonl"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -75,6 +76,12 @@ def test_each_set_has_its_own_run_folder():
         ({"qat.scheme": "q4"}, "qat.scheme: found 'q4'.*nearest valid name is 'q4_0'"),
         ({"qat.seeds": ["a"]}, r"qat.seeds should list whole numbers, found \['a'\]"),
         ({"qat.refresh_every": 0}, "qat.refresh_every should be between 1"),
+        ({"judge.benchmarks": ["healthbench"]}, "found 'healthbench', expected {name: healthbench, path: FILE"),
+        ({"judge.benchmarks": [HEALTHBENCH | {"limit": 5}]}, "'limit': 5}, expected {name: healthbench"),
+        ({"judge.benchmarks": [HEALTHBENCH | {"name": "healthbnch"}]}, "nearest valid name is 'healthbench'"),
+        ({"judge.benchmarks": [HEALTHBENCH | {"path": "data/hb.jsonl"}]}, "no file 'data/hb.jsonl', from the repo"),
+        ({"judge.benchmarks": [HEALTHBENCH | {"questions": 0}]}, "healthbench: questions is 0, expected 1 or more"),
+        ({"judge.benchmarks": [HEALTHBENCH, HEALTHBENCH]}, "judge.benchmarks names healthbench twice"),
         ({"qat.refresh_every": 25, "qat.save_steps": 60}, "refresh_every is 25 and qat.save_steps 60: make it a"),
     ],
 )
