@@ -230,7 +230,7 @@ def _stop(folder):
 
 
 def _fail(stage, message, failed="FAILED"):
-    print(f"{stage:12} {failed}: {message}", file=sys.stderr, flush=True)
+    print(f"{stage:12} {failed}: {message}\n", end="", file=sys.stderr, flush=True)  # in one piece beside other ranks'
     return 1
 
 
