@@ -7,8 +7,8 @@
 
 Each result goes to outputs/bench/gpu.json and into the table of docs/benchmarks.md as soon as it is there; a check that
 fails has its error in the table and ends nothing else. Parts may run one by one: earlier results of the same machine
-and versions stay. `--device cpu --shape tiny` tries the program out anywhere, and leaves docs/ alone. The exit status is
-1 when a check failed or a value differed.
+and versions stay. `--device cpu --shape tiny` tries the program out anywhere, and leaves docs/ alone. The exit status
+is 1 when a check failed or a value differed.
 """
 
 import argparse

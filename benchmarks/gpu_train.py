@@ -7,6 +7,7 @@ that the FLOPs count is computed.
 """
 
 import functools
+import gc
 import itertools
 import statistics
 import tempfile
@@ -57,10 +58,9 @@ def jobs(args, rows):
 
 def matrix_rate(args):
     """Yields the rate of large square matrix products in TFLOP/s: the best size's median of ten timings."""
-    device, dtype = args.device, torch.float32 if args.device == "cpu" else torch.bfloat16
     rates = {}
     for size in (256,) if args.tiny else SIZES:
-        one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        one, other = (torch.randn(size, size, device=args.device, dtype=torch.bfloat16) for _ in range(2))
         times = []
         for _ in range(13):
             start = now()
@@ -69,7 +69,7 @@ def matrix_rate(args):
             times.append((now() - start) / 5)
         rates[size] = 2 * size**3 / statistics.median(times[3:]) / 1e12
     size = max(rates, key=rates.get)
-    yield {"tflops": rates[size], "measured": f"{rates[size]:,.3g} TFLOP/s ({size} x {size}, {dtype})"}
+    yield {"tflops": rates[size], "measured": f"{rates[size]:,.3g} TFLOP/s ({size} x {size})"}
 
 
 def now():
@@ -82,7 +82,8 @@ def load(name, args):
     """(recipe, shape of the base, aims) of a case; the tiny ones are rehearsals, and nothing is aimed at there."""
     stem, changes, aims = CASES[name]
     fields = FIELDS | {"max_length": TINY_LENGTH if args.tiny else LENGTH, "max_steps": WARM_UP + args.steps}
-    overrides = recipe.merge(recipe.merge({"sft": fields}, changes), recipe.parse_set(args.overrides))
+    overrides = recipe.merge({"model": {"dtype": "bfloat16"}, "sft": fields}, changes)
+    overrides = recipe.merge(overrides, recipe.parse_set(args.overrides))
     cfg = recipe.load(f"{stem}@rehearsal" if args.tiny else stem, overrides)
     return cfg, shapes.config(cfg.model["base"], cfg.model["twin"]), {} if args.tiny else aims
 
@@ -160,6 +161,8 @@ def measure(trainer, shape, length):
     document = length // PACKED if trainer.args.packing else length
     trainer.add_callback(clock)
     if cuda:
+        gc.collect()
+        torch.cuda.empty_cache()  # what loading in 16 bits has left behind is not training's
         torch.cuda.reset_peak_memory_stats()
     trainer.train()
     steps = [end - start for start, end in itertools.pairwise(clock.ends[WARM_UP - 1 :])]
