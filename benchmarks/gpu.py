@@ -1,173 +1,177 @@
-"""Are the grids on CUDA those of the CPU, and what does exact QAT cost there? Run by hand on a machine with a GPU.
+"""All checks that need a GPU, in one table: python -m benchmarks.gpu [--part train ...]. Run by hand.
 
-python -m benchmarks.gpu [--shape 1b --shape 8b] [--rows 4] [--length 1024] [--checkpointing]
+    exactness  are the grids on CUDA those of the CPU, value for value?
+    qat        step time and memory of exact QAT beside plain LoRA
+    train      speed and memory of chapter 3's training at real size, random weights, beside what `make plan` says
+    recipe     the tiny recipe's six stages, end to end on the GPU
 
-Needs torch, numpy, transformers and peft, no llama.cpp. Weights are random, in bfloat16 (on a CPU float32), adapters in
-float32, LoRA of rank 16 on every matrix; embedding and head are q6_k. Prints a Markdown table, writes
-outputs/bench/gpu.json; the exit status is 1 when a value differs.
+Each result goes to outputs/bench/gpu.json and into the table of docs/benchmarks.md as soon as it is there; a check that
+fails has its error in the table and ends nothing else. Parts may run one by one: earlier results of the same machine
+and versions stay. `--device cpu --shape tiny` tries the program out anywhere, and leaves docs/ alone. The exit status
+is 1 when a check failed or a value differed.
 """
 
 import argparse
 import gc
-import statistics
+import importlib
+import os
 import sys
 import time
+import traceback
 
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from lib import grids, machine, qat
-from lib.files import outputs_dir, write_json
+from lib import machine
+from lib.files import ROOT, outputs_dir, read_json, write_json, write_text
 
-SHAPES = {
-    "tiny": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "num_key_value_heads": 4, "vocab_size": 1024, "tie_word_embeddings": True},
-    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
-           "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": True},
-    "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-           "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False},
-}  # fmt: skip
-ARMS = {"plain LoRA": None, "q4_0": ("q4_0", 1), "q4_k, refresh 1": ("q4_k", 1), "q4_k, refresh 25": ("q4_k", 25)}
+PARTS = {  # name: (module, function that gives its jobs), imported late, for what one needs another need not
+    "exactness": ("gpu_qat", "exactness"),
+    "qat": ("gpu_qat", "cost"),
+    "train": ("gpu_train", "jobs"),
+    "recipe": ("gpu_recipe", "jobs"),
+}
+PAGE = ROOT / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+HEADS = ("part", "what", "measured", "MFU, %", "peak, GiB", "plan, GiB", "plan's error, %", "aim", "reached")
 
 
-def cycle(times, refresh_every):
-    """Median seconds of the steps that search and of those that reuse, and their mean over refresh_every steps.
-
-    times: of more than refresh_every steps in order; the first searches, warms up and is left out.
-    """
-    search = statistics.median(t for i, t in enumerate(times) if i and i % refresh_every == 0)
-    reuse = statistics.median([t for i, t in enumerate(times) if i % refresh_every] or [search])
-    mean = (search + (refresh_every - 1) * reuse) / refresh_every
-    return {"search_s": round(search, 4), "reuse_s": round(reuse, 4), "mean_s": round(mean, 4)}
-
-
-def weights(rows):
-    """Weights that press on every branch of the grids: {family: (rows, 1024) float32}."""
-    draw = torch.Generator().manual_seed(0)
-    normal, other = (torch.randn(rows, 1024, generator=draw) for _ in range(2))
-    sizes = 10.0 ** -torch.linspace(1, 44, rows)[:, None]
-    return {
-        "gaussian": (normal * 0.02).bfloat16().float(),
-        "heavy tails": normal * torch.exp(2 * other),
-        "groups of unlike size": normal * torch.exp(3 * other[:, ::32]).repeat_interleave(32, 1),
-        "far from zero": normal * 0.01 + 1,
-        "constant": torch.linspace(-3, 3, rows)[:, None].expand(rows, 1024).contiguous(),
-        "mostly zero": normal * (other > 2),
-        "from 1e-1 down to 1e-44": normal * sizes,
-        "huge": normal * 1e4,
-        "halves, where rounding ties": (normal * 64).round() / 2,
-    }
+def said(error):
+    """An exception in one line: out of memory, which package is missing, or the message's first line."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    if "out of memory" in str(error).lower():
+        return "out of memory"
+    link = error
+    while link:
+        if isinstance(link, ModuleNotFoundError) and link.name:
+            return f"the package {link.name} is missing here (requirements.txt)"
+        link = link.__cause__ or link.__context__
+    return f"{type(error).__name__}: {text}"[:300]
 
 
-def differing(one, other):
-    """Number of values that differ; not-a-number equals itself."""
-    return int((~((one == other) | (one.isnan() & other.isnan()))).sum())
-
-
-def exactness(device, rows):
-    """Values and scales that differ between the device and the CPU: {type: {family: count above 0}}."""
-    families, found = weights(rows), {}
-    for type in grids.GRIDS:
-        counts = {}
-        for family, w in families.items():
-            there, whole = w.to(device), grids.fake_quantize(w, type)
-            found_there = grids.by_torch(there.view(-1, grids.GRIDS[type][0]), type)
-            counts[family] = differing(found_there.cpu().view(w.shape), whole)
-            if type in grids.C_TYPES:
-                pairs = zip(grids.fit(there, type), grids.fit(w, type), strict=True)
-                counts[family] += sum(differing(ours.cpu(), theirs) for ours, theirs in pairs)
-        found[type] = {family: count for family, count in counts.items() if count}
-    return {"values_a_type": sum(w.numel() for w in families.values()), "differing": found}
-
-
-def lora_model(shape, scheme, device, checkpointing):
-    """A random Llama with LoRA, prepared for scheme = (type of the matrices, refresh_every) or None."""
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float32 if device == "cpu" else torch.bfloat16)
+def attempt(row, job, keep):
+    """Run a job and put each dict that it yields into the row, or what went wrong; keep() after each."""
     try:
-        with torch.device(device):
-            model = LlamaForCausalLM(LlamaConfig(**SHAPES[shape]))
-    finally:
-        torch.set_default_dtype(torch.float32)
-    lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
-    model = get_peft_model(model, lora).train()
-    if checkpointing:
-        model.enable_input_require_grads()
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    if scheme:
-        outer = ("embed_tokens.weight", "lm_head.weight")
-        matrices = [name for name, p in qat.base_parameters(model).items() if p.ndim == 2]
-        qat.prepare(model, {name: "q6_k" if name.endswith(outer) else scheme[0] for name in matrices}, scheme[1])
-    return model
+        for found in job():
+            row.update(found)
+            keep()
+    except Exception as error:  # whatever a driver, a kernel or a library raises: the other checks go on
+        row["error"] = said(error)
+        keep()
+        if row["error"].startswith(type(error).__name__):  # unforeseen: whoever mends it needs the place
+            traceback.print_exc()
+    gc.collect()
+    torch.cuda.empty_cache()
+    print(f"{row['part']}, {row['what']}: {cells(row)[2]}", flush=True)
 
 
-def timed_steps(model, tokens, steps):
-    """Seconds of every optimizer step, and the peak of the memory that torch held, in GiB (None on a CPU)."""
-    cuda = tokens.device.type == "cuda"
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4, fused=True)
-    times = []
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    for _ in range(steps):
-        start = time.perf_counter()
-        model(tokens, labels=tokens, use_cache=False).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if cuda:
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return times, round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None
+def run(part, args, rows, keep):
+    """Run all jobs of a part; their rows take the place of those that the part had."""
+    rows[:] = [row for row in rows if row["part"] != part]
+    module, name = PARTS[part]
+    try:
+        jobs = getattr(importlib.import_module(f"benchmarks.{module}"), name)(args, rows)
+    except Exception as error:  # whatever a package raises that is missing, or does not fit the others
+        rows.append({"part": part, "what": "all of it", "error": said(error)})
+        keep()
+        print(f"{part}: {said(error)}", flush=True)
+        return
+    for what, job in jobs:
+        rows.append({"part": part, "what": what})
+        attempt(rows[-1], job, keep)
 
 
-def cost(shape, args):
-    """Step time and memory of every arm, one after another, each alone on the device."""
-    found = {}
-    for name, scheme in ARMS.items():
-        model = lora_model(shape, scheme, args.device, args.checkpointing)
-        tokens = torch.randint(0, SHAPES[shape]["vocab_size"], (args.rows, args.length), device=args.device)
-        refresh_every = scheme[1] if scheme else 1
-        times, peak = timed_steps(model, tokens, max(args.steps, refresh_every) + 1)
-        found[name] = cycle(times, refresh_every) | {"peak_gib": peak, "parameters": model.num_parameters()}
-        found[name]["ratio"] = round(found[name]["mean_s"] / found["plain LoRA"]["mean_s"], 2)
-        print(shape, name, found[name], flush=True)
-        del model
-        gc.collect()
-        torch.cuda.empty_cache()
-    return found
+def cells(row):
+    """The cells of a row of the table, as text."""
+
+    def number(key, form):
+        return "" if row.get(key) is None else format(row[key], form)
+
+    measured = "; ".join(text for text in (row.get("measured"), row.get("error")) if text)
+    peak = number("peak_gib", ".2f") + (f" (reserved {row['reserved_gib']:.2f})" if row.get("reserved_gib") else "")
+    reached = "failed" if "error" in row else {True: "yes", False: "no"}.get(row.get("reached"), "")
+    found = (row["part"], row["what"], measured, number("mfu", ".1f"), peak, number("plan_gib", ".2f"))
+    return [*found, number("plan_error", "+.1f"), row.get("aim", ""), reached]
 
 
-def table(costs):
-    """The costs as a Markdown table."""
-    lines = ["| shape | arm | searching step, s | other steps, s | mean, s | ratio | peak, GiB |", "|---" * 7 + "|"]
-    for shape, arms in costs.items():
-        for name, row in arms.items():
-            numbers = (row[key] for key in ("search_s", "reuse_s", "mean_s", "ratio", "peak_gib"))
-            lines.append(f"| {shape} | {name} | {' | '.join(map(str, numbers))} |")
-    return "\n".join(lines)
+def table(found):
+    """What was found as Markdown, with where and when."""
+    rows = sorted(found["rows"], key=lambda row: list(PARTS).index(row["part"]))
+    lines = [HEADS, ["---"] * len(HEADS), *(map(escaped, cells(row)) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{found['where']}, {found['when']}."
 
 
-def main():
+def escaped(text):
+    return text.replace("|", "\\|")
+
+
+def page(text, found):
+    """The page's text with the table between its markers replaced."""
+    before, _, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"{PAGE} should hold {BEGIN} and {END}, between which the table goes")
+    return f"{before}{BEGIN}\n{table(found)}\n{END}{after}"
+
+
+def keeper(found, real):
+    """A function that writes the JSON and the page; docs/ only where the shapes are real and on a GPU."""
+    folder, text = outputs_dir() / "bench", PAGE.read_text(encoding="utf-8")
+
+    def keep():
+        found["when"] = time.strftime("%Y-%m-%d")
+        write_json(folder / "gpu.json", found)
+        for path in [folder / "benchmarks.md", *([PAGE] if real else [])]:
+            write_text(path, page(text, found))
+
+    return keep
+
+
+def about(args):
+    """What the numbers are of: results of another machine, other versions or other shapes are not kept beside these."""
+    described = machine.describe()
+    versions = {name: described["versions"][name] for name in ("torch", "transformers", "peft", "trl", "bitsandbytes")
+                if name in described["versions"]}  # fmt: skip
+    hardware = described["hardware"]
+    device = hardware["gpu"] if args.device == "cuda" else f"{hardware['cpu']}, {hardware['cores']} cores"
+    where = ", ".join([device, *(f"{name} {version}" for name, version in versions.items())])
+    return {"where": where + (", tiny shapes: a try-out of the program" if args.tiny else "")}
+
+
+def parsed(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--shape", action="append", choices=SHAPES, help="default: 1b, then 8b")
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--length", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=8, help="timed steps an arm, at least refresh_every")
-    parser.add_argument("--checkpointing", action="store_true")
-    args = parser.parse_args()
+    parser.add_argument("--part", action="append", choices=PARTS, help="default: all")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument(
+        "--shape", action="append", choices=("tiny", "1b", "8b"), help="qat: default 1b and 8b; tiny: all"
+    )
+    parser.add_argument("--rows", type=int, default=4, help="qat: rows a step")
+    parser.add_argument("--length", type=int, default=1024, help="qat: tokens a row")
+    parser.add_argument("--checkpointing", action="store_true", help="qat: gradient checkpointing")
+    parser.add_argument("--steps", type=int, default=8, help="timed steps; qat: at least refresh_every")
+    parser.add_argument("--set", default="", dest="overrides", help='train, recipe: "section.key=value ..."')
+    args = parser.parse_args(argv)
+    args.shape, args.part = args.shape or ["1b", "8b"], args.part or list(PARTS)
+    args.tiny = args.shape == ["tiny"]
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no CUDA device; --device cpu --shape tiny tries the program out")
+    return args
+
+
+def main(argv=None):
+    """The command line; returns the exit status."""
+    args = parsed(argv)
+    if args.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for the libraries, which take a GPU where there is one
     machine.quiet()
-    found = {"hardware": machine.describe()["hardware"], "torch": torch.__version__, "arguments": vars(args)}
-    found["exactness"] = exactness(args.device, rows=64)
-    wrong = {type: counts for type, counts in found["exactness"]["differing"].items() if counts}
-    print(f"values that differ from the CPU's: {wrong or 0}", flush=True)
-    found["cost"] = {shape: cost(shape, args) for shape in args.shape or ("1b", "8b")}
-    print(table(found["cost"]))
-    out = outputs_dir() / "bench" / "gpu.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, found)
+    found, path = about(args) | {"when": "", "rows": []}, outputs_dir() / "bench" / "gpu.json"
+    if path.exists() and (earlier := read_json(path)).get("where") == found["where"]:
+        found["rows"] = earlier["rows"]
+    keep = keeper(found, args.device == "cuda" and not args.tiny)
+    for part in [name for name in PARTS if name in args.part]:
+        run(part, args, found["rows"], keep)
+    keep()
+    print(table(found))
+    wrong = [row for row in found["rows"] if row["part"] in args.part and ("error" in row or row.get("differing"))]
     return 1 if wrong else 0
 
 

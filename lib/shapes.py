@@ -35,12 +35,12 @@ def config(base, twin=None):
 
 
 def model(config, dtype=torch.bfloat16, layers=None, **options):
-    """A causal language model of that shape on the meta device. layers: take only so many of its layers."""
+    """A causal language model of that shape on the meta device. layers: so many of its layers, fewer or more."""
     config = copy.deepcopy(config)
     if layers is not None:
         setattr(config, "n_layer" if config.model_type == "gpt2" else "num_hidden_layers", layers)
         if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[:layers]
+            config.layer_types = [config.layer_types[n % len(config.layer_types)] for n in range(layers)]
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype, **options)
 

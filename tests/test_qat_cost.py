@@ -1,14 +1,12 @@
 """What makes exact QAT affordable, kept matrices and reused scales, changes no number that it should not."""
 
 import copy
-import json
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from benchmarks import gpu
 from benchmarks import qat as bench
 from lib import grids, kgrids, layout, qat
 
@@ -230,29 +228,6 @@ def test_a_model_in_bfloat16_computes_in_it_and_proves_the_values_of_the_file():
 def test_refreshing_less_than_never_is_refused():
     with pytest.raises(ValueError, match="refresh_every is 0, expected 1 or more"):
         prepared(0)
-
-
-def test_the_gpu_benchmark_tries_itself_out_on_a_cpu(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("OUTPUTS", str(tmp_path))
-    arguments = ["gpu", "--device", "cpu", "--shape", "tiny", "--rows", "1", "--length", "16", "--steps", "1"]
-    monkeypatch.setattr("sys.argv", [*arguments, "--checkpointing"])
-    assert gpu.main() == 0
-    found = json.loads((tmp_path / "bench" / "gpu.json").read_text())
-    assert found["exactness"] == {"values_a_type": 9 * 64 * 1024, "differing": {type: {} for type in grids.GRIDS}}
-    assert found["cost"]["tiny"].keys() == gpu.ARMS.keys()
-    assert "| tiny | q4_k, refresh 25 |" in capsys.readouterr().out
-
-
-def test_the_gpu_benchmark_fails_when_a_value_differs(monkeypatch):
-    real = grids.by_torch
-    monkeypatch.setattr(grids, "by_torch", lambda blocks, type: real(blocks, type) + (type == "q4_k"))
-    found = gpu.exactness("cpu", 4)["differing"]
-    assert found.pop("q4_k") and not any(found.values())
-
-
-def test_a_cycle_of_steps_weighs_searching_and_reusing_ones():
-    assert gpu.cycle([9, 1, 1, 1, 5, 1, 1, 1, 7], 4) == {"search_s": 6, "reuse_s": 1, "mean_s": 2.25}
-    assert gpu.cycle([9, 1, 2, 3], 1) == {"search_s": 2, "reuse_s": 2, "mean_s": 2}
 
 
 SMALL = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4, "head_dim": 64}
