@@ -22,7 +22,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from benchmarks.gpu import cycle
+from benchmarks.gpu_qat import cycle
 from lib import clinic, gguf, grids, machine, qat, textbook, twin
 from lib.files import ROOT, outputs_dir, read_json, write_json
 
