@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from pipeline import LAUNCH, SHARED, SMALL, folder, make, record
@@ -122,16 +121,13 @@ def test_two_ranks_of_which_one_is_lost_or_stopped_end_as_undisturbed_ones(pair,
         ("worker of rank 1", [3, 4], "Signal 9 (SIGKILL)"),
         ("worker of rank 0", [4, 5], "stopped by SIGTERM after saving checkpoint-5"),
     ):
-        begun = time.monotonic()
         ended = aimed(tmp_path, copy, "03_sft", aim, SHARED, LAUNCH)
-        print(aim, ended.returncode, f"{time.monotonic() - begun:.0f} s", ended.stdout, ended.stderr, sep="\n")
         assert ended.returncode != 0 and not (stage / "stage.json").exists(), f"{aim}: {ended.stdout}"
         assert steps(stage) == left and said in ended.stderr, f"{aim}: {ended.stderr}"
     last = make(copy, "03_sft", SHARED, LAUNCH)
     assert last.returncode == 0, last.stderr
     assert "resuming from checkpoint-5" in (stage / "03_sft.ipynb").read_text()
-    assert record(copy, "03_sft", SHARED)["metrics"] == undisturbed["metrics"]
-    assert (stage / "adapter" / "adapter_model.safetensors").exists()
+    assert record(copy, "03_sft", SHARED)["metrics"] == undisturbed["metrics"]  # the adapter's hash is among them
 
 
 @pytest.mark.slow
