@@ -21,6 +21,7 @@ PACKAGES = (
 def quiet():
     """Keep the libraries' progress bars and advice out of the notebook; the checks of this project say what matters."""
     os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_PROGRESS_BARS="1", TRANSFORMERS_VERBOSITY="error")
+    os.environ.update(HF_HUB_DISABLE_TELEMETRY="1")  # every trainer of TRL's would report itself to the hub
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="IProgress not found")  # bars are lib.terminal's
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch|transformers|trl|peft|datasets|torchao")

@@ -7,6 +7,7 @@ differ from run to run. Keys and servers are read from the environment, by the t
 import importlib.util
 import os
 import resource
+import sys
 import time
 
 import torch
@@ -14,11 +15,12 @@ from transformers import TrainerCallback
 
 from lib import ranks
 
+PROJECT = "medtune"
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
 def fields(settings, folder):
-    """The trl.SFTConfig field for the trackers of `settings`; puts their stores into `folder` if not set.
+    """The trl.SFTConfig fields for the trackers of `settings`; puts their stores into `folder` if not set.
 
     Raises ValueError for a tracker that is unknown or not installed.
     """
@@ -35,24 +37,42 @@ def fields(settings, folder):
     for variable, value in {
         "WANDB_MODE": "offline",
         "WANDB_DIR": str(folder),
-        "WANDB_PROJECT": "medtune",
+        "WANDB_CACHE_DIR": str(folder / "wandb-cache"),
+        "WANDB_DATA_DIR": str(folder / "wandb-cache"),
+        "WANDB_PROJECT": PROJECT,
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
-        "MLFLOW_EXPERIMENT_NAME": "medtune",
+        "MLFLOW_EXPERIMENT_NAME": PROJECT,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
         "TRACKIO_DIR": str(folder / "trackio"),
     }.items():
         os.environ.setdefault(variable, value)
     if names and ranks.leads():
         folder.mkdir(parents=True, exist_ok=True)
-    return {"report_to": names or "none"}
+    return {"report_to": names or "none", "project": PROJECT}
 
 
 def attach(trainer, folder):
-    """Let a trainer's trackers log throughput and memory too, TensorBoard's files in `folder`; returns the trainer."""
+    """Let a trainer's trackers log throughput, memory and the adapter's settings too; returns the trainer.
+
+    folder: logs/<name> of a stage, for TensorBoard's files; with the others the run is called run/stage/name.
+    """
+    trainer.args.run_name = "/".join(part for part in folder.parts[-4:] if part != "logs")
     for callback in trainer.callback_handler.callbacks:
         if type(callback).__name__ == "TensorBoardCallback":
             callback.logging_dir = str(folder)
     trainer.callback_handler.callbacks.insert(0, Meter())  # before the trackers, which read what it adds
+    trainer.add_callback(Adapter())
     return trainer
+
+
+class Adapter(TrainerCallback):
+    """Tells MLflow the adapter's settings, which transformers tells to W&B and Trackio only."""
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        mlflow = sys.modules.get("mlflow")
+        if mlflow and "mlflow" in args.report_to and mlflow.active_run() and hasattr(model, "peft_config"):
+            found = model.peft_config["default"].to_dict()
+            mlflow.log_params({f"lora.{key}": str(value)[:500] for key, value in found.items() if value is not None})
 
 
 class Meter(TrainerCallback):
@@ -63,6 +83,9 @@ class Meter(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.seconds, self.tokens = 0.0, 0 if state.global_step == 0 else None
+        wandb = sys.modules.get("wandb")
+        if wandb and wandb.run and "wandb" in args.report_to:  # an earlier training's: each has a run of its own
+            wandb.finish()
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.begun = time.perf_counter()

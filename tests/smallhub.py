@@ -20,7 +20,7 @@ KINDS = {"": "models", "datasets/": "datasets"}
 
 
 class Hub(Loopback):
-    """Repositories in memory: add(repo, folder), then `hub.url` is an HF_ENDPOINT. Every commit's hash is known.
+    """Repositories in memory: add(repo, folder), then `hub.url` is an HF_ENDPOINT.
 
     A file is named "owner/repository/file". sent: {file: bytes of its body sent}. ranges: {file: first byte asked for,
     of every request}. cuts: {file: list}; every transfer of that file takes the first entry, (bytes, "close", "reset"
@@ -37,10 +37,10 @@ class Hub(Loopback):
         self.over.set()
         super().__exit__(*error)
 
-    def add(self, repo, folder, kind="models", gate=None):
-        """Serve a folder's files as a repository; gate: None, or the token that opens it, or "" where none does."""
+    def add(self, repo, folder, kind="models", gate=None, commit=None):
+        """Serve a folder's files as a repository; gate: None, or the token that opens it."""
         files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-        self.repos[kind, repo] = files, hashlib.sha1(repr(sorted(files)).encode() + repo.encode()).hexdigest()
+        self.repos[kind, repo] = files, commit or hashlib.sha1(repo.encode()).hexdigest()
         if gate is not None:
             self.gates[kind, repo] = gate
 
@@ -82,15 +82,15 @@ class _Handler(BaseHTTPRequestHandler):
         """(files, commit) of a repository that this caller may read, else None and the refusal is sent."""
         if (kind, repo) not in self.hub.repos:
             return self._refuse(401, "RepoNotFound", "Repository not found")
-        files, commit = self.hub.repos[kind, repo]
-        if revision not in ("main", commit) and not re.fullmatch("[0-9a-f]{40}", revision):
-            return self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if token == "stale":
             return self._refuse(401, None, "Invalid credentials in Authorization header")
         gate = self.hub.gates.get((kind, repo))
         if gate is not None and (not token or token != gate):
             return self._refuse(403 if token else 401, "GatedRepo", f"Access to {repo} is restricted.")
+        files, commit = self.hub.repos[kind, repo]
+        if revision not in ("main", commit):
+            return self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return files, commit
 
     def _file(self, kind, repo, files, commit, name):

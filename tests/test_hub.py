@@ -17,10 +17,12 @@ import families
 import pandas
 import pytest
 import torch
+from pipeline import make
 from safetensors.torch import load_file
 from smallhub import Hub
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from lib import recipe
 from lib.files import ROOT, sha256_file
 
 ROWS = 300
@@ -126,7 +128,7 @@ def seen(made, tmp_path_factory):
             hub.add(f"rows/{name}", made.rows, "datasets")
         hub.add("lab/gated", made.base, gate="sesame")
         hub.add("rows/gated", made.rows, "datasets", gate="sesame")
-        hub.add(LLAMA, made.base, gate="sesame")
+        hub.add(LLAMA, made.base, gate="sesame", commit=recipe.load("llama31_8b_t4").model["revision"])
         hub.cuts["lab/cut/model.safetensors"] = [(cut, "close"), (0, "close"), (2000, "close")]
         hub.cuts["rows/cut/train.parquet"] = [(5000, "close")]
         hub.cuts["lab/lost/model.safetensors"] = [(cut, "close"), (1000, "reset")]
@@ -225,12 +227,12 @@ def test_a_plan_asks_at_the_gate(seen):
 
 
 def test_a_stage_ends_with_the_hubs_reason(made, tmp_path):
-    settings = "data.origin=hub 'data.sources=[{name: medreason}]' data.test_sources=[]"
+    first = "FreedomIntelligence/medical-o1-reasoning-SFT"  # of the default recipe's sources
     with Hub() as hub:
-        hub.add("UCSC-VLAA/MedReason", made.rows, "datasets", gate="sesame")
-        command = [sys.executable, "-m", "lib.execute", "01_dataset", "--set", settings]
-        env = environment(hub, tmp_path) | {"OUTPUTS": str(tmp_path / "outputs")}
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        hub.add(first, made.rows, "datasets", gate="sesame")
+        env = environment(hub, tmp_path)
+        done = make(tmp_path / "outputs", "01_dataset", "data.origin=hub", env=env)
+        page = f"{hub.url}/datasets/{first}"
     assert done.returncode == 1
-    assert "Refused: UCSC-VLAA/MedReason is gated: accept its terms at" in done.stderr
+    assert f"Refused: {first} is gated: accept its terms at {page}. HF_TOKEN is not set" in done.stderr
     assert not list((tmp_path / "outputs").rglob("stage.json"))

@@ -33,7 +33,7 @@ def trained(folder, report_to):
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
     for name in ("WANDB_MODE", "WANDB_DIR", "WANDB_PROJECT", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME",
-                 "TRACKIO_DIR"):  # fmt: skip
+                 "TRACKIO_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "MLFLOW_DISABLE_TELEMETRY"):  # fmt: skip
         monkeypatch.setenv(name, "")  # so that what a test sets is gone after it
         monkeypatch.delenv(name)
 
