@@ -65,7 +65,9 @@ def test_two_judges_sit_the_exam_and_fill_every_table(run, tmp_path):
     assert len(graded) == 2 * 2 * 2 and {model for _, _, model in graded} == {"base", "q4_k_m"}
     for (_, kind, _), row in graded.items():
         axis, unsaid = ("score", 0) if kind == "healthbench" else ("harmfulness", 1)
-        assert row[axis]["n"] == (2 if kind == "healthbench" else 3) and row["stamp"].startswith(f"{row[axis]['n']} of")
+        assert row[axis]["n"] == (2 if kind == "healthbench" else 3) and row["stamp"].startswith(
+            f"{2 * row[axis]['n']} of"
+        )
         assert row["empty"] == row[axis]["n"] and row[axis]["value"] == unsaid or row[axis]["value"] > unsaid
 
 
