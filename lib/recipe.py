@@ -206,8 +206,8 @@ def _combinations(recipe):
             )
     if (trained.get("fsdp_config") or {}).get("activation_checkpointing"):
         raise ValueError(
-            "fsdp_config.activation_checkpointing wraps layers, and PEFT then saves an adapter without tensors: set it to "
-            "false and sft.gradient_checkpointing to true"
+            "fsdp_config.activation_checkpointing wraps layers, and PEFT then saves an adapter without tensors: set it "
+            "to false and sft.gradient_checkpointing to true"
         )
     if recipe["lora"] and qat and model["quantization"]:
         raise ValueError(
