@@ -211,6 +211,11 @@ def _combinations(recipe):
                 f"{remedy.partition(':')[0]} needs whole weight matrices on each rank, which sft.{spread[0]} spreads "
                 f"over them: set {remedy}"
             )
+    if (trained.get("fsdp_config") or {}).get("activation_checkpointing"):
+        raise ValueError(
+            "fsdp_config.activation_checkpointing wraps layers, and PEFT then saves an adapter without tensors: set it "
+            "to false and sft.gradient_checkpointing to true"
+        )
     if recipe["lora"] and qat and model["quantization"]:
         raise ValueError(
             "qat over a 4-bit base (model.quantization) is not supported: set qat: null or load the base in 16 bits"

@@ -77,3 +77,9 @@ def test_weights_in_parts_are_refused_where_each_rank_needs_them_whole(changed, 
     with pytest.raises(ValueError, match=remedy):
         recipe.load("tiny", changed)
     assert recipe.load("tiny", changed | {"qat": None, "judge": None, "data.stages": []}).sft
+
+
+def test_wrapped_layers_are_refused():
+    spread = {"sft.fsdp": "full_shard", "sft.fsdp_config": {"activation_checkpointing": True}}
+    with pytest.raises(ValueError, match="an adapter without tensors: set it to false"):
+        recipe.load("tiny", spread | {"qat": None, "judge": None})
