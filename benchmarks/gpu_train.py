@@ -32,7 +32,7 @@ from trl import SFTConfig, SFTTrainer
 from lib import budget, memory, models, packing, plan, recipe, shapes
 
 GIB = memory.GIB
-LENGTH, TINY_LENGTH, PACKED = 4096, 128, 8  # tokens a row; conversations in it
+LENGTH, TINY_LENGTH, PACKED = 4096, 64, 8  # tokens a row; conversations in it
 WARM_UP = 3  # steps that are not timed
 SIZES = (8192, 16384)  # of the square matrices
 PRODUCTS = "bf16 matrix products"
@@ -59,7 +59,7 @@ def jobs(args, rows):
 def matrix_rate(args):
     """Yields the rate of large square matrix products in TFLOP/s: the best size's median of ten timings."""
     rates = {}
-    for size in (256,) if args.tiny else SIZES:
+    for size in (128,) if args.tiny else SIZES:
         one, other = (torch.randn(size, size, device=args.device, dtype=torch.bfloat16) for _ in range(2))
         times = []
         for _ in range(13):

@@ -13,8 +13,16 @@ from benchmarks import gpu, gpu_qat, gpu_train
 from lib import grids, shapes
 from lib.files import ROOT
 
-ARGUMENTS = "--device cpu --shape tiny --rows 1 --length 16 --steps 1 --checkpointing"
-WRONG = "model.twin.steps=2 chat.max_new_tokens=0"  # chapter 1 does not generate; chapter 2 does
+STAGES = [path.stem for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))]
+
+
+def script(tmp_path, *arguments):
+    """(the finished process, {(part, what): row} of its JSON) of a try-out on a CPU, with a cache of its own."""
+    environment = os.environ | {"OUTPUTS": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--shape", "tiny", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    rows = json.loads((tmp_path / "bench" / "gpu.json").read_text())["rows"]
+    return done, {(row["part"], row["what"]): row for row in rows}
 
 
 def test_the_whole_script_on_a_cpu_fills_the_table_and_tells_what_failed(tmp_path):
@@ -22,32 +30,37 @@ def test_the_whole_script_on_a_cpu_fills_the_table_and_tells_what_failed(tmp_pat
     other = {"where": "another machine", "when": "", "rows": [{"part": "qat", "what": "of another machine"}]}
     (tmp_path / "bench" / "gpu.json").write_text(json.dumps(other))
     before = gpu.PAGE.read_text()
-    environment = os.environ | {"OUTPUTS": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "benchmarks.gpu", *ARGUMENTS.split(), "--set", WRONG]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    small = ["--rows", "1", "--length", "16", "--steps", "1", "--checkpointing"]
+    done, rows = script(tmp_path, *small, "--set", "'data.sources=[{name: nowhere}]'")
     assert done.returncode == 1, done.stderr
-    rows = {
-        (row["part"], row["what"]): row for row in json.loads((tmp_path / "bench" / "gpu.json").read_text())["rows"]
-    }
-    stages = [path.stem for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))]
     expected = [("exactness", type) for type in grids.GRIDS] + [("qat", f"tiny, {arm}") for arm in gpu_qat.ARMS]
     expected += [("train", what) for what in (gpu_train.PRODUCTS, *gpu_train.CASES, "memory planned against measured")]
-    expected += [("recipe", stage) for stage in stages]
-    assert list(rows) == expected and len(stages) == 6
-    failed = [what for what, row in rows.items() if "error" in row]
-    assert failed == [("recipe", stage) for stage in stages[1:]]
-    assert "max_new_tokens" in rows["recipe", "02_baseline"]["error"]
-    assert rows["recipe", "06_judge"]["error"].endswith("not run: 02_baseline failed")
+    expected += [("recipe", stage) for stage in STAGES]
+    assert list(rows) == expected and len(STAGES) == 6
+    assert [what for what, row in rows.items() if "error" in row] == [("recipe", stage) for stage in STAGES]
+    assert "nowhere" in rows["recipe", "01_dataset"]["error"]
+    assert rows["recipe", "06_judge"]["error"].endswith("not run: 01_dataset failed")
     assert all(rows["exactness", type]["reached"] for type in grids.GRIDS)
-    assert rows["qat", "tiny, q4_0"]["ratio"] > 0 and rows["recipe", "01_dataset"]["seconds"] > 0
+    assert rows["qat", "tiny, q4_0"]["ratio"] > 0
     for name in gpu_train.CASES:
         row = rows["train", name]
-        assert row["tokens"] == 128 and row["tokens_per_s"] > 0 and row["mfu"] > 0 and row["plan_gib"] > 0.25
+        assert row["tokens"] == 64 and row["tokens_per_s"] > 0 and row["mfu"] > 0 and row["plan_gib"] > 0.25
         assert row["peak_gib"] is row["plan_error"] is None and row["aim"] == ""
     text = (tmp_path / "bench" / "benchmarks.md").read_text()
     assert all(f"| {part} | {what} |" in text for part, what in rows) and "of another machine" not in text
-    assert text.count("| failed |") == 5 and "a try-out of the program" in text
+    assert text.count("| failed |") == 6 and "a try-out of the program" in text
     assert text.partition(gpu.BEGIN)[0] == before.partition(gpu.BEGIN)[0] and gpu.PAGE.read_text() == before
+
+
+@pytest.mark.slow
+def test_the_recipe_runs_stage_after_stage_and_stops_where_one_fails(tmp_path):
+    wrong = "model.twin.steps=2 model.attn_implementation=flash_attention_2"  # chapter 1 needs no model; a CPU has none
+    done, rows = script(tmp_path, "--part", "recipe", "--set", wrong)
+    assert done.returncode == 1 and list(rows) == [("recipe", stage) for stage in STAGES]
+    first, second, third = (rows["recipe", stage] for stage in STAGES[:3])
+    assert "error" not in first and first["seconds"] > 0 and first["measured"].startswith(f"{first['seconds']:.0f} s")
+    assert "flash" in second["error"].lower() and "seconds" not in second
+    assert third["error"].endswith("not run: 02_baseline failed")
 
 
 @pytest.mark.parametrize(
