@@ -17,12 +17,13 @@ import families
 import pandas
 import pytest
 import torch
+from huggingface_hub import get_token
 from pipeline import make
 from safetensors.torch import load_file
 from smallhub import Hub
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from lib import recipe
+from lib import hub, recipe
 from lib.files import ROOT, sha256_file
 
 ROWS = 300
@@ -71,15 +72,15 @@ for what, token, *asked in json.loads(sys.argv[1]):
 """
 
 
-def environment(hub, home):
+def environment(server, home):
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    return kept | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "XDG_CACHE_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    return kept | {"HF_ENDPOINT": server.url, "HF_HOME": str(home), "XDG_CACHE_HOME": str(home), "OMP_NUM_THREADS": "1"}
 
 
-def load(hub, home, *cases):
+def load(server, home, *cases):
     """What each case, [function of LOADING, HF_TOKEN, its arguments], found or was told; one process for all."""
     command = [sys.executable, "-c", LOADING, json.dumps(cases)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(hub, home), capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment(server, home), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [SimpleNamespace(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")]
 
@@ -120,21 +121,21 @@ def right(made, case):
 
 @pytest.fixture(scope="module")
 def seen(made, tmp_path_factory):
-    """Two runs over the same HF_HOME, between them what was sent so far: (hub, first, second, transfers of each)."""
+    """Two runs over the same HF_HOME, between them what was sent so far: (server, first, second, transfers of each)."""
     home, cut = tmp_path_factory.mktemp("home"), made.model_bytes // 3000 * 1000
-    with Hub() as hub:
+    with Hub() as server:
         for name in ("whole", "cut", "lost"):
-            hub.add(f"lab/{name}", made.base)
-            hub.add(f"rows/{name}", made.rows, "datasets")
-        hub.add("lab/gated", made.base, gate="sesame")
-        hub.add("rows/gated", made.rows, "datasets", gate="sesame")
-        hub.add(LLAMA, made.base, gate="sesame", commit=recipe.load("llama31_8b_t4").model["revision"])
-        hub.cuts["lab/cut/model.safetensors"] = [(cut, "close"), (0, "close"), (2000, "close")]
-        hub.cuts["rows/cut/train.parquet"] = [(5000, "close")]
-        hub.cuts["lab/lost/model.safetensors"] = [(cut, "close"), (1000, "reset")]
-        hub.cuts["rows/lost/train.parquet"] = [(5000, "reset")]
+            server.add(f"lab/{name}", made.base)
+            server.add(f"rows/{name}", made.rows, "datasets")
+        server.add("lab/gated", made.base, gate="sesame")
+        server.add("rows/gated", made.rows, "datasets", gate="sesame")
+        server.add(LLAMA, made.base, gate="sesame", commit=recipe.load("llama31_8b_t4").model["revision"])
+        server.cuts["lab/cut/model.safetensors"] = [(cut, "close"), (0, "close"), (2000, "close")]
+        server.cuts["rows/cut/train.parquet"] = [(5000, "close")]
+        server.cuts["lab/lost/model.safetensors"] = [(cut, "close"), (1000, "reset")]
+        server.cuts["rows/lost/train.parquet"] = [(5000, "reset")]
         first = load(
-            hub, home,
+            server, home,
             ["model", "", "lab/whole"], ["model", "", "lab/cut"], ["model", "", "lab/lost"],
             ["data", "", "rows/whole"], ["data", "", "rows/cut"], ["data", "", "rows/lost"],
             ["model", "", "lab/gated"], ["model", "open", "lab/gated"], ["model", "stale", "lab/gated"],
@@ -142,34 +143,34 @@ def seen(made, tmp_path_factory):
             ["model", "", "lab/whole", "v9"], ["model", "", "lab/whoel"], ["data", "", "rows/whole", "v9"],
             ["data", "", "rows/whoel"],
         )  # fmt: skip
-        after = dict(hub.sent)
+        after = dict(server.sent)
         left = sorted((p.name, p.stat().st_size) for p in home.rglob("*.incomplete"))
         second = load(
-            hub, home, ["model", "", "lab/lost"], ["data", "", "rows/lost"], ["model", "sesame", "lab/gated"],
+            server, home, ["model", "", "lab/lost"], ["data", "", "rows/lost"], ["model", "sesame", "lab/gated"],
             ["data", "sesame", "rows/gated"], ["model", "", "lab/whole"],
             *(["planned", token, "llama31_8b_t4"] for token in ("", "open", "sesame")),
         )  # fmt: skip
-        yield SimpleNamespace(hub=hub, first=first, second=second, after=after, left=left, home=home, cut=cut)
+        yield SimpleNamespace(server=server, first=first, second=second, after=after, left=left, home=home, cut=cut)
 
 
 def test_a_model_and_a_data_set_load_whole(made, seen):
     assert right(made, seen.first[0]) and right(made, seen.first[3])
-    assert seen.hub.sent["lab/whole/model.safetensors"] == made.model_bytes  # and not again by the second run
+    assert seen.server.sent["lab/whole/model.safetensors"] == made.model_bytes  # and not again by the second run
     assert right(made, seen.second[4])
 
 
 def test_a_connection_that_closes_goes_on_where_it_closed(made, seen):
     assert right(made, seen.first[1]) and right(made, seen.first[4])
-    assert seen.hub.ranges["lab/cut/model.safetensors"] == [0, seen.cut, seen.cut, seen.cut + 2000]
-    assert seen.hub.sent["lab/cut/model.safetensors"] == made.model_bytes
-    assert seen.hub.ranges["rows/cut/train.parquet"] == [0, 5000]
-    assert seen.hub.sent["rows/cut/train.parquet"] == made.data_bytes
+    assert seen.server.ranges["lab/cut/model.safetensors"] == [0, seen.cut, seen.cut, seen.cut + 2000]
+    assert seen.server.sent["lab/cut/model.safetensors"] == made.model_bytes
+    assert seen.server.ranges["rows/cut/train.parquet"] == [0, 5000]
+    assert seen.server.sent["rows/cut/train.parquet"] == made.data_bytes
 
 
 def test_a_download_given_up_is_told_as_such_and_leaves_whole_files_only(made, seen):
     for case, name in ((seen.first[2], "lab/lost"), (seen.first[5], "rows/lost")):
         assert case.error == "Unreachable"
-        assert case.said.startswith(f"cannot fetch {name} from {seen.hub.url} (")
+        assert case.said.startswith(f"cannot fetch {name} from {seen.server.url} (")
         assert "run again, files that arrived whole are kept. To go without a network, set" in case.said
     assert seen.left == []
     for path in seen.home.rglob("blobs/*"):
@@ -179,18 +180,18 @@ def test_a_download_given_up_is_told_as_such_and_leaves_whole_files_only(made, s
 
 def test_the_next_run_fetches_again_only_the_file_that_was_cut(made, seen):
     assert right(made, seen.second[0]) and right(made, seen.second[1])
-    assert seen.hub.ranges["lab/lost/model.safetensors"] == [0, seen.cut, 0]
-    assert seen.hub.ranges["rows/lost/train.parquet"] == [0, 0]
-    assert seen.hub.ranges["lab/lost/tokenizer.json"] == [0]
+    assert seen.server.ranges["lab/lost/model.safetensors"] == [0, seen.cut, 0]
+    assert seen.server.ranges["rows/lost/train.parquet"] == [0, 0]
+    assert seen.server.ranges["lab/lost/tokenizer.json"] == [0]
 
 
 def test_a_gate_is_named_with_its_page_and_the_token(made, seen):
-    hub, bare, open_, stale, rows, rows_open = seen.hub, *seen.first[6:11]
-    for case, page in ((bare, f"{hub.url}/lab/gated"), (rows, f"{hub.url}/datasets/rows/gated")):
+    server, bare, open_, stale, rows, rows_open = seen.server, *seen.first[6:11]
+    for case, page in ((bare, f"{server.url}/lab/gated"), (rows, f"{server.url}/datasets/rows/gated")):
         assert f"is gated: accept its terms at {page}. HF_TOKEN is not set: put a token" in case.said
-    for case, page in ((open_, f"{hub.url}/lab/gated"), (rows_open, f"{hub.url}/datasets/rows/gated")):
+    for case, page in ((open_, f"{server.url}/lab/gated"), (rows_open, f"{server.url}/datasets/rows/gated")):
         assert f"accept its terms at {page}. HF_TOKEN is set: its account has not been let in" in case.said
-    assert stale.said == f"the hub does not know the token in HF_TOKEN: make a new one at {hub.url}/settings/tokens"
+    assert stale.said == f"the hub does not know the token in HF_TOKEN: make a new one at {server.url}/settings/tokens"
     assert right(made, seen.second[2]) and right(made, seen.second[3])
 
 
@@ -198,41 +199,48 @@ def test_a_wrong_revision_or_name_is_told_from_a_lost_network(seen):
     revision, name, data_revision, data_name = seen.first[11:15]
     assert revision.said.startswith("lab/whole has no revision 'v9': mend the revision of model.base in the recipe")
     assert data_revision.said.startswith("rows/whole has no revision 'v9': mend the revision of data.sources")
-    assert f"{seen.hub.url} has no model lab/whoel, or it is private: check the spelling of model.base" in name.said
+    assert f"{seen.server.url} has no model lab/whoel, or it is private: check the spelling of model.base" in name.said
     assert "has no dataset rows/whoel, or it is private: check the spelling of data.sources" in data_name.said
     assert {case.error for case in seen.first[6:15]} == {"Refused"}
 
 
 def test_a_killed_download_leaves_nothing_that_looks_whole(made, tmp_path):
-    with Hub() as hub:
-        hub.add("rows/killed", made.rows, "datasets")
-        hub.cuts["rows/killed/train.parquet"] = [(5000, "stall")]
+    with Hub() as server:
+        server.add("rows/killed", made.rows, "datasets")
+        server.cuts["rows/killed/train.parquet"] = [(5000, "stall")]
         command = [sys.executable, "-c", LOADING, json.dumps([["data", "", "rows/killed"]])]
-        with subprocess.Popen(command, cwd=ROOT, env=environment(hub, tmp_path)) as process:
+        with subprocess.Popen(command, cwd=ROOT, env=environment(server, tmp_path)) as process:
             until = time.monotonic() + 120
             while not any(tmp_path.rglob("*.incomplete")):
                 assert process.poll() is None and time.monotonic() < until
                 time.sleep(0.05)
             process.kill()
-        (again,) = load(hub, tmp_path, ["data", "", "rows/killed"])
+        (again,) = load(server, tmp_path, ["data", "", "rows/killed"])
         assert right(made, again)
 
 
 def test_a_plan_asks_at_the_gate(seen):
     bare, open_, sesame = (case.found for case in seen.second[5:])
-    gate = f"WARNING: {LLAMA} is gated: accept its terms at {seen.hub.url}/{LLAMA}. HF_TOKEN is"
+    gate = f"WARNING: {LLAMA} is gated: accept its terms at {seen.server.url}/{LLAMA}. HF_TOKEN is"
     assert f"{gate} not set: put a token of" in bare and "'token': False, 'reachable': True}" in bare
     assert f"{gate} set: its account has not been let in" in open_
     assert "WARNING: meta" not in sesame and "'token': True, 'reachable': True}" in sesame
 
 
+def test_the_token_of_dotenv_reaches_the_libraries(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "")  # so that what is set below is gone after the test
+    monkeypatch.setattr(hub, "setting", lambda name: {"HF_TOKEN": "of .env"}[name])
+    with hub.asked("lab/tiny"):
+        assert get_token() == "of .env"
+
+
 def test_a_stage_ends_with_the_hubs_reason(made, tmp_path):
     first = "FreedomIntelligence/medical-o1-reasoning-SFT"  # of the default recipe's sources
-    with Hub() as hub:
-        hub.add(first, made.rows, "datasets", gate="sesame")
-        env = environment(hub, tmp_path)
+    with Hub() as server:
+        server.add(first, made.rows, "datasets", gate="sesame")
+        env = environment(server, tmp_path)
         done = make(tmp_path / "outputs", "01_dataset", "data.origin=hub", env=env)
-        page = f"{hub.url}/datasets/{first}"
+        page = f"{server.url}/datasets/{first}"
     assert done.returncode == 1
     assert f"Refused: {first} is gated: accept its terms at {page}. HF_TOKEN is not set" in done.stderr
     assert not list((tmp_path / "outputs").rglob("stage.json"))
