@@ -24,6 +24,7 @@ AIMS = {  # what the kernel runs before its first cell: (where, at which call, w
     "launcher": (STEP, 1, "stop launcher", 1),
     "worker of rank 1": (STEP, 2, "kill worker", 1),
     "worker of rank 0": (STEP, 1, "stop", 0),
+    "nothing": (STEP, 0, "kill"),
 }
 STARTUP = """
 import importlib, os, psutil, signal, threading
@@ -54,12 +55,15 @@ aim({!r}, {!r}, *{!r})
 """
 
 
-def aimed(tmp_path, outputs, stage, aim, *how):
-    """Run a stage, `how` as for make, whose kernel meets its fate at the aim; returns the completed process."""
+def aimed(tmp_path, outputs, stage, aim, *how, first=""):
+    """Run a stage, `how` as for make, whose kernel meets its fate at the aim; returns the completed process.
+
+    first: Python that the kernel runs before that.
+    """
     where, *fate = AIMS[aim]
     startup = tmp_path / aim / "profile_default" / "startup"
     startup.mkdir(parents=True)
-    (startup / "aim.py").write_text(STARTUP.format(*where.rsplit(".", 1), fate))
+    (startup / "aim.py").write_text(first + STARTUP.format(*where.rsplit(".", 1), fate))
     return make(outputs, stage, *how, env={"IPYTHONDIR": str(tmp_path / aim)})
 
 

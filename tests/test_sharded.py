@@ -1,13 +1,16 @@
 """An adapter whose weights two processes hold in parts (FSDP2, on a CPU) is trained and saved as a whole one is."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from pipeline import LAUNCH, SHARED, folder, record
 from safetensors.torch import load_file
+from test_kills import aimed, steps
 from tiny_qwen import byte_tokenizer, random_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -15,8 +18,20 @@ from torch.distributed.fsdp import fully_shard
 from lib import recipe, saving
 from lib.files import ROOT
 
+LIFT = """
+from accelerate import state
+
+made = state.AcceleratorState.__init__
+
+def init(self, *args, fsdp_plugin=None, **kwargs):
+    made(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+    if fsdp_plugin is not None and self.distributed_type == state.DistributedType.MULTI_CPU:
+        self.distributed_type, self.fsdp_plugin = state.DistributedType.FSDP, fsdp_plugin
+        state.PartialState._shared_state["distributed_type"] = self.distributed_type
+
+state.AcceleratorState.__init__ = init
+"""  # the test below says why
 TEXTS = ("fever and cough", "rash and fever!")  # as many tokens each: the mean over ranks is the mean over rows
-LAUNCH = "--nproc_per_node 2 --no-python".split()
 RANK = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -54,7 +69,16 @@ def save_one(prepare, texts, folder):
 def test_an_adapter_in_parts_is_saved_whole(tmp_path):
     save_one(lambda model: model, list(TEXTS), tmp_path / "one")
     script = RANK.format(tests=os.path.dirname(__file__), folder=str(tmp_path / "two"))
-    command = [sys.executable, "-m", "torch.distributed.run", *LAUNCH, sys.executable, "-c", script]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *LAUNCH.split()[1:],
+        "--no-python",
+        sys.executable,
+        "-c",
+        script,
+    ]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -83,3 +107,18 @@ def test_wrapped_layers_are_refused():
     spread = {"sft.fsdp": "full_shard", "sft.fsdp_config": {"activation_checkpointing": True}}
     with pytest.raises(ValueError, match="an adapter without tensors: set it to false"):
         recipe.load("tiny", spread | {"qat": None, "judge": None})
+
+
+@pytest.mark.slow
+def test_chapter_3_in_parts_gives_the_adapter_of_whole_weights_also_after_a_kill(pair, tmp_path):
+    """accelerate offers FSDP2 on GPUs only; with that rule lifted, all that follows it runs on a CPU as well."""
+    settings = f"{SHARED} qat=null judge=null sft.gradient_checkpointing=true sft.fsdp=full_shard sft.fsdp_config=fsdp2"
+    copy, undisturbed = tmp_path / "outputs", record(pair, "03_sft", SHARED)["metrics"]
+    shutil.copytree(folder(pair, SHARED) / "01_dataset", folder(copy, settings) / "01_dataset")
+    killed = aimed(tmp_path, copy, "03_sft", "kernel of rank 1", settings, LAUNCH, first=LIFT)
+    assert killed.returncode != 0 and steps(folder(copy, settings) / "03_sft") == [2], killed.stderr
+    last = aimed(tmp_path, copy, "03_sft", "nothing", settings, LAUNCH, first=LIFT)
+    assert last.returncode == 0, last.stderr
+    assert "resuming from checkpoint-2" in (folder(copy, settings) / "03_sft" / "03_sft.ipynb").read_text()
+    found = record(copy, "03_sft", settings)["metrics"]
+    assert found["adapter_sha256"] == undisturbed["adapter_sha256"] and found["loss"] == undisturbed["loss"]
