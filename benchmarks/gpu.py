@@ -162,6 +162,7 @@ def main(argv=None):
     args = parsed(argv)
     if args.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for the libraries, which take a GPU where there is one
+        torch.set_num_threads(1)  # more are many times slower beside any other load
     machine.quiet()
     found, path = about(args) | {"when": "", "rows": []}, outputs_dir() / "bench" / "gpu.json"
     if path.exists() and (earlier := read_json(path)).get("where") == found["where"]:
