@@ -25,6 +25,7 @@ def script(tmp_path, *arguments):
     return done, {(row["part"], row["what"]): row for row in rows}
 
 
+@pytest.mark.slow
 def test_the_whole_script_on_a_cpu_fills_the_table_and_tells_what_failed(tmp_path):
     (tmp_path / "bench").mkdir()
     other = {"where": "another machine", "when": "", "rows": [{"part": "qat", "what": "of another machine"}]}
