@@ -150,7 +150,7 @@ def test_two_ranks_train_and_answer_as_one_does_at_the_same_global_batch(run, pa
 def test_questions_without_a_ground_truth_are_answered_and_not_scored(tmp_path):
     settings = SMALL.replace("data.test_questions=8", "data.test_questions=2").replace("0.01", "0.3")
     settings += " data.origin=samples 'data.sources=[{name: medical_o1, config: en}]' data.test_sources=[]"
-    settings += " sft.max_length=64 judge=null"
+    settings += " sft.max_length=4096 judge=null"
     for stage in STAGES:
         done = make(tmp_path, stage, settings)
         assert done.returncode == 0, f"{stage}:\n{done.stdout}\n{done.stderr}"
