@@ -54,7 +54,8 @@ def complete(api, request, deadline_s):
     api: from `client`. request: fields of chat.completions.create. Transport faults are time-outs, lost connections,
     HTTP 408, 409, 429 and 5xx, and a body that is not the protocol's JSON. One attempt may take half of the time that
     is left, so that a hung connection is tried again.
-    Raises the last fault when the deadline has passed, and at once what no retry mends (bad key, unknown model).
+    Raises the last fault when the deadline has passed, a time-out only where there was nothing else, and at once what
+    no retry mends (bad key, unknown model).
     """
 
     def once(timeout_s):
@@ -98,7 +99,7 @@ def stream(api, request, deadline_s):
 
 def persist(once, deadline_s):
     """Call once(timeout_s) until it returns or the deadline has passed: (its value, attempts). See `complete`."""
-    end, attempts = time.monotonic() + deadline_s, 0
+    end, attempts, fault = time.monotonic() + deadline_s, 0, None
     while True:
         attempts += 1
         try:
@@ -107,7 +108,9 @@ def persist(once, deadline_s):
             if error.status_code not in (408, 409, 429) and error.status_code < 500:
                 raise
             fault, wait = error, _seconds(error.response.headers.get("retry-after"))
-        except (openai.APIConnectionError, openai.APIResponseValidationError, ValueError) as error:  # time-outs too
+        except openai.APITimeoutError as error:  # of the last, short attempts: what came before says more
+            fault, wait = fault or error, 0.0
+        except (openai.APIConnectionError, openai.APIResponseValidationError, ValueError) as error:
             fault, wait = error, 0.0
         except httpx2.TransportError as error:  # a stream that broke off
             fault, wait = openai.APIConnectionError(request=error.request), 0.0

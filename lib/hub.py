@@ -11,7 +11,6 @@ from huggingface_hub import constants, errors, get_hf_file_metadata, get_token, 
 
 from lib.run import setting
 
-TIMEOUT_S = 3  # of a question that a plan can do without
 OFFLINE = (httpx.TransportError, errors.LocalEntryNotFoundError, ConnectionError, TimeoutError)
 
 
@@ -79,8 +78,11 @@ def _token():
     return "HF_TOKEN is set: its account has not been let in, or the token may not read gated repositories"
 
 
-def look(repo, revision=None, kind="model"):
-    """Ask the hub whether this repository may be read, by one small request. Raises as `asked` does."""
+def look(repo, revision=None, kind="model", timeout_s=3):
+    """Ask the hub whether this repository may be read, by one small request. Raises as `asked` does.
+
+    timeout_s: as short as suits a plan, which can do without the answer.
+    """
     url = hf_hub_url(repo, {"model": "config.json", "dataset": "README.md"}[kind], repo_type=kind, revision=revision)
     with asked(repo, revision, kind), contextlib.suppress(errors.EntryNotFoundError):
-        get_hf_file_metadata(url, timeout=TIMEOUT_S)
+        get_hf_file_metadata(url, timeout=timeout_s)

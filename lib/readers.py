@@ -127,7 +127,7 @@ def hub_rows(source: Source, spec: dict) -> Iterator[dict]:
         raise
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         if isinstance(error, datasets.exceptions.DatasetNotFoundError):
-            hub.look(*asked)  # raises with the reason, which is lost on the way through datasets
+            hub.look(*asked, timeout_s=60)  # raises with the reason, which is lost on the way through datasets
         raise ValueError(
             f"cannot load {source.hub_id} (config {config!r}, split {on_hub!r}, revision {spec.get('revision')!r}): "
             f"{type(error).__name__}: {error}. Compare config, split and revision in the recipe's data.sources with "

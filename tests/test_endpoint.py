@@ -37,7 +37,7 @@ def test_the_sdk_does_not_retry_on_its_own():
 
 def test_the_last_fault_is_raised_at_the_deadline():
     with Endpoint(lambda body, n: (429, {}, "{}", 0)) as server, pytest.raises(openai.RateLimitError):
-        endpoint.complete(endpoint.client(server.url), REQUEST, 0.2)
+        endpoint.complete(endpoint.client(server.url), REQUEST, 2)
 
 
 def test_retry_after_is_read_and_bounded():
@@ -51,15 +51,15 @@ def test_a_server_that_dribbles_is_left_at_the_deadline():
             endpoint.complete(endpoint.client(server.url), REQUEST, 0.8)
         with pytest.raises(openai.OpenAIError):
             endpoint.stream(endpoint.client(server.url), REQUEST, 0.8)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 20  # either answer, whole, takes more
 
 
 def test_a_hung_connection_is_tried_again_before_the_deadline():
     def reply(body, number):
-        return 200, {}, completion("ok"), 5 if number == 1 else 0
+        return 200, {}, completion("ok"), 60 if number == 1 else 0
 
     with Endpoint(reply) as server:
-        got, attempts = endpoint.complete(endpoint.client(server.url), REQUEST, 1.0)
+        got, attempts = endpoint.complete(endpoint.client(server.url), REQUEST, 4)
     assert (got.choices[0].message.content, attempts) == ("ok", 2)
 
 
@@ -68,7 +68,7 @@ def test_faults_last_until_the_deadline_whatever_the_server_asks_for():
         start = time.monotonic()
         with pytest.raises(openai.RateLimitError):
             endpoint.complete(endpoint.client(server.url), REQUEST, 1.0)
-        assert 0.85 <= time.monotonic() - start < 5
+        assert 0.85 <= time.monotonic() - start < 25  # one wait as the server asks for takes 30 s
 
 
 def test_a_stream_gives_the_text_the_count_and_the_first_token():

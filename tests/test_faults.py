@@ -119,5 +119,5 @@ def test_no_transport_fault_becomes_invalid_before_the_deadline_and_none_lasts_l
         lasted = time.monotonic() - begin
     assert rows == [] and sum(coverage["invalid"].values()) == 4 and coverage["incomplete"]
     assert all(cause.startswith("transport") for cause in coverage["invalid"])
-    assert 1.3 <= lasted < 6 and coverage["calls"] == 4
+    assert 1.3 <= lasted < 25 and coverage["calls"] == 4
     store.close()

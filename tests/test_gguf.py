@@ -276,9 +276,10 @@ def test_server_dies_with_a_killed_process(bf16):
     gguf.request(base_url, "/health")
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    time.sleep(0.3)
-    with pytest.raises(urllib.error.URLError):
-        gguf.request(base_url, "/health", timeout_s=2)
+    with pytest.raises(OSError):  # refused, or closed on the way
+        for _ in range(600):  # the signal takes a moment
+            gguf.request(base_url, "/health", timeout_s=2)
+            time.sleep(0.1)
 
 
 def test_server_that_cannot_start_says_why(tmp_path):

@@ -124,16 +124,16 @@ def test_what_never_becomes_valid_is_dropped_for_all_counted_and_asked_again_nex
     assert coverage["invalid"] == {"content": 1} and coverage["judged"] == 3 and coverage["incomplete"]
     assert {row["question"] for row in rows} == {"q0", "q2", "q3"}
     with Endpoint(lambda body, n: (200, {}, completion(honest(body)), 0)) as server:
-        _, coverage = panel.run(judges.Judge("m", server.url), panel.tasks(items(4)), store, timeout_s=5, max_usd=9.0)
+        _, coverage = panel.run(judges.Judge("m", server.url), panel.tasks(items(4)), store, timeout_s=20, max_usd=9.0)
     assert coverage["invalid"] == {}
 
 
 def test_transport_faults_end_at_the_deadline(store):
     with Endpoint(lambda body, n: (503, {"Retry-After": "600"}, "{}", 0)) as server:
         start = time.monotonic()
-        rows, coverage = ask(server, store, panel.tasks(items(4)), timeout_s=0.4)
+        rows, coverage = ask(server, store, panel.tasks(items(4)), timeout_s=2)
     assert rows == [] and coverage["incomplete"] and list(coverage["invalid"]) == ["transport: InternalServerError"]
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 25  # one wait as the server asks for takes 30 s
 
 
 def test_a_server_without_schema_or_temperature_is_asked_plainly(store):
@@ -144,7 +144,7 @@ def test_a_server_without_schema_or_temperature_is_asked_plainly(store):
 
     with Endpoint(reply) as server:
         work, one = panel.tasks(items(5)), judges.Judge("m", server.url, slots=1)
-        _, coverage = panel.run(one, work, store, timeout_s=5, max_usd=9.0)
+        _, coverage = panel.run(one, work, store, timeout_s=20, max_usd=9.0)
     assert coverage["judged"] == 5 and len(server.bodies) == 6
 
 
@@ -154,10 +154,10 @@ def test_the_budget_is_a_cap_and_survives_the_process(store):
         work = panel.tasks(items(10))
         # a call costs 12 tokens, 0.012 dollars; it is made while what is left covers its estimate
         cap = max(panel.estimate(one, [task]) for task in work) + 0.030
-        _, coverage = panel.run(one, work, store, timeout_s=5, max_usd=cap)
+        _, coverage = panel.run(one, work, store, timeout_s=20, max_usd=cap)
         assert coverage["judged"] == coverage["calls"] == 3 and coverage["invalid"] == {"budget": 7}
         assert coverage["incomplete"] and coverage["usd"] == pytest.approx(0.036)
-        _, later = panel.run(one, work, store, timeout_s=5, max_usd=cap)
+        _, later = panel.run(one, work, store, timeout_s=20, max_usd=cap)
         assert (later["calls"], later["judged"]) == (0, 3)
 
 

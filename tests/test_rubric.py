@@ -238,7 +238,7 @@ def test_what_never_becomes_valid_is_counted_left_out_for_all_and_asked_again(st
 
 def test_transport_faults_end_at_the_deadline_and_are_named(store):
     with Endpoint(lambda body, n: (503, {"Retry-After": "600"}, "{}", 0)) as server:
-        rows, coverage = grade(server, store, grading.tasks(CASES, texts(sft=4)), timeout_s=0.3)
+        rows, coverage = grade(server, store, grading.tasks(CASES, texts(sft=4)), timeout_s=2)
     assert rows == [] and coverage["invalid"] == {"transport: InternalServerError": 4} and coverage["incomplete"]
     with pytest.raises(ValueError, match="found no rows"):
         scorecard.summary(rows, coverage)
@@ -253,7 +253,7 @@ def test_a_server_without_schema_is_asked_plainly(store):
     with Endpoint(reply) as server:
         one = judges.Judge("m", server.url, slots=1)
         _, coverage = grading.grade(
-            one, grading.tasks(CASES, texts(sft=4)), store, timeout_s=5, max_usd=9.0, progress=None
+            one, grading.tasks(CASES, texts(sft=4)), store, timeout_s=20, max_usd=9.0, progress=None
         )
     assert coverage["judged"] == 4 and len(server.bodies) == 5
 
@@ -269,7 +269,7 @@ def test_the_budget_is_shared_with_the_panel_and_caps_both(store):
         # a call costs 12 tokens, 0.012 dollars; it is made while what is left covers its estimate
         cap = 5.0 + max(grading.estimate(one, [task]) for task in work) + 0.018
         _, coverage = grading.grade(
-            one, work, store, timeout_s=5, max_usd=cap, progress=lambda *done: told.append(done)
+            one, work, store, timeout_s=20, max_usd=cap, progress=lambda *done: told.append(done)
         )
     assert coverage["judged"] == coverage["calls"] == 2 and coverage["invalid"] == {"budget": 2}
     assert coverage["usd"] == pytest.approx(0.024) and told == [(1, 4), (2, 4), (3, 4), (4, 4)]

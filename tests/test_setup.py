@@ -123,10 +123,8 @@ def test_second_run_only_compares_the_marker(clone, monkeypatch):
     (clone / ".venv/bin").mkdir(parents=True)
     (clone / ".venv/bin/python").touch()
     (clone / ".venv/.ready").write_text(setup.fingerprint(gpu=False))
-    start = time.monotonic()
-    result = run_setup(clone)
+    result = run_setup(clone)  # there is no pip in that folder that it could call
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-    assert time.monotonic() - start < 1  # about 0.1 s; the rest is for a busy machine
 
 
 @pytest.mark.parametrize("change", ["requirements.txt", "pyproject.toml", "toolchain.txt"])
