@@ -132,13 +132,16 @@ def test_a_runner_killed_right_after_the_last_cell_leaves_no_stage(project):
 
 
 def test_two_runs_of_one_stage_at_once(project):
-    project.notebook("01_a", 'import time; (stage.dir / "begun").write_text(""); time.sleep(8)', FINISH)
+    wait = 'import time; (stage.dir / "begun").write_text("")\n'
+    wait += '[time.sleep(0.1) for _ in range(1200) if not (stage.dir / "refused").exists()]'
+    project.notebook("01_a", wait, FINISH)
     first = subprocess.Popen(project.command("01_a"), cwd=project.root, env=project.environment())
     begun = project.outputs / "tiny/01_a/begun"
     until = time.time() + 60
     while not begun.exists() and time.time() < until:
         time.sleep(0.1)
     second = project.execute("01_a")
+    begun.with_name("refused").write_text("")
     assert second.returncode == 1 and "already running" in second.stderr
     assert first.wait() == 0 and project.record("01_a")
 

@@ -236,7 +236,7 @@ def test_a_failed_build_leaves_nothing_behind_and_shows_the_log(monkeypatch, tmp
 def test_of_two_builders_at_once_one_builds(tmp_path):
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom lib import toolchain\n"
-        "def fetch(work, sink, pip_args):\n    print('built', flush=True); time.sleep(0.5); return work\n"
+        "def fetch(work, sink, pip_args):\n    print('built', flush=True); time.sleep(4); return work\n"
         "toolchain.fetch = fetch\ntoolchain.patch = toolchain.compile_programs = lambda *args: None\n"
         "toolchain.install = lambda source, build, done, sink: done.mkdir()\n"
         "assert toolchain.build(sys.argv[1]).is_dir()"
@@ -260,6 +260,8 @@ def test_the_build_ends_when_the_install_fails(monkeypatch, tmp_path):
             time.sleep(0.01)
         raise toolchain.BuildError("pip failed")
     assert process.returncode == -15
-    time.sleep(0.1)
     child = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
-    assert not child.exists() or child.read_text().split()[2] == "Z"
+    for _ in range(100):  # the signal takes a moment
+        gone = not child.exists() or child.read_text().split()[2] == "Z"
+        time.sleep(0 if gone else 0.1)
+    assert gone
