@@ -62,7 +62,8 @@ def training_hours(sections, shape, gpu, assumed, stage="sft"):
     """Hours of one training run: {"hours", "tokens", "steps", "flops", "job": the utilization planned with}."""
     fields, counts = memory.settings(sections, stage), memory.counted(sections, shape)
     passed = shapes.active(shape, counts["parts"])
-    trained, frozen = (counts["adapter"], passed) if sections["lora"] else (passed, 0)
+    adapter = counts["adapter"] - shapes.idle(shape, counts["adapted experts"])
+    trained, frozen = (adapter, passed) if sections["lora"] else (passed, 0)
     number, steps = tokens(sections, assumed, stage)
     context = min(assumed["lengths"]["row"], fields["max_length"]) / 2
     job = "qlora" if sections["model"]["quantization"] else "lora"

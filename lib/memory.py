@@ -50,14 +50,15 @@ def state_bytes(optim, dtype):
 
 @functools.cache
 def _counted(shape_key, lora_key, dtype):
-    """(parts of the base, adapter parameters, largest matrix, whether 256 divides all rows), on the meta device."""
+    """What `counted` gives, as a tuple, on the meta device."""
     model = shapes.model(_shape(shape_key), dtype)
     parts = shapes.parts(model)
     largest = max(p.numel() for p in model.parameters())
     whole = all(m.weight.shape[-1] % 256 == 0 for m in shapes.matrices(model).values())
     lora = json.loads(lora_key)
-    adapter = shapes.adapted(model, lora).get_nb_trainable_parameters()[0] if lora else 0
-    return parts, adapter, largest, whole
+    adapter = [p for p in shapes.adapted(model, lora).named_parameters() if p[1].requires_grad] if lora else []
+    experts = sum(p.numel() for name, p in adapter if ".experts." in name)
+    return parts, sum(p.numel() for _, p in adapter), experts, largest, whole
 
 
 def _shape(key):
@@ -72,9 +73,12 @@ def key(shape):
 
 
 def counted(sections, shape):
-    """{"parts": of the base, "adapter": parameters, "largest": matrix, "whole": whether 256 divides the rows}."""
+    """{"parts": of the base, "adapter": parameters, "adapted experts": of these, "largest": matrix, "whole"}.
+
+    whole: whether 256 divides the rows of every matrix.
+    """
     found = _counted(key(shape), json.dumps(sections["lora"]), _dtype(sections))
-    return dict(zip(("parts", "adapter", "largest", "whole"), found, strict=True))
+    return dict(zip(("parts", "adapter", "adapted experts", "largest", "whole"), found, strict=True))
 
 
 def _dtype(sections):
@@ -134,8 +138,6 @@ def memory(sections, shape, gpu, assumed, stage="sft", phases=PHASES):
     fields, base, counts = settings(sections, stage), weights(sections, shape), counted(sections, shape)
     dtype, total = _dtype(sections), sum(counts["parts"].values())
     trained, width = (counts["adapter"], 4) if sections["lora"] else (total, dtype.itemsize)
-    if sections["lora"] and sections["model"]["quantization"]:
-        width = 2  # TRL trains adapters over 4-bit weights in bfloat16
     states = int(trained * state_bytes(fields["optim"], torch.float32 if width == 4 else torch.bfloat16))
     held = base | {"adapter": counts["adapter"] * width, "optimizer": states}
     kernels = {"kernels": int(assumed["margins"]["kernels_gib"] * GIB)}

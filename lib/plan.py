@@ -150,7 +150,7 @@ def _warnings(sections, shape, gpu, known):
         yield f"{model['base']} is gated: accept its terms on its hub page, and set HF_TOKEN"
     if known["reachable"] is False:
         yield "the hub is not reachable from here: model.base must be a local folder when the recipe runs"
-    if (model["quantization"] or {}).get("load_in_4bit") and getattr(shape, "num_local_experts", 0):
+    if (model["quantization"] or {}).get("load_in_4bit") and shapes.experts(shape):
         yield "the experts are no linear layers: 4 bits leave them as they are"
 
 
@@ -204,6 +204,8 @@ def main(arguments=None):
         gpu = memory.gpu(given.gpu or "a100-80gb", assumed)
         sections = on(recipe.load(given.recipe, recipe.parse_set(given.set)).sections(), gpu)
         shape = shapes.config(sections["model"]["base"], sections["model"]["twin"])
+        if shapes.experts(shape) and sections["model"]["dtype"] == "float32":
+            raise ValueError("torch multiplies stacked experts in bfloat16 only: add SET=model.dtype=bfloat16")
         report(sections, shape, given.gpu or "a100-80gb", assumed)
     except ValueError as error:
         print(f"plan: {error}", file=sys.stderr)

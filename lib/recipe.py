@@ -166,6 +166,7 @@ def _combinations(recipe):
         (recipe["run"]["threads"], "run.threads", 1, 1024),
         (qat["refresh_every"] if qat else 1, "qat.refresh_every", 1, 10**6),
         (data["test_questions"], "data.test_questions", 1, 10**6),
+        (recipe["chat"]["max_new_tokens"], "chat.max_new_tokens", 1, 10**6),
         (recipe["chat"]["batch_size"], "chat.batch_size", 1, 10**4),
         (judge["orders"] if judge else 1, "judge.orders", 1, 20),
         (judge["exam"] if judge else 0, "judge.exam", 0, 1000),

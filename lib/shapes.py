@@ -74,12 +74,21 @@ def parts(model):
     return dict(found)
 
 
+def experts(config):
+    """Number of experts in a layer of a mixture; 0 for a dense model."""
+    return getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 0
+
+
 def active(config, parts):
     """Parameters that one token passes through: of a mixture's experts only those that its router picks."""
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
-    share = getattr(config, "num_experts_per_tok", None) or experts
     looked_up = parts["embedding"] if parts["head"] else 0  # a tied embedding is the head's product as well
-    return sum(parts.values()) - parts["experts"] * (experts - share) // experts - looked_up
+    return sum(parts.values()) - idle(config, parts["experts"]) - looked_up
+
+
+def idle(config, parameters):
+    """How many of so many parameters of experts, of the base or of an adapter, one token does not pass through."""
+    number = experts(config) or 1
+    return parameters * (number - (getattr(config, "num_experts_per_tok", None) or number)) // number
 
 
 def adapted(model, lora):

@@ -127,9 +127,6 @@ def fake(config, layers, dtype, lora, attention, four_bit=False, checkpointing=F
             matrix.__class__ = _FourBit if isinstance(matrix, torch.nn.Linear) else type(matrix)
     if lora:
         model = shapes.adapted(model, lora)
-        if four_bit:  # TRL trains adapters over 4-bit weights in bfloat16
-            for p in model.parameters():
-                p.data = p.data.to(torch.bfloat16) if p.requires_grad else p.data
     model.train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

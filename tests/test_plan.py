@@ -49,6 +49,10 @@ def test_parameters_equal_published_totals(base, total):
 def test_gpt_oss_reads_four_of_32_experts():
     shape = shapes.config("openai/gpt-oss-20b")
     assert round(shapes.active(shape, shapes.parts(shapes.model(shape))) / 1e9, 1) == 3.6  # as its card says
+    found = memory.counted(recipe.load("gpt_oss_20b").sections(), shape)
+    rows = 5760 + 2880 + 2 * 2880  # outputs and inputs of an expert's two matrices, each with rank 32
+    assert found["adapted experts"] == 24 * 32 * 32 * rows < found["adapter"]
+    assert shapes.idle(shape, found["adapted experts"]) == 24 * 28 * 32 * rows
 
 
 def test_unknown_names_have_a_remedy():
@@ -139,6 +143,9 @@ def test_four_bit_weights_by_hand():
     matrices = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
     assert found["4-bit weights"] == int(matrices * (0.5 + 1 / 64 + 4 / (64 * 256)))
     assert found["weights"] == 2 * (2 * 128256 * 4096 + 65 * 4096)  # embedding, head, norms
+    qlora = plan.on(recipe.load("qwen3_8b").sections(), h100 := ASSUMED["gpus"]["h100"])
+    held = memory.memory(qlora, shapes.config("Qwen3-8B"), h100, ASSUMED, phases=["merge"])["merge"]
+    assert held["adapter"] == 4 * 8 * 36 * (4096 + 4096 + 4096 + 1024)  # chapter 3 trains it in float32
 
 
 def test_keys_and_values_by_hand():
@@ -218,6 +225,8 @@ def test_the_plan_of_the_tiny_recipe_prints_every_table(capsys):
     out = capsys.readouterr().out
     assert all(word in out for word in ("keys and values", "Needed on each GPU", "Time on one l4", "Disk", "Assumed"))
     assert plan.main(["--gpu", "l5"]) == 2
+    assert plan.main(["--recipe", "gpt_oss_20b@rehearsal"]) == 2  # in float32, for a CPU
+    assert "add SET=model.dtype=bfloat16" in capsys.readouterr().err
 
 
 def test_dtype_auto_follows_the_gpu():
