@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -121,4 +122,21 @@ def test_chapter_3_in_parts_gives_the_adapter_of_whole_weights_also_after_a_kill
     assert last.returncode == 0, last.stderr
     assert "resuming from checkpoint-2" in (folder(copy, settings) / "03_sft" / "03_sft.ipynb").read_text()
     found = record(copy, "03_sft", settings)["metrics"]
+    assert found["adapter_sha256"] == undisturbed["adapter_sha256"] and found["loss"] == undisturbed["loss"]
+
+
+@pytest.mark.slow
+def test_two_nodes_train_the_adapter_of_one(pair, tmp_path):
+    """Both on this machine, each with a launcher of its own, as a cluster's scheduler starts them."""
+    outputs, undisturbed = tmp_path / "outputs", record(pair, "03_sft", SHARED)["metrics"]
+    shutil.copytree(folder(pair, SHARED) / "01_dataset", folder(outputs, SHARED) / "01_dataset")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    given = {"MASTER": "127.0.0.1", "PORT": str(port), "GPUS": "1", "RECIPE": "tiny", "SET": SHARED}
+    command = ["sh", "params/launch/two_nodes.sh", "03_sft"]
+    how = {"cwd": ROOT, "env": os.environ | given | {"OUTPUTS": str(outputs)}, "text": True}
+    nodes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **how) for _ in range(2)]
+    said = [node.communicate(timeout=1800)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    found = record(outputs, "03_sft", SHARED)["metrics"]
     assert found["adapter_sha256"] == undisturbed["adapter_sha256"] and found["loss"] == undisturbed["loss"]
