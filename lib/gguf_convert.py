@@ -51,6 +51,7 @@ def main(script, arguments):
     home = Path(script).parent
     sys.path[:0] = [str(home), str(home / "gguf-py")]  # the converter's own gguf, of the same commit
     os.environ["NO_LOCAL_GGUF"] = "1"  # it would insert the same path again
+    sys.modules["sklearn"] = None  # not installed, as far as transformers can see: it would load it, in two seconds
     from conversion import base
 
     stock = base.TextModel.get_vocab_base_pre

@@ -11,6 +11,7 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from lib import chat, hub, padding, ranks, saving, twin
 from lib.files import ROOT, cache_dir, sha256_json
@@ -264,7 +265,10 @@ def trained(cfg, model, folder, trainer=None):
         raise ValueError("the trained model has no adapter of PEFT's: train with model.backend=transformers")
     if backend(cfg)[0] == "unsloth":  # its forward gives no logits in training mode
         importlib.import_module("unsloth").FastLanguageModel.for_inference(model)
-    return adapted(base(cfg), folder) if saving.sharded(trainer) else model.eval()
+    if not saving.sharded(trainer):
+        return model.eval()
+    unset_hf_deepspeed_config()  # else ZeRO-3 spreads what is loaded next as well
+    return adapted(base(cfg), folder)
 
 
 def _by_unsloth(path, cfg, quantized, revision):

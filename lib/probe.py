@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from lib import saving
 from lib.machine import random_state
 
 STEPS = 2  # the second one has the optimizer's states in memory
@@ -28,7 +29,10 @@ def probe(trainer, estimate=None):
     Returns {"tokens": of the batch, "peak_bytes", "seconds_per_step": of the last step, forward to update,
     "estimate_bytes", "ratio": estimate to peak, None without an estimate or without a GPU}. On a GPU the peak is what
     torch allocated there; on a CPU it is the process's largest resident size, everything else in it included.
+    None under FSDP and ZeRO-3, which spread the weights when training begins: whole ones would tell nothing.
     """
+    if saving.sharded(trainer):
+        return None
     model, args, cuda = trainer.model, trainer.args, torch.cuda.is_available()
     batch = longest(trainer)
     trained = [p for p in model.parameters() if p.requires_grad]
