@@ -74,7 +74,8 @@ for what, token, *asked in json.loads(sys.argv[1]):
 
 def environment(server, home):
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    return kept | {"HF_ENDPOINT": server.url, "HF_HOME": str(home), "XDG_CACHE_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    paths = {"HF_ENDPOINT": server.url, "HF_HOME": str(home), "XDG_CACHE_HOME": str(home)}
+    return kept | paths | {"HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}  # other test files switch the hub off
 
 
 def load(server, home, *cases):
