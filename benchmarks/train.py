@@ -11,8 +11,10 @@ Every arm trains the same LoRA adapter on the same base with the same conversati
     naive tutorial, gc  the same with gradient checkpointing, which prepare_model_for_kbit_training switches on
 
 Rows, max_length, learning rate, dtype and device are the recipe's in all arms; nobody evaluates. The naive arms take as
-many conversations a step as a packed row of ours holds. The arms take turns, in another order every round. Timed is
-from the first step to the last: no loading, no tokenizing. Results go to outputs/bench/train.json.
+many conversations a step as a packed row of ours holds. The arms take turns, in another order every round; a bare loop
+takes them step by step with a training of ours, because a few per cent drown in what a shared machine does meanwhile
+(on a GPU every turn is waited for, which hides none of the trainer's time). Timed is from the first step to the last:
+no loading, no tokenizing. Results go to outputs/bench/train.json.
 """
 
 import argparse
@@ -54,15 +56,26 @@ def conversations(cfg, count):
 
 
 class Clock(TrainerCallback):
-    """Wall and CPU seconds from the first step's start to the last step's end."""
+    """Wall and CPU seconds from the first step's start to the last step's end.
+
+    between: called after every step; its own seconds are kept apart, in `other`.
+    """
+
+    def __init__(self, between=None):
+        self.between, self.other = between, {"wall_s": 0.0, "cpu_s": 0.0}
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 0:
             self.start = now()
 
     def on_step_end(self, args, state, control, **kwargs):
+        if self.between:
+            start = now()
+            self.between()
+            self.other = {kind: self.other[kind] + spent for kind, spent in since(start).items()}
         if state.global_step == state.max_steps:
-            self.spent = {"steps": state.global_step} | since(self.start)
+            spent = {kind: s - self.other[kind] for kind, s in since(self.start).items()}
+            self.spent = {"steps": state.global_step} | spent
 
 
 def now():
@@ -100,13 +113,13 @@ class Bench:
         torch.manual_seed(self.cfg.run["seed"])
         return get_peft_model(models.base(self.cfg), LoraConfig(**self.cfg.lora))
 
-    def timed(self, trainer, name):
-        clock = Clock()
+    def timed(self, trainer, name, between=None):
+        clock = Clock(between)
         trainer.add_callback(clock)
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        checkpoint.train(trainer, None)
         self.keep(trainer.model, name)
-        return clock.spent
+        return clock.spent | ({"beside": clock.other} if between else {})
 
     def keep(self, model, name):
         self.adapters[name] = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -123,23 +136,25 @@ class Bench:
         return self.timed(self.our_trainer(), "ours")
 
     def bare(self, own_loss=False):
-        """The trainer makes the batches and puts its loss into the model; then it is left alone."""
+        """A trainer makes the batches and puts its loss into the model; then it is left alone."""
         trainer = self.our_trainer()
         batches, model = list(trainer.get_train_dataloader()), (self.model() if own_loss else trainer.model).train()
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, self.fields["learning_rate"], weight_decay=0.0, fused=True)
         warm = trainer.args.get_warmup_steps(len(batches))
         schedule = get_scheduler(self.fields["lr_scheduler_type"], optimizer, warm, len(batches))
-        start = now()
-        for batch in batches:
-            model(**batch, use_cache=False).loss.backward()
+        left = iter(batches)
+
+        def step():
+            model(**next(left), use_cache=False).loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-        spent = since(start)
+
+        ours = self.timed(self.our_trainer(), "ours", step)
         self.keep(model, "own loss" if own_loss else "bare loop")
-        return {"steps": len(batches)} | spent
+        return {"steps": len(batches)} | ours.pop("beside") | {"ours": ours}
 
     def plain(self, **changes):
         """The recipe's values that every arm shares; what else it says is left to the libraries' defaults."""
@@ -215,7 +230,7 @@ def summary(bench, found):
         row["tokens_per_s"] = spread([bench.tokens / r["wall_s"] for r in rounds], 0)
         row["trained_per_s"] = spread([(bench.trained if answers else bench.tokens) / r["wall_s"] for r in rounds], 0)
         for kind in ("wall", "cpu"):
-            pairs = zip(rounds, found["ours"], strict=True)
+            pairs = [(r, r.get("ours", own)) for r, own in zip(rounds, found["ours"], strict=True)]
             row[f"ours_faster_{kind}"] = spread([r[f"{kind}_s"] / own[f"{kind}_s"] for r, own in pairs], 3)
         rows.append(row | {"target": TARGETS.get(name)})
     return rows

@@ -71,3 +71,22 @@ def test_a_checkpoint_of_the_last_step_is_the_end_of_training(tmp_path):
         assert all(torch.equal(a, b) for a, b in pairs)
         found.append([e["loss"] for e in resumed.state.log_history if "loss" in e])
     assert found == [[e["loss"] for e in whole.state.log_history if "loss" in e]] * 2
+
+
+def test_training_asks_for_no_walk_over_modules_and_leaves_the_model_as_it_was(tmp_path):
+    made, modes = trainer(tmp_path), []
+    model = made.model
+    model.base_model.model.eval()  # as models.base gives it: PEFT's own module says it trains, its base does not
+    inner = model.base_model.model.model.layers[0]
+    inner.register_forward_hook(lambda *_: modes.append(inner.training))
+    walks, walk = [], type(model).train
+    made.args.eval_strategy, made.args.eval_steps, made.eval_dataset = "steps", 2, made.train_dataset
+    type(model).train = lambda self, mode=True: walks.append(mode) or walk(self, mode)
+    try:
+        checkpoint.train(made, None)
+    finally:
+        del type(model).train
+    evaluated = len(made.train_dataset) * 2 // made.args.per_device_eval_batch_size
+    assert modes.count(True) == 4 and 0 < modes.count(False) <= evaluated + 2
+    assert len(walks) < 8 and made.state.total_flos > 0  # two evaluations, there and back, beside the first
+    assert not {"train", "num_parameters", "zero_grad"} & set(vars(model))
