@@ -4,8 +4,10 @@ import json
 import re
 
 import pytest
+import yaml
 
 from lib import overview
+from lib.files import ROOT
 
 GPU = {"cpu": "A CPU", "cores": 2, "memory_gib": 23.5, "gpu": "NVIDIA H200"}
 
@@ -50,7 +52,8 @@ def test_every_run_with_its_ladder_recovery_judges_and_cost(tmp_path):
     page = page_of(tmp_path)
     assert "2 runs" in page and "A CPU, 2 cores, 23.5 GiB memory, NVIDIA H200, commit 0123456789" in page
     assert "5 h 00 min" in page and "1,234 MiB" in page
-    assert "$20.45" in page and "GPU, stages 02, 03, 04, 05, 06 and judges" in page  # 5 h at 3.79, and 1.50
+    hourly = yaml.safe_load((ROOT / "params" / "prices.yaml").read_text())["gpus"]["h200"]["usd_per_hour"]
+    assert f"${5 * hourly + 1.5:.2f}" in page and "GPU, stages 02, 03, 04, 05, 06 and judges" in page
     assert page.count("$") == 1  # no price for a CPU
     rungs = re.findall(r'<tr><td class="name">([^<]+)</td><td>(?:<svg|</td>)', page)
     assert rungs[:6] == ["chance", "base, by likelihood", "base, generated", "sft", "bf16, served", "q4_0, served"]
