@@ -152,7 +152,8 @@ def perplexity(file, text_path, ctx=256, threads=1, save=None, against=None):
     """How a file reads a text (llama-perplexity): {"ppl", "stderr", "chunks", "ctx", "seconds"}.
 
     The text is cut into chunks of ctx tokens; the second half of each is scored. Chat marks in the text are read as
-    plain characters, so give it running text. Raises ValueError when the text is shorter than two chunks.
+    plain characters, so give it running text. Raises ValueError when the text is shorter than two chunks, or compares
+    fewer than a hundred tokens.
     save: path for the probabilities of every token, with which other files are compared; at most LOGITS_BYTES of text
         are read then. against: such a path, of the same text and ctx; adds "kld" and "kld_stderr", the mean
         Kullback-Leibler divergence (nats a token) of this file from that one, and "same_top" and "same_top_stderr", the
@@ -168,7 +169,8 @@ def perplexity(file, text_path, ctx=256, threads=1, save=None, against=None):
     text = _run([toolchain().perplexity, *args], f"perplexity of {Path(file).name}")
     final = re.search(r"Final estimate: PPL = (\S+) \+/- (\S+)|Mean PPL\(Q\) +: +(\S+) ± +(\S+)", text)
     if final is None:  # it exits with 0 all the same
-        raise ValueError(f"no perplexity for {file} on {text_path}, it needs {2 * ctx} tokens or more:\n{_last(text)}")
+        needs = f"it needs {2 * ctx} tokens or more{', 100 of them in second halves' if against else ''}"
+        raise ValueError(f"no perplexity for {file} on {text_path}, {needs}:\n{_last(text)}")
     ppl, stderr = (float(found) for found in final.groups() if found)
     seconds = time.monotonic() - start
     if not against:
