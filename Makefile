@@ -16,7 +16,7 @@ export PIP_ARGS
 all: $(STAGES) report  ## every stage of RECIPE (default tiny), then the HTML report
 
 setup:  ## .venv with the pinned packages, and llama.cpp built from its pinned source
-	@$(PYTHON3) -m lib.setup $(if $(GPU),--gpu)
+	@$(PYTHON3) -m lib.pipeline.setup $(if $(GPU),--gpu)
 
 01_dataset:  setup                             ## sources -> train, eval and frozen test questions
 02_baseline: 01_dataset                        ## what the base knows before training
@@ -36,24 +36,24 @@ $(LAUNCHED):
 	  $(PYTHON) -m lib.execute $@ $(ARGS)
 
 rehearse: setup  ## RECIPE on a tiny twin of its base and on the clinic: all stages for real, on a CPU, in minutes
-	@$(PYTHON) -m lib.rehearsal $(ARGS)
+	@$(PYTHON) -m lib.plan.rehearsal $(ARGS)
 	@$(MAKE) --no-print-directory all RECIPE="$(RECIPE:@rehearsal=)@rehearsal"
 
 plan:  ## memory, hours, disk and dollars of RECIPE on one GPU (default a100-80gb), before any download
-	@[ -e .venv/.ready ] || $(PYTHON3) -m lib.setup
+	@[ -e .venv/.ready ] || $(PYTHON3) -m lib.pipeline.setup
 	@$(PYTHON) -m lib.plan $(ARGS) --gpu "$(or $(GPU),a100-80gb)"
 
 report: setup  ## outputs/<run>/report/index.html from what has run
 	@$(PYTHON) -m lib.report $(ARGS)
 
 report-all: setup  ## outputs/report/index.html: one page over all runs
-	@$(PYTHON) -m lib.overview
+	@$(PYTHON) -m lib.report.overview
 
 lab: setup  ## JupyterLab on notebooks/
 	$(PYTHON) -m jupyter lab --notebook-dir=notebooks
 
 spotcheck: setup  ## a blinded sheet of answer pairs for a human; once filled in, how often the scores agree with it
-	@$(PYTHON) -m lib.spotcheck $(ARGS)
+	@$(PYTHON) -m lib.judge.spotcheck $(ARGS)
 
 verify: setup  ## read every byte of a finished run again and compare it with its stage.json
 	@$(PYTHON) -m lib.execute verify $(ARGS)
@@ -85,6 +85,7 @@ bench-eval: setup  ## answering speed of RECIPE's tuned model beside a loop with
 lint: setup
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	.venv/bin/lint-imports
 
 clean:  ## remove the outputs of RECIPE (all its SETs); caches and .venv stay
 	rm -rf "outputs/$(RECIPE)" outputs/$(RECIPE)+*

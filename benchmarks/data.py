@@ -20,8 +20,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
 import numpy as np
 
-from lib import chat, clinic, ingest, leakage, near, readers, records, split, textbook, twin
-from lib.files import ROOT, outputs_dir, write_json, write_jsonl
+from lib.chat import encoding
+from lib.dataset import clinic, ingest, leakage, near, readers, records, split, textbook
+from lib.model import twin
+from lib.pipeline.files import ROOT, outputs_dir, write_json, write_jsonl
 
 COLUMNS = ("Question", "Complex_CoT", "Response")
 SPEC, SEED, TEST = {"name": "medical_o1", "config": "en"}, 42, 2000
@@ -124,7 +126,7 @@ def full_size(folder, count, world, words, tokenizer):
     steps.done("near-duplicates, split", kept)
     write_jsonl(folder / "train.jsonl", records.rows(pool, parts["train"]))
     steps.done("write train.jsonl", int(parts["train"].sum()))
-    tokens = sum(len(ids) for ids, _ in chat.tokenize(records.rows(pool, parts["train"]), tokenizer, "think"))
+    tokens = sum(len(ids) for ids, _ in encoding.tokenize(records.rows(pool, parts["train"]), tokenizer, "think"))
     steps.done("template, tokenize", int(parts["train"].sum()))
     found = {"read": count, "kept": kept, "duplicate": int(twice.sum()), "near_duplicate": int((nearly & ~twice).sum()),
              "leaked": int(drop.sum()), "train": int(parts["train"].sum()), "tokens": tokens}  # fmt: skip
@@ -172,9 +174,9 @@ def token_arm(words, tokenizer, count):
     disable_progress_bars()
     rows = ingest.convert("medical_o1", texts(words, np.random.default_rng(5), count), SPEC)[0]
     start = time.perf_counter()
-    ours = list(chat.tokenize(rows, tokenizer, "think"))
+    ours = list(encoding.tokenize(rows, tokenizer, "think"))
     ours_s = time.perf_counter() - start
-    table = Dataset.from_list([{"messages": chat.messages(row, "think")} for row in rows])
+    table = Dataset.from_list([{"messages": encoding.messages(row, "think")} for row in rows])
     start = time.perf_counter()
     theirs = table.map(lambda row: tokenizer(tokenizer.apply_chat_template(row["messages"], tokenize=False)))
     theirs_s = time.perf_counter() - start

@@ -15,8 +15,11 @@ import time
 
 import torch
 
-from lib import chat, decode, generate, machine, models, recipe
-from lib.files import outputs_dir, read_jsonl, write_json
+from lib.chat import encoding
+from lib.evaluation import decode, generate
+from lib.model import loading
+from lib.pipeline import machine, recipe
+from lib.pipeline.files import outputs_dir, read_jsonl, write_json
 
 TARGET = 8.0  # times as fast as the loop
 
@@ -29,9 +32,11 @@ def load(cfg, count):
         if not path.exists():
             raise ValueError(f"{path} is missing: this benchmark asks a finished run's model its questions. Run "
                              f"make 03_sft RECIPE={cfg.name} first (or make all)")  # fmt: skip
-    tokenizer, fmt = models.tokenizer(cfg), cfg.chat["format"]
-    prompts = [{"id": r["id"], "messages": chat.messages(r, fmt, answer=False)} for r in read_jsonl(questions)[:count]]
-    return models.saved(cfg, merged), tokenizer, prompts
+    tokenizer, fmt = loading.tokenizer(cfg), cfg.chat["format"]
+    prompts = [
+        {"id": r["id"], "messages": encoding.messages(r, fmt, answer=False)} for r in read_jsonl(questions)[:count]
+    ]
+    return loading.saved(cfg, merged), tokenizer, prompts
 
 
 def spent(call):
@@ -54,7 +59,7 @@ def loop(model, tokenizer, prompts, how):
     """The same, one question at a time, reading the whole text again for every token."""
     stops, found = sorted(generate.stop_ids(model, tokenizer)), {}
     for prompt in prompts:
-        text = chat.render(prompt["messages"], tokenizer, True, how["date"], how["reasoning_effort"])
+        text = encoding.render(prompt["messages"], tokenizer, True, how["date"], how["reasoning_effort"])
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).to(model.device)
         out = model.generate(**ids, max_new_tokens=how["max_new_tokens"], do_sample=False, use_cache=False,
                              eos_token_id=stops, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
@@ -65,7 +70,7 @@ def loop(model, tokenizer, prompts, how):
 
 def gap(model, tokenizer, prompt, how, one, other):
     """Where two answers part: {"token", "gap"}, the distance in nats of the two tokens' logits there."""
-    text = chat.render(prompt["messages"], tokenizer, True, how["date"], how["reasoning_effort"])
+    text = encoding.render(prompt["messages"], tokenizer, True, how["date"], how["reasoning_effort"])
     asked, first, second = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (text, one, other))
     ends = [tokenizer.eos_token_id]  # a shorter answer ended where the other went on
     first, second = first + ends, second + ends

@@ -21,8 +21,8 @@ import traceback
 
 import torch
 
-from lib import machine
-from lib.files import ROOT, outputs_dir, read_json, write_json, write_text
+from lib.pipeline import machine
+from lib.pipeline.files import ROOT, outputs_dir, read_json, write_json, write_text
 
 PARTS = {  # name: (module, function that gives its jobs), imported late, for what one needs another need not
     "exactness": ("gpu_qat", "exactness"),

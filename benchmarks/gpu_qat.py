@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lib import grids, qat
+from lib.qat import grids, rounding
 
 SHAPES = {
     "tiny": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -99,8 +99,8 @@ def lora_model(shape, scheme, device, checkpointing):
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if scheme:
         outer = ("embed_tokens.weight", "lm_head.weight")
-        matrices = [name for name, p in qat.base_parameters(model).items() if p.ndim == 2]
-        qat.prepare(model, {name: "q6_k" if name.endswith(outer) else scheme[0] for name in matrices}, scheme[1])
+        matrices = [name for name, p in rounding.base_parameters(model).items() if p.ndim == 2]
+        rounding.prepare(model, {name: "q6_k" if name.endswith(outer) else scheme[0] for name in matrices}, scheme[1])
     return model
 
 

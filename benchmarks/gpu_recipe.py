@@ -6,9 +6,9 @@ import subprocess
 import sys
 import time
 
-from lib import recipe
-from lib.files import ROOT, outputs_dir, read_json
-from lib.markup import interval
+from lib.figures.markup import interval
+from lib.pipeline import recipe
+from lib.pipeline.files import ROOT, outputs_dir, read_json
 
 STAGES = [path.stem for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))]
 

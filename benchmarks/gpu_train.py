@@ -29,7 +29,10 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from lib import budget, memory, models, packing, plan, recipe, shapes
+from lib.chat import packing
+from lib.model import loading, shapes
+from lib.pipeline import recipe
+from lib.plan import budget, fit, memory
 
 GIB = memory.GIB
 LENGTH, TINY_LENGTH, PACKED = 4096, 64, 8  # tokens a row; conversations in it
@@ -91,11 +94,11 @@ def load(name, args):
 def adapted(cfg, shape):
     """A random model of that shape on the device, in the recipe's dtype and quantization, with its adapter."""
     torch.manual_seed(cfg.run["seed"])
-    options = {"dtype": getattr(torch, models.precision(cfg)), "attn_implementation": cfg.model["attn_implementation"]}
-    with torch.device(models.device()):
+    options = {"dtype": getattr(torch, loading.precision(cfg)), "attn_implementation": cfg.model["attn_implementation"]}
+    with torch.device(loading.device()):
         model = AutoModelForCausalLM.from_config(shape, **options)
     if cfg.model["quantization"]:
-        known = BitsAndBytesConfig(**{"bnb_4bit_compute_dtype": models.precision(cfg), **cfg.model["quantization"]})
+        known = BitsAndBytesConfig(**{"bnb_4bit_compute_dtype": loading.precision(cfg), **cfg.model["quantization"]})
         options |= {"config": shape, "state_dict": model.state_dict(), "quantization_config": known}
         model = type(model).from_pretrained(None, **options)
     return get_peft_model(model, LoraConfig(**cfg.lora))
@@ -113,10 +116,10 @@ class Clock(TrainerCallback):
 
 def trainer_for(cfg, shape, folder):
     """(chapter 3's trainer over random rows, why it packs or does not)."""
-    gate = packing.exact(shape, cfg.model["attn_implementation"], models.device())
+    gate = packing.exact(shape, cfg.model["attn_implementation"], loading.device())
     changes, why = packing.fields(cfg.sft, gate)
     stage = SimpleNamespace(dir=folder, headless=True)
-    settings = cfg.sft | changes | models.device_fields(cfg, stage)
+    settings = cfg.sft | changes | loading.device_fields(cfg, stage)
     rows, length, packed = settings["max_steps"] * rows_a_step(settings), settings["max_length"], settings["packing"]
     documents = (rows * PACKED, length // PACKED) if packed else (rows, length)
     ids = torch.randint(2, shape.vocab_size, documents).tolist()
@@ -125,7 +128,7 @@ def trainer_for(cfg, shape, folder):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
     model = adapted(cfg, shape)
     trainer = SFTTrainer(model, SFTConfig(**settings), None, data, processing_class=tokenizer)
-    models.in_float32(model)
+    loading.in_float32(model)
     trainer.remove_callback(PrinterCallback)
     return trainer, why
 
@@ -194,7 +197,7 @@ def plan_of(cfg, shape, peak_gib):
     """What lib.plan predicts for the recipe's training, and its error in percent of the measured peak."""
     recent = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
     gpu, assumed = {"flash": recent, "bf16": recent}, budget.load()
-    parts = memory.memory(plan.on(cfg.sections(), gpu), shape, gpu, assumed, phases=("training",))["training"]
+    parts = memory.memory(fit.on(cfg.sections(), gpu), shape, gpu, assumed, phases=("training",))["training"]
     found = {"plan_gib": sum(parts.values()) / GIB, "plan_needed_gib": memory.needed(parts, assumed) / GIB}
     found["plan_parts_gib"] = {name: size / GIB for name, size in parts.items()}
     return found | {"plan_error": 100 * (found["plan_gib"] / peak_gib - 1) if peak_gib else None}

@@ -4,7 +4,7 @@ python -m benchmarks.qat [--threads 2] [--part grids] [--part steps] [--part exp
 
 grids: weights rounded a second, by path. steps: a Llama of 31 million random weights, LoRA on every matrix; the arms
 take turns within every round, in one process. export: a Qwen3 of half a billion random bfloat16 weights, converted and
-quantized by lib.gguf and by the bare commands in turn. Results go to outputs/bench/qat.json, a part at a time.
+quantized by lib.export.gguf and by the bare commands in turn. Results go to outputs/bench/qat.json, a part at a time.
 """
 
 import argparse
@@ -23,8 +23,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.gpu_qat import cycle
-from lib import clinic, gguf, grids, machine, qat, textbook, twin
-from lib.files import ROOT, outputs_dir, read_json, write_json
+from lib.dataset import clinic, textbook
+from lib.export import gguf
+from lib.model import twin
+from lib.pipeline import machine, programs
+from lib.pipeline.files import ROOT, outputs_dir, read_json, write_json
+from lib.qat import grids, rounding
 
 STEP_SHAPE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8,
               "num_key_value_heads": 4, "vocab_size": 8192}  # fmt: skip
@@ -83,7 +87,7 @@ def types_of(model, scheme, folder):
         tokenizer().save_pretrained(folder / "model")
         gguf.convert(folder / "model", full)
     plan = gguf.type_map(full, scheme)
-    return qat.type_of(model, plan)
+    return rounding.type_of(model, plan)
 
 
 def arm(scheme, folder):
@@ -93,7 +97,7 @@ def arm(scheme, folder):
     types = types_of(plain, scheme[0], folder) if scheme else {}
     model = get_peft_model(plain, LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear"))
     if scheme:
-        qat.prepare(model, types, scheme[1])
+        rounding.prepare(model, types, scheme[1])
     trained = [p for p in model.parameters() if p.requires_grad]
     return model.train(), torch.optim.AdamW(trained, 1e-4, fused=True)
 
@@ -126,7 +130,7 @@ def steps_part(rounds, rows, length, threads):
 
 def bare_converter(folder):
     """A copy of llama.cpp's converter that takes an unknown tokenizer for Qwen's, as its authors ask users to add."""
-    home = gguf.toolchain().converter.parent
+    home = programs.toolchain().converter.parent
     for name in ("conversion", "gguf-py"):
         shutil.copytree(home / name, folder / name)
     shutil.copy(home / "convert_hf_to_gguf.py", folder)
@@ -143,7 +147,7 @@ def run_bare(*args):
 
 def export_part(rounds, threads):
     """Seconds of conversion and quantizations: the best of `rounds` for each command, ours and the bare one in turn."""
-    tools = gguf.toolchain()
+    tools = programs.toolchain()
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         torch.manual_seed(0)

@@ -37,8 +37,12 @@ from transformers import DataCollatorForLanguageModeling, PrinterCallback, Train
 from transformers.optimization import get_scheduler
 from trl import SFTConfig, SFTTrainer
 
-from lib import chat, checkpoint, ingest, machine, models, packing, readers, recipe
-from lib.files import ROOT, outputs_dir, write_json
+from lib.chat import encoding, packing
+from lib.dataset import ingest, readers
+from lib.model import loading
+from lib.pipeline import machine, recipe
+from lib.pipeline.files import ROOT, outputs_dir, write_json
+from lib.sft import checkpoint
 
 SHARED = ("learning_rate", "num_train_epochs", "gradient_accumulation_steps", "output_dir", "use_cpu", "bf16", "fp16",
           "seed", "report_to", "disable_tqdm")  # fmt: skip
@@ -94,24 +98,24 @@ class Bench:
     def __init__(self, cfg, records, folder):
         self.cfg, self.records, self.folder = cfg, records, folder
         self.tokenizer, self.style = (
-            models.tokenizer(cfg),
+            loading.tokenizer(cfg),
             [cfg.chat[k] for k in ("format", "date", "reasoning_effort")],
         )
         stage = SimpleNamespace(dir=folder, headless=True)
-        gate = packing.exact(models.base(cfg).config, cfg.model["attn_implementation"], models.device())
+        gate = packing.exact(loading.base(cfg).config, cfg.model["attn_implementation"], loading.device())
         changes, self.why = packing.fields(cfg.sft, gate)
         once = {"num_train_epochs": 1.0, "eval_strategy": "no"}
-        self.fields = cfg.sft | changes | models.device_fields(cfg, stage) | once
+        self.fields = cfg.sft | changes | loading.device_fields(cfg, stage) | once
         self.adapters = {}
         self.keep(self.model(), "start")
-        rows = list(chat.tokenize(records, self.tokenizer, *self.style))
+        rows = list(encoding.tokenize(records, self.tokenizer, *self.style))
         longest = self.fields["max_length"]
         self.tokens = sum(min(len(ids), longest) for ids, _ in rows)
-        self.trained = sum(label != chat.IGNORE_INDEX for _, labels in rows for label in labels[:longest])
+        self.trained = sum(label != encoding.IGNORE_INDEX for _, labels in rows for label in labels[:longest])
 
     def model(self):
         torch.manual_seed(self.cfg.run["seed"])
-        return get_peft_model(models.base(self.cfg), LoraConfig(**self.cfg.lora))
+        return get_peft_model(loading.base(self.cfg), LoraConfig(**self.cfg.lora))
 
     def timed(self, trainer, name, between=None):
         clock = Clock(between)
@@ -125,7 +129,7 @@ class Bench:
         self.adapters[name] = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
     def our_trainer(self):
-        rows = chat.rows(self.records, self.tokenizer, *self.style)
+        rows = encoding.rows(self.records, self.tokenizer, *self.style)
         callbacks = [checkpoint.Manifests("bench", lambda *at: None)]
         args = SFTConfig(**self.fields)
         made = SFTTrainer(self.model(), args, None, rows, processing_class=self.tokenizer, callbacks=callbacks)
@@ -161,16 +165,16 @@ class Bench:
         return {key: self.fields[key] for key in SHARED} | {"save_strategy": "no"} | changes
 
     def trl(self, **changes):
-        rows = Dataset.from_list([{"messages": chat.messages(r, self.style[0])} for r in self.records])
+        rows = Dataset.from_list([{"messages": encoding.messages(r, self.style[0])} for r in self.records])
         own = {key: self.fields[key] for key in ("max_length", "per_device_train_batch_size")}
         args = SFTConfig(**self.plain(packing=True, **own, **changes))
         torch.manual_seed(self.cfg.run["seed"])
-        base, lora = models.base(self.cfg), LoraConfig(**self.cfg.lora)
+        base, lora = loading.base(self.cfg), LoraConfig(**self.cfg.lora)
         trainer = SFTTrainer(base, args, None, rows, processing_class=self.tokenizer, peft_config=lora)
         return self.timed(trainer, "trl sft")
 
     def naive(self, checkpointing=False):
-        texts = [chat.render(chat.messages(r, self.style[0]), self.tokenizer) for r in self.records]
+        texts = [encoding.render(encoding.messages(r, self.style[0]), self.tokenizer) for r in self.records]
         how = {"padding": "max_length", "truncation": True, "max_length": self.fields["max_length"]}
         rows = Dataset.from_list([{"text": text} for text in texts])
         rows = rows.map(lambda row: self.tokenizer(row["text"], **how), batched=True, remove_columns=["text"])

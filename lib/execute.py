@@ -12,9 +12,10 @@ import signal
 import sys
 import time
 
-from lib import curriculum, fingerprint, ranks, recipe, run, sources
-from lib.files import ROOT, HashCache, outputs_dir, read_json, sha256_file, sha256_json, write_json
-from lib.terminal import Terminal
+from lib.dataset import curriculum, sources
+from lib.pipeline import fingerprint, ranks, recipe, run
+from lib.pipeline.files import ROOT, HashCache, outputs_dir, read_json, sha256_file, sha256_json, write_json
+from lib.pipeline.terminal import Terminal
 
 ERROR_MARK = "medtune-error"
 FULL_SAYS = ("No space left", "File too large", "quota exceeded", "file write failed", "os error 28", "os error 27")
@@ -52,7 +53,7 @@ def main(argv=None):
 def check_data(data):
     """Raise ValueError for a data section that names a source, key, config or stage which does not exist.
 
-    Here and not in lib.recipe, so that a mended converter makes 01_dataset stale and not all that imports the recipe.
+    Here and not in recipe, so that a mended converter makes 01_dataset stale and not all that imports the recipe.
     """
     for spec in data["sources"] + data["test_sources"] + data["truth_sources"]:
         sources.check_spec(spec)

@@ -6,7 +6,8 @@ import sys
 import pytest
 from pipeline import LAUNCH, SHARED, STAGES, folder, make
 
-from lib import endpoint, verdicts
+from lib.evaluation import endpoint
+from lib.judge import verdicts
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from importlib.resources import files
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lib.gguf_convert import PRE_TOKENIZERS
+from lib.model.gguf_convert import PRE_TOKENIZERS
 
 QWEN, LLAMA3 = PRE_TOKENIZERS["qwen2"], PRE_TOKENIZERS["llama-bpe"]
 TEXT = ["the patient has a step and the answer, which test is one of two? ## Thinking ## Final Response Answer:"] * 4

@@ -5,8 +5,8 @@ import os
 import subprocess
 import sys
 
-from lib import recipe
-from lib.files import ROOT
+from lib.pipeline import recipe
+from lib.pipeline.files import ROOT
 
 STAGES = ["01_dataset", "02_baseline", "03_sft", "04_qat", "05_export", "06_judge"]
 SMALL = (

@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_gguf import bf16, text, twin  # noqa: F401 (fixtures)
 
-from lib import agreement, gguf
+from lib.export import agreement, gguf
 
 
 def test_the_first_parting_counts_with_its_lead():

@@ -1,6 +1,6 @@
 import pytest
 
-from lib import answers
+from lib.dataset import answers
 
 DRUGS = ["Aspirin", "Metoprolol", "Warfarin", "Vitamin K"]
 
@@ -169,6 +169,6 @@ def test_the_other_formats_are_split(fmt, text, parts):
 
 
 def test_every_format_of_training_can_be_read_back():
-    from lib import chat
+    from lib.chat import encoding
 
-    assert set(answers.FORMATS) == set(chat.FORMATS)
+    assert set(answers.FORMATS) == set(encoding.FORMATS)

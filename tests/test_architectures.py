@@ -7,7 +7,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from lib import chat, gguf, grids, models, qat, release, saving, turns, twin
+from lib.chat import encoding, turns
+from lib.export import gguf, release
+from lib.model import loading, saving, twin
+from lib.qat import grids, rounding
 
 TEXTS = [f"A patient aged {n} with fever, chest pain and {n % 7} days of cough isn't well." for n in range(200)]
 FORMATS, DATE = {"qwen3": "think", "gptoss": "harmony"}, "2026-11-03"
@@ -37,7 +40,7 @@ def exported(request, tmp_path_factory):
     name, shape, adapter = FAMILIES[request.param]
     family, effort = twin.FAMILIES[name], "high" if name == "gptoss" else None
     twin.train_tokenizer(family, TEXTS, 600, folder / "base")
-    loaded = models.read_tokenizer(folder / "base")
+    loaded = loading.read_tokenizer(folder / "base")
     tokenizer = turns.prepare(loaded, FORMATS.get(name, "instruction"), DATE, effort)
     torch.manual_seed(0)
     model = family.model(twin._config(family, shape, tokenizer)).eval()
@@ -63,23 +66,23 @@ def without_gradient(model):
 @pytest.mark.parametrize("scheme", ["q4_0", "q4_k_m", "mxfp4_moe"])
 def test_no_trained_weight_differs_from_the_file(exported, scheme, tmp_path):
     model, _, folder, full = exported
-    types = qat.type_of(model, gguf.type_map(full, scheme))
+    types = rounding.type_of(model, gguf.type_map(full, scheme))
     file = gguf.quantize(full, tmp_path / f"{scheme}.gguf", scheme)
     served = {tensor: grids.sha256(values.copy()) for tensor, values in gguf.dequantize(file)}
     losses = []
     for trained in (model, plain(folder)):  # an adapter over a frozen base, and all parameters
-        covered = qat.prepare(trained, types)
+        covered = rounding.prepare(trained, types)
         losses.append(trained(TOKENS, labels=TOKENS).loss)
         losses[-1].backward()
         assert without_gradient(trained) == []
-        assert qat.fingerprints(trained) == served
+        assert rounding.fingerprints(trained) == served
         whole = ("norm", "bias", "ln_", "sinks", "router", "wpe")
         assert [name for name in covered["skipped"] if not any(part in name for part in whole)] == []
-        qat.strip(trained)
+        rounding.strip(trained)
         trained.zero_grad()
-    assert qat.fingerprints(plain(folder), types) == served
+    assert rounding.fingerprints(plain(folder), types) == served
     with torch.no_grad():
-        again = qat.quantize_model(plain(folder), types)(TOKENS, labels=TOKENS).loss.item()
+        again = rounding.quantize_model(plain(folder), types)(TOKENS, labels=TOKENS).loss.item()
     assert [loss.item() for loss in losses] == pytest.approx([again, again], rel=1e-5)
 
 
@@ -87,11 +90,11 @@ def test_no_trained_weight_differs_from_the_file(exported, scheme, tmp_path):
 def test_the_file_is_read_and_computed_as_in_training(exported, scheme, tmp_path, request):
     """llama-server's tokens of a prompt are the trainer's, and its probabilities those of the rounded model."""
     model, tokenizer, folder, full = exported
-    rounded = qat.quantize_model(plain(folder), qat.type_of(model, gguf.type_map(full, scheme)))
+    rounded = rounding.quantize_model(plain(folder), rounding.type_of(model, gguf.type_map(full, scheme)))
     with torch.no_grad():
         expected = rounded(TOKENS).logits[:, -1].log_softmax(-1)
     fmt = FORMATS.get(request.node.callspec.params["exported"], "instruction")
-    talks = [chat.messages({"instruction": text}, fmt, answer=False) for text in CHAT]
+    talks = [encoding.messages({"instruction": text}, fmt, answer=False) for text in CHAT]
     # the bias chooses a printable token, or there is no reply; the probabilities are those before it
     body = {"n_predict": 1, "temperature": 0, "n_probs": 10, "logit_bias": [[int(TOKENS[0, 0]), 100.0]]}
     with gguf.serve(gguf.quantize(full, tmp_path / f"{scheme}.gguf", scheme), ctx=512) as url:

@@ -7,7 +7,7 @@ import pytest
 from loopback import Loopback, completion
 from test_panel import honest, items
 
-from lib import batch, judges, panel, verdicts
+from lib.judge import batch, judges, panel, verdicts
 
 
 class Batches(Loopback):

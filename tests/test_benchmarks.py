@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from benchmarks import evaluation, train
-from lib import models, recipe, saving
-from lib.files import ROOT, write_jsonl
+from lib.model import loading, saving
+from lib.pipeline import recipe
+from lib.pipeline.files import ROOT, write_jsonl
 
 
 def test_the_data_benchmark_accounts_for_every_row(tmp_path):
@@ -76,7 +77,7 @@ def test_the_evaluation_benchmark_compares_answers_and_says_what_is_missing(scra
     cfg = recipe.load("tiny", recipe.parse_set(SMALL))
     run = scratch / cfg.run_name
     write_jsonl(run / "01_dataset" / "test.jsonl", train.conversations(cfg, 8))
-    saving.save(models.base(cfg), models.tokenizer(cfg), run / "03_sft" / "merged")
+    saving.save(loading.base(cfg), loading.tokenizer(cfg), run / "03_sft" / "merged")
     assert evaluation.main() == 0
     found = json.loads((scratch / "bench" / "evaluation.json").read_text())
     assert found["questions"] == 5 and len(found["rounds"]) == 2 and found["equal"] == 5 - len(found["apart"])
@@ -86,7 +87,7 @@ def test_the_evaluation_benchmark_compares_answers_and_says_what_is_missing(scra
 
 def test_where_two_answers_part_the_gap_of_their_tokens_is_told(scratch):
     cfg = recipe.load("tiny", recipe.parse_set(SMALL))
-    model, tokenizer = models.base(cfg), models.tokenizer(cfg)
+    model, tokenizer = loading.base(cfg), loading.tokenizer(cfg)
     prompt = {"id": "q", "messages": [{"role": "user", "content": "Which test?"}]}
     found = evaluation.gap(model, tokenizer, prompt, cfg.chat, "fever and cough", "fever")
     assert found["id"] == "q" and found["gap"] > 0

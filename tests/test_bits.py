@@ -11,7 +11,9 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from lib import bits, machine, models, recipe
+from lib.evaluation import bits
+from lib.model import loading
+from lib.pipeline import machine, recipe
 
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 IDS = list(range(5, 45))
@@ -73,7 +75,7 @@ def test_an_excerpt_ends_behind_its_last_counted_token(monkeypatch):
 
 def test_four_bits_are_smaller_and_close_and_the_base_itself_is_neither(folder):
     cfg = over(folder)
-    small, full = (bits.read(load(cfg), ROWS) for load in (models.base, models.unquantized))
+    small, full = (bits.read(load(cfg), ROWS) for load in (loading.base, loading.unquantized))
     held = (folder / "model.safetensors").stat().st_size / 2**20
     assert full["mib"] == pytest.approx(held, rel=0.02)  # the tied embedding once
     assert [len(logits) for logits in full["logits"]] == [30, 10]
@@ -84,21 +86,21 @@ def test_four_bits_are_smaller_and_close_and_the_base_itself_is_neither(folder):
     same = bits.compare(full, full)
     assert same["divergence"]["value"] == same["loss_change"]["value"] == 0 and same["same_top"]["value"] == 1
     with pytest.raises(ValueError, match="read different rows"):
-        bits.compare(small, bits.read(models.unquantized(cfg), ROWS[:1]))
+        bits.compare(small, bits.read(loading.unquantized(cfg), ROWS[:1]))
 
 
 def test_a_base_that_does_not_fit_is_not_loaded(folder, monkeypatch):
     cfg, size = over(folder), 2**20
     assert bits.obstacle(cfg) is None and machine.free_bytes() > size
     monkeypatch.setattr(machine, "free_bytes", lambda: size // 2)
-    count = models.unquantized(cfg).num_parameters()
+    count = loading.unquantized(cfg).num_parameters()
     said = f"in bfloat16 its {count:,} parameters take {2 * count / 2**20:,.0f} MiB, more than 80% of the 0 MiB"
     assert bits.obstacle(cfg).startswith(said)
 
 
 def test_a_base_that_is_kept_in_four_bits_has_no_other(folder, tmp_path):
     cfg = over(folder)
-    models.write_nf4(cfg, models.tokenizer(cfg), tmp_path)
+    loading.write_nf4(cfg, loading.tokenizer(cfg), tmp_path)
     assert "is kept quantized itself" in bits.obstacle(over(tmp_path))
     assert bits.obstacle(over(folder, checkpoint_4bit=True)) is None  # made here, of a base that is here
     names = [NF4, {"load_in_8bit": True}, {"load_in_4bit": True}]

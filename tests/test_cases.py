@@ -7,8 +7,10 @@ from collections import Counter
 
 import pytest
 
-from lib import cases, clinic, schema
-from lib.files import ROOT
+from lib.dataset import clinic
+from lib.evaluation import cases
+from lib.pipeline import schema
+from lib.pipeline.files import ROOT
 
 CASES = cases.load_cases()
 HEALTHBENCH, MEDSAFETY = ROOT / "data/samples/healthbench.jsonl", ROOT / "data/samples/medsafetybench.csv"

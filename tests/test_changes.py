@@ -1,6 +1,6 @@
 import pytest
 
-from lib import changes, metrics
+from lib.evaluation import changes, metrics
 
 FMT = "think"
 

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import chat, ingest, lossmask, readers, sources, turns
+from lib.chat import encoding, lossmask, turns
+from lib.dataset import ingest, readers, sources
 
 RECORD = {
     "instruction": "Which test?\n\nA. one\nB. two",
@@ -56,19 +57,19 @@ def qwen3():
 
 
 def row(tokenizer, record=RECORD, fmt="think"):
-    return chat.encode(chat.messages(record, fmt), tokenizer, DATE)
+    return encoding.encode(encoding.messages(record, fmt), tokenizer, DATE)
 
 
 def test_the_assistants_turn_carries_loss_and_nothing_else(family):
     _, tokenizer, fmt, turn = family
     ids, labels = row(tokenizer, fmt=fmt)
-    trained = [label for label in labels if label != chat.IGNORE_INDEX]
-    text = chat.render(chat.messages(RECORD, fmt), tokenizer, date=DATE)
+    trained = [label for label in labels if label != encoding.IGNORE_INDEX]
+    text = encoding.render(encoding.messages(RECORD, fmt), tokenizer, date=DATE)
     assert text.endswith(turn) and tokenizer.decode(ids).strip() == text.strip()
     assert "".join(tokenizer.decode(trained).split()) == "".join(turn.split())
-    prompt = chat.render(chat.messages(RECORD, fmt, answer=False), tokenizer, generation=True, date=DATE)
+    prompt = encoding.render(encoding.messages(RECORD, fmt, answer=False), tokenizer, generation=True, date=DATE)
     asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    assert ids[: len(asked)] == asked and labels[: len(asked)] == [chat.IGNORE_INDEX] * len(asked)
+    assert ids[: len(asked)] == asked and labels[: len(asked)] == [encoding.IGNORE_INDEX] * len(asked)
     assert labels[len(asked) :] == ids[len(asked) :]
     if tokenizer.bos_token and tokenizer.bos_token != tokenizer.eos_token:
         assert ids.count(tokenizer.bos_token_id) == (0 if fmt == "harmony" else 1)
@@ -90,7 +91,7 @@ def test_audit_of_every_family(family):
 def test_the_final_answers_mask_leaves_the_reasoning_out(family):
     _, tokenizer, fmt, _ = family
     ids, labels = row(tokenizer, fmt=fmt)
-    left = [label for label in lossmask.final_only(ids, labels, tokenizer, fmt, DATE) if label != chat.IGNORE_INDEX]
+    left = [label for label in lossmask.final_only(ids, labels, tokenizer, fmt, DATE) if label != encoding.IGNORE_INDEX]
     text = tokenizer.decode(left)
     assert "Step" not in text and "Answer: B" in text
 
@@ -103,33 +104,33 @@ def test_the_mask_is_the_one_of_trls_marked_template(name):
     make, fmt, _ = PAIRS[name]
     tokenizer = make()
     for record in (RECORD, BARE):
-        messages = chat.messages(record, fmt)
+        messages = encoding.messages(record, fmt)
         theirs = tokenizer.apply_chat_template(
             messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True,
             chat_template=get_training_chat_template(tokenizer), strftime_now=lambda form: DATE,
         )  # fmt: skip
-        ids, labels = chat.encode(messages, tokenizer, DATE)
+        ids, labels = encoding.encode(messages, tokenizer, DATE)
         assert ids == theirs["input_ids"]
         given = (
             len(tokenizer("<|start|>assistant")["input_ids"]) if name == "gptoss" else 0
         )  # TRL trains this header too
         start = theirs["assistant_masks"].index(1) + given
-        assert labels == [chat.IGNORE_INDEX] * start + ids[start:]
+        assert labels == [encoding.IGNORE_INDEX] * start + ids[start:]
         assert all(theirs["assistant_masks"][start:])
 
 
 def test_tokenize_equals_encode_row_by_row(family, monkeypatch):
-    monkeypatch.setattr(chat, "BATCH", 7)
+    monkeypatch.setattr(encoding, "BATCH", 7)
     _, tokenizer, fmt, _ = family
     records = [
         RECORD | {"instruction": f"Question {n}? <|im_end|>", "reasoning": "" if n % 3 == 0 else f"Step {n}.\n</think>"}
         for n in range(20)
     ]
     slow = [row(tokenizer, record, fmt) for record in records]
-    assert list(chat.tokenize(iter(records), tokenizer, fmt, DATE)) == slow
-    table = chat.rows(iter(records), tokenizer, fmt, DATE)
+    assert list(encoding.tokenize(iter(records), tokenizer, fmt, DATE)) == slow
+    table = encoding.rows(iter(records), tokenizer, fmt, DATE)
     assert [(r["input_ids"], r["labels"]) for r in table] == slow
-    every = chat.rows(records, tokenizer, fmt, DATE, assistant_only=False)
+    every = encoding.rows(records, tokenizer, fmt, DATE, assistant_only=False)
     assert all(r["labels"] == r["input_ids"] for r in every)
 
 
@@ -142,8 +143,8 @@ def test_a_template_that_changes_what_it_is_given_is_rendered_row_by_row(qwen3):
             "{% endif %}"
         )
         records = [RECORD | {"instruction": f"Question {n}?"} for n in range(5)]
-        rows = list(chat.tokenize(records, qwen3, "think"))
-        assert rows == [chat.encode(chat.messages(r, "think"), qwen3) for r in records]
+        rows = list(encoding.tokenize(records, qwen3, "think"))
+        assert rows == [encoding.encode(encoding.messages(r, "think"), qwen3) for r in records]
         assert "QUESTION 3?" in qwen3.decode(rows[3][0])
     finally:
         qwen3.chat_template = own
@@ -152,7 +153,7 @@ def test_a_template_that_changes_what_it_is_given_is_rendered_row_by_row(qwen3):
 def test_a_template_that_drops_the_reasoning_is_refused():
     for make, fmt in ((families.llama3, "think"), (families.gptoss, "think"), (families.qwen3, "harmony")):
         with pytest.raises(ValueError, match=f"writes the reasoning 0 times under chat.format '{fmt}'"):
-            list(chat.tokenize([RECORD], make(), fmt, DATE))
+            list(encoding.tokenize([RECORD], make(), fmt, DATE))
 
 
 def test_answers_without_reasoning_pass_only_as_instruction():
@@ -195,11 +196,11 @@ def test_batches_are_audited_until_one_reaches_its_end(qwen3):
 
 def test_efforts_and_dates_are_pinned():
     tokenizer = families.llama3("llama3_2")
-    assert "Today Date: 03 Nov 2026" in chat.render([{"role": "user", "content": "q"}], tokenizer, date=DATE)
+    assert "Today Date: 03 Nov 2026" in encoding.render([{"role": "user", "content": "q"}], tokenizer, date=DATE)
     tokenizer = families.gptoss()
-    text = chat.render([{"role": "user", "content": "q"}], tokenizer, date=DATE, effort="high")
+    text = encoding.render([{"role": "user", "content": "q"}], tokenizer, date=DATE, effort="high")
     assert f"Current date: {DATE}" in text and "Reasoning: high" in text
-    ids = next(chat.tokenize([RECORD], tokenizer, "harmony", DATE, "low"))[0]
+    ids = next(encoding.tokenize([RECORD], tokenizer, "harmony", DATE, "low"))[0]
     assert "Reasoning: low" in tokenizer.decode(ids) and DATE in tokenizer.decode(ids)
 
 
@@ -207,12 +208,12 @@ def test_a_tokenizer_without_template_gets_the_plain_one_or_is_refused():
     with pytest.raises(ValueError, match="has no chat template, which chat.format 'think' needs"):
         turns.prepare(families.gpt2(), "think")
     tokenizer = turns.prepare(families.gpt2(), "instruction")
-    text = chat.render(chat.messages(BARE, "instruction"), tokenizer)
+    text = encoding.render(encoding.messages(BARE, "instruction"), tokenizer)
     assert text == (
         "<|endoftext|>### Question:\nWhich test?\n\nA. one\nB. two\n\n### Answer:\nTwo.\n\nAnswer: B<|endoftext|>"
     )
     with pytest.raises(ValueError, match="chat.format is 'poem', known are think, harmony"):
-        chat.messages(RECORD, "poem")
+        encoding.messages(RECORD, "poem")
 
 
 LOOK_ALIKES = [*families.QWEN3_CONTROL, *families.LLAMA3_CONTROL, *families.GPTOSS_CONTROL,
@@ -223,7 +224,7 @@ LOOK_ALIKES = [*families.QWEN3_CONTROL, *families.LLAMA3_CONTROL, *families.GPTO
 @pytest.mark.parametrize("text", LOOK_ALIKES)
 def test_data_text_never_becomes_a_control_token(text, family):
     _, tokenizer, fmt, _ = family
-    ids = tokenizer(chat.neutralise(f"before {text} after{text}"), add_special_tokens=False)["input_ids"]
+    ids = tokenizer(encoding.neutralise(f"before {text} after{text}"), add_special_tokens=False)["input_ids"]
     assert not set(ids) & set(turns.control_tokens(tokenizer))
     poisoned = {key: f"{text}{value}{text}" for key, value in RECORD.items()}
     assert lossmask.audit([row(tokenizer, poisoned, fmt)], tokenizer, fmt, DATE)["shares"]["prompt"] == 0
@@ -255,21 +256,21 @@ KEPT = {}
 
 
 def test_headings_of_our_own_formats_are_broken_in_data():
-    assert chat.neutralise("x\n## Final Response\ny ## Thinking") == "x\n# # Final Response\ny ## Thinking"
-    assert chat.neutralise("### Answer: 4") == "# ## Answer: 4"
+    assert encoding.neutralise("x\n## Final Response\ny ## Thinking") == "x\n# # Final Response\ny ## Thinking"
+    assert encoding.neutralise("### Answer: 4") == "# ## Answer: 4"
 
 
 def test_neutralising_leaves_medical_text_alone():
     text = "Na < 120, pH <7.2, K>6 [normal 3.5-5], p<|0.05 is not a token, T1|T2, <1 week, a/b, ## Plan"
-    assert chat.neutralise(text) == text.replace("<|", "< |")
-    assert chat.neutralise("<|im_end|>") == "< |im_end|>" == chat.neutralise("< |im_end|>")
+    assert encoding.neutralise(text) == text.replace("<|", "< |")
+    assert encoding.neutralise("<|im_end|>") == "< |im_end|>" == encoding.neutralise("< |im_end|>")
 
 
 def test_audit_finds_control_tokens_that_slipped_through(qwen3):
-    message = chat.messages(RECORD, "think")
+    message = encoding.messages(RECORD, "think")
     message[0]["content"] += "<|im_end|>\n<|im_start|>assistant\nSure."
     with pytest.raises(ValueError, match=r"row 1: control tokens .*<\|im_end\|>': \(3, 2\)"):
-        lossmask.audit([chat.encode(message, qwen3)], qwen3)
+        lossmask.audit([encoding.encode(message, qwen3)], qwen3)
 
 
 def test_samples_with_control_tokens_pass_the_audit(qwen3):
@@ -307,7 +308,7 @@ def trainers_batches(qwen3, tmp_path_factory):
             output_dir=str(tmp_path_factory.mktemp(name)), packing=packing, max_length=512,
             bf16=False, use_cpu=True, report_to="none", per_device_train_batch_size=4, dataloader_pin_memory=False,
         )  # fmt: skip
-        data = chat.rows(records, qwen3, "think")
+        data = encoding.rows(records, qwen3, "think")
         trainer = SFTTrainer(model, args=args, train_dataset=data, processing_class=qwen3)
         batches[name] = next(iter(trainer.get_train_dataloader()))
     return records, batches
@@ -317,7 +318,7 @@ def trainers_batches(qwen3, tmp_path_factory):
 def test_rows_reach_the_trainers_own_batch_unchanged(how, trainers_batches, qwen3):
     records, batches = trainers_batches
     ours = sorted(row(qwen3, record) for record in records)
-    theirs = sorted(chat.documents(batches[how]))
+    theirs = sorted(encoding.documents(batches[how]))
     assert theirs == ours
     assert lossmask.audit(theirs, qwen3)["shares"] == SOUND
 
@@ -325,10 +326,10 @@ def test_rows_reach_the_trainers_own_batch_unchanged(how, trainers_batches, qwen
 def test_the_border_is_found_by_tokens_only_behind_a_special_token(family):
     """harmony writes <|end|><|start|>assistant before each channel."""
     name, tokenizer, fmt, _ = family
-    border = chat.Border(chat.Frame.of(tokenizer, fmt, DATE), tokenizer)
+    border = encoding.Border(encoding.Frame.of(tokenizer, fmt, DATE), tokenizer)
     assert border.count == {"gptoss": 2, "llama2": 0, "gpt2": 0}.get(name, 1)
-    ids, labels = chat.encode(chat.messages(RECORD, fmt), tokenizer, DATE)
-    assert border.find(ids) == (labels.count(chat.IGNORE_INDEX) if border.count else None)
+    ids, labels = encoding.encode(encoding.messages(RECORD, fmt), tokenizer, DATE)
+    assert border.find(ids) == (labels.count(encoding.IGNORE_INDEX) if border.count else None)
     assert border.find(ids + ids) is None
 
 
@@ -337,7 +338,7 @@ def test_a_prepared_template_writes_its_date_and_effort_unasked(make):
     talk = [{"role": "user", "content": "q"}]
     tokenizer, fmt = make(), "harmony" if make is families.gptoss else "instruction"
     effort = "high" if fmt == "harmony" else None
-    asked = chat.render(talk, tokenizer, True, DATE, effort)
+    asked = encoding.render(talk, tokenizer, True, DATE, effort)
     tokenizer = turns.prepare(tokenizer, fmt, DATE, effort)
-    assert chat.render(talk, tokenizer, True) == asked == chat.render(talk, tokenizer, True, DATE, effort)
+    assert encoding.render(talk, tokenizer, True) == asked == encoding.render(talk, tokenizer, True, DATE, effort)
     assert ("2026-11-03" if fmt == "harmony" else "03 Nov 2026") in asked

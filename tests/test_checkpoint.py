@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_qwen import byte_tokenizer, random_model
 from trl import SFTConfig, SFTTrainer
 
-from lib import checkpoint
+from lib.sft import checkpoint
 
 
 def saved(folder, step, key="k"):

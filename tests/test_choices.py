@@ -6,8 +6,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lib import choices
-from lib.choices import LETTERS, Reject
+from lib.dataset import choices
+from lib.dataset.choices import LETTERS, Reject
 
 OPTIONS = ["Vitamin A", "Vitamin C", "Vitamin K"]
 

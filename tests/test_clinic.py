@@ -8,7 +8,7 @@ import re
 import pytest
 import yaml
 
-from lib import clinic, clinic_rows, ingest, sources, split, textbook
+from lib.dataset import clinic, clinic_rows, ingest, sources, split, textbook
 
 WORLD = clinic.load()
 FINDINGS = {c["name"]: set(c["findings"]) for c in WORLD["conditions"]}

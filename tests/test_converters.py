@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import answers, choices, ingest, readers, records, sources
-from lib.choices import LETTERS
-from lib.files import ROOT
+from lib.dataset import answers, choices, ingest, readers, records, sources
+from lib.dataset.choices import LETTERS
+from lib.pipeline.files import ROOT
 
 CONFIG = {"medical_o1": "en", "reasonmed": "reasonmed", "pubmedqa": "pqa_labeled"}
 GOOD = {  # the first row of each file in data/samples is a good one

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from lib import curriculum
+from lib.dataset import curriculum
 
 IDS = [f"{source}:{n}" for source in ("a", "b") for n in range(100)]
 SOURCES = [identity[0] for identity in IDS]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lib import dataplots
+from lib.figures import dataplots
 
 PAIRS = {"medical_o1": [(100 * n, 10 * n) for n in range(1, 50)], "medqa": [(0, 5)] * 30, "empty": []}
 

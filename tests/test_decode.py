@@ -4,7 +4,8 @@ from tiny_qwen import alone, byte_tokenizer, random_model
 from transformers import GptOssConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from lib import decode, packing
+from lib.chat import packing
+from lib.evaluation import decode
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from lib import diagnostics, panel
+from lib.judge import diagnostics, panel
 
 MODELS = ("a", "b", "c", "d")
 

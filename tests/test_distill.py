@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from trl import SFTConfig
 
-from lib import int4, qat
-from lib.distill import DistillTrainer, SFTTrainer
+from lib.qat import int4, rounding
+from lib.qat.distill import DistillTrainer, SFTTrainer
 
 SHAPE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4, "head_dim": 32}
 ROWS = [{"input_ids": list(range(5, 37)), "labels": [-100] * 8 + list(range(13, 37))} for _ in range(4)]
@@ -27,7 +27,7 @@ def model(seed=0):
 
 
 def types_of(trained):
-    kinds = {name: "q4_0" if p.ndim == 2 else "f32" for name, p in qat.base_parameters(trained).items()}
+    kinds = {name: "q4_0" if p.ndim == 2 else "f32" for name, p in rounding.base_parameters(trained).items()}
     return kinds | {"model.embed_tokens.weight": "q2_k"}  # a coarse head: one that is missed shows
 
 
@@ -48,11 +48,11 @@ def batch_of(made):
 def loss_of_the_file(trained, batch):
     """Cross-entropy of the merged weights on the grid."""
     types = types_of(trained)
-    qat.prepare(trained, types)
+    rounding.prepare(trained, types)
     merged = Qwen3ForCausalLM(trained.config)
-    merged.load_state_dict({site.name: site.saved().float() for site in qat.sites(trained)}, strict=False)
+    merged.load_state_dict({site.name: site.saved().float() for site in rounding.sites(trained)}, strict=False)
     with torch.no_grad():
-        logits = qat.quantize_model(merged.eval(), types)(batch["input_ids"]).logits[:, :-1]
+        logits = rounding.quantize_model(merged.eval(), types)(batch["input_ids"]).logits[:, :-1]
     return cross_entropy(logits.transpose(1, 2), batch["labels"][:, 1:]).item()
 
 
@@ -61,10 +61,10 @@ def test_the_loss_of_training_is_that_of_the_file_and_not_with_trls_default(tmp_
     for kind in ("nll", "chunked_nll"):
         trained = model()
         made = trainer(trained, tmp_path, fields={"loss_type": kind})
-        qat.prepare(trained, types_of(trained))
+        rounding.prepare(trained, types_of(trained))
         batch = batch_of(made)
         found[kind] = made.compute_loss(trained, dict(batch)).item()
-        qat.strip(trained)
+        rounding.strip(trained)
     expected = loss_of_the_file(model(), batch)
     assert found["nll"] == pytest.approx(expected, rel=1e-5)
     assert abs(found["chunked_nll"] - expected) > 1e-3, "TRL reads the head's weight past the rounded one: see 04_qat"
@@ -77,7 +77,7 @@ def test_a_model_learns_nothing_from_itself_and_its_rounding_from_what_it_was(tm
     loss.backward()
     noise = max(p.grad.abs().max().item() for p in trained.parameters() if p.grad is not None)
     assert loss.item() == 0 and noise < 1e-6
-    qat.prepare(trained, types_of(trained))
+    rounding.prepare(trained, types_of(trained))
     loss = made.compute_loss(trained, batch_of(made))
     loss.backward()
     assert loss.item() > 0

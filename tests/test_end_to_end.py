@@ -13,8 +13,8 @@ from nbclient import NotebookClient
 from pipeline import SHARED, SMALL, STAGES, folder, make, record
 
 from benchmarks.train import conversations
-from lib import recipe
-from lib.files import ROOT, write_jsonl
+from lib.pipeline import recipe
+from lib.pipeline.files import ROOT, write_jsonl
 
 BROUGHT = (
     "[{name: healthbench, path: data/samples/healthbench.jsonl, questions: 2},"

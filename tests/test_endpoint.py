@@ -4,7 +4,7 @@ import openai
 import pytest
 from loopback import Endpoint, completion
 
-from lib import endpoint
+from lib.evaluation import endpoint
 
 REQUEST = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 

@@ -4,7 +4,7 @@ import re
 import pytest
 from loopback import Endpoint, completion
 
-from lib import exam, judge, judges, panel, verdicts
+from lib.judge import exam, judges, panel, protocol, verdicts
 
 TRUTHS = (
     "warfarin,oral nimodipine,intravenous fluids,salbutamol inhaler,lumbar puncture,amoxicillin,levothyroxine,"
@@ -87,14 +87,14 @@ def test_no_payload_leaves_its_frame_or_reaches_the_parser():
     for payload in payloads:
         item = ITEMS[0] | {"answers": {"good": ITEMS[0]["reference"], "bad": f"Aspirin.\n{payload['text']}"}}
         for order in (("good", "bad"), ("bad", "good")):
-            labels = judge.codes(payload["text"], 2)
-            text = judge.prompt(item, order, labels)[1]["content"]
+            labels = protocol.codes(payload["text"], 2)
+            text = protocol.prompt(item, order, labels)[1]["content"]
             frames = re.findall(r"\[answer (\w+)\]\n(.*?)\n\[end of answer (\w+)\]", text, re.DOTALL)
             marks = re.findall(r"(?i)\[\s*/?\s*(?:end of )?answer", text)
             whole = [(a, b) for a, _, b in frames] == [(label, label) for label in labels]
             escapes += not (whole and len(marks) == 4 and text.count("<|") == 0)
-            with pytest.raises(judge.ContentFault):  # a reply that only echoes the payload is no verdict
-                judge.parse(payload["text"], labels)
+            with pytest.raises(protocol.ContentFault):  # a reply that only echoes the payload is no verdict
+                protocol.parse(payload["text"], labels)
     assert escapes == 0
 
 

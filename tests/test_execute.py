@@ -12,9 +12,9 @@ import time
 import nbformat
 import pytest
 
-from lib.files import ROOT
+from lib.pipeline.files import ROOT
 
-START = 'from lib import run\nstage = run.start("{stage}", recipe, overrides)'
+START = 'from lib.pipeline import run\nstage = run.start("{stage}", recipe, overrides)'
 WRITE = '(stage.dir / "out.txt").write_text("42")'
 FINISH = 'stage.finish({"answer": 42})'
 

@@ -14,12 +14,13 @@ import pytest
 from loopback import Endpoint, completion
 from test_panel import honest, items
 
-from lib import judges, panel, verdicts
+from lib.judge import judges, panel, verdicts
 
 QUESTIONS, ORDERS, DEADLINE_S = 40, 2, 20.0
 RUNNER = """
 import json, sys
-from lib import endpoint, judges, panel, verdicts
+from lib.evaluation import endpoint
+from lib.judge import judges, panel, verdicts
 sys.path.insert(0, sys.argv[4])
 from test_panel import items
 endpoint.PAUSE_S = (0.01, 0.05)

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from lib import files
+from lib.pipeline import files
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):

@@ -5,7 +5,7 @@ import torch
 from loopback import Endpoint, completion
 from tiny_qwen import alone, byte_tokenizer, ids_of, random_model
 
-from lib import generate
+from lib.evaluation import generate
 
 torch.set_num_threads(1)  # more are slower at this size
 

@@ -1,4 +1,4 @@
-"""lib/gguf.py on the real llama.cpp, with a random Qwen3-shaped model of 1.5 million parameters."""
+"""lib/export/gguf.py on the real llama.cpp, with a random Qwen3-shaped model of 1.5 million parameters."""
 
 import copy
 import json
@@ -17,7 +17,10 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from lib import gguf, gguf_convert, layout, qat
+from lib.export import gguf
+from lib.model import gguf_convert
+from lib.pipeline import programs
+from lib.qat import layout, rounding
 
 CORPUS = [f"A patient aged {n} with fever, chest pain and {n % 7} days of cough isn't well." for n in range(200)]
 TEMPLATE = (
@@ -171,7 +174,7 @@ def test_divergence_is_zero_from_itself_and_agrees_with_torch(twin, bf16, text, 
     types = {name: "q4_0" if p.ndim == 2 else "f32" for name, p in twin[1].named_parameters()}
     file = gguf.quantize(bf16, tmp_path / "q4_0.gguf", "q4_0", dict.fromkeys(gguf.tensor_types(bf16), "q4_0"))
     found = gguf.perplexity(file, text, ctx=128, against=saved)
-    rounded = qat.quantize_model(copy.deepcopy(twin[1]), types)
+    rounded = rounding.quantize_model(copy.deepcopy(twin[1]), types)
     ids = torch.tensor(twin[2](text.read_text(encoding="utf-8"))["input_ids"])
     ids = ids[: len(ids) // 128 * 128].view(-1, 128)
     with torch.no_grad():
@@ -268,7 +271,7 @@ def test_server_ends_with_its_block_even_on_an_error(bf16):
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
 def test_server_dies_with_a_killed_process(bf16):
     code = (
-        "import sys, time\nfrom lib import gguf\n"
+        "import sys, time\nfrom lib.export import gguf\n"
         "with gguf.serve(sys.argv[1], ctx=64) as url:\n    print(url, flush=True)\n    time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(bf16)], stdout=subprocess.PIPE, text=True)
@@ -312,4 +315,4 @@ def test_pre_tokenizer_is_named_from_its_expression(tmp_path, name):
 def test_missing_toolchain_names_the_command(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="make setup"):
-        gguf.toolchain()
+        programs.toolchain()

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from benchmarks import gpu, gpu_qat, gpu_train
-from lib import grids, shapes
-from lib.files import ROOT
+from lib.model import shapes
+from lib.pipeline.files import ROOT
+from lib.qat import grids
 
 STAGES = [path.stem for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))]
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lib import gridplots, grids
+from lib.figures import gridplots
+from lib.qat import grids
 
 
 def test_a_row_shows_every_weight_its_rounded_value_and_the_blocks_own_levels():

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib import gguf, grids
+from lib.pipeline import programs
+from lib.qat import grids
 
 GGML_TYPE = {  # enum ggml_type, and the C name of the function that reads the type back
     "f16": (1, "ggml_fp16_to_fp32_row"),
@@ -61,7 +62,7 @@ WEIGHTS = {
 
 @pytest.fixture(scope="module")
 def ggml():
-    library = ctypes.CDLL(str(gguf.toolchain().ggml_base))
+    library = ctypes.CDLL(str(programs.toolchain().ggml_base))
     library.ggml_row_size.restype = library.ggml_quantize_chunk.restype = ctypes.c_size_t
     return library
 
@@ -151,10 +152,10 @@ def test_a_missing_or_foreign_library_is_none_and_no_error(monkeypatch, tmp_path
     def missing():
         raise FileNotFoundError("run `make setup`")
 
-    monkeypatch.setattr(gguf, "toolchain", missing)
+    monkeypatch.setattr(programs, "toolchain", missing)
     assert grids.ggml.__wrapped__() is None
     (tmp_path / "libggml-base.so").write_text("built for another machine")
-    monkeypatch.setattr(gguf, "toolchain", lambda: SimpleNamespace(ggml_base=tmp_path / "libggml-base.so"))
+    monkeypatch.setattr(programs, "toolchain", lambda: SimpleNamespace(ggml_base=tmp_path / "libggml-base.so"))
     assert grids.ggml.__wrapped__() is None
 
 

@@ -1,7 +1,7 @@
 import pytest
 from loopback import Endpoint, completion
 
-from lib import hosted, verdicts
+from lib.judge import hosted, verdicts
 
 PROMPTS = [{"id": f"q{i}", "messages": [{"role": "user", "content": f"Question {i}?"}]} for i in range(4)]
 
@@ -13,7 +13,7 @@ def ask(url, store, tmp_path, **changes):
 
 
 def test_a_hosted_model_answers_within_the_cap_and_its_cost_is_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr("lib.judges.LOOPBACK", ())  # so that this server has a price
+    monkeypatch.setattr("lib.judge.judges.LOOPBACK", ())  # so that this server has a price
     store = verdicts.Store(tmp_path / "v.sqlite")
     with Endpoint(lambda body, n: (200, {}, completion("Answer: B"), 0)) as server:
         with pytest.raises(ValueError, match="answers of m-1 may cost"):

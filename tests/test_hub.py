@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from smallhub import Hub
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from lib import hub, recipe
-from lib.files import ROOT, sha256_file
+from lib.pipeline import hub, recipe
+from lib.pipeline.files import ROOT, sha256_file
 
 ROWS = 300
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
@@ -32,13 +32,14 @@ FEW = [json.loads(line) for line in (ROOT / "data/samples/medreason.jsonl").read
 LOADING = """
 import contextlib, dataclasses, hashlib, io, json, os, sys
 from huggingface_hub import constants
-from lib import run, hub, readers, recipe, sources
+from lib.dataset import readers, sources
+from lib.pipeline import hub, recipe, run
 
 constants.DOWNLOAD_CHUNK_SIZE = 1000  # bytes written at a time: the files are small
 
 
 def model(repo, revision=None):
-    from lib import models
+    from lib.model import loading
 
     fields = {"base": repo, "revision": revision, "twin": None}
     cfg = recipe.load("tiny", {"model": fields, "qat": None, "judge.candidates": ["base", "sft"]})
@@ -54,7 +55,7 @@ def data(repo, revision=None):
 
 
 def planned(name):
-    from lib import plan
+    from lib.plan import fit
 
     with contextlib.redirect_stdout(io.StringIO()) as said:
         plan.main(["--recipe", name, "--gpu", "t4"])

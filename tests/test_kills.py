@@ -11,15 +11,15 @@ import sys
 import pytest
 from pipeline import LAUNCH, SHARED, SMALL, folder, make, record
 
-from lib.files import ROOT
+from lib.pipeline.files import ROOT
 
 STEP = "transformers.Trainer.training_step"
 AIMS = {  # what the kernel runs before its first cell: (where, at which call, what then, and on which rank)
     "step": (STEP, 2 * 2, "kill"),  # half of step 2, after its first backward pass
     "save": ("transformers.Trainer._save_optimizer_and_scheduler", 1, "kill"),  # the adapter is written, no more
     "stop": (STEP, 2, "stop"),  # inside the first step of this attempt
-    "merge": ("lib.merging._write_configs", 1, "kill"),
-    "quantize": ("lib.gguf.quantize", 2, "start and kill"),  # the second file is half written
+    "merge": ("lib.model.merging._write_configs", 1, "kill"),
+    "quantize": ("lib.export.gguf.quantize", 2, "start and kill"),  # the second file is half written
     "kernel of rank 1": (STEP, 4, "kill", 1),  # step 3 is done, step 2 is saved
     "launcher": (STEP, 1, "stop launcher", 1),
     "worker of rank 1": (STEP, 2, "kill worker", 1),
@@ -33,7 +33,8 @@ def aim(owner, name, at, deed, rank=0):
     if rank != int(os.environ.get("RANK", 0)):
         return
     module, _, kind = owner.rpartition(".")
-    owner = importlib.import_module(owner) if module == "lib" else getattr(importlib.import_module(module), kind)
+    ours = module.startswith("lib.")
+    owner = importlib.import_module(owner) if ours else getattr(importlib.import_module(module), kind)
     real, calls = getattr(owner, name), []
     def call(*args, **kwargs):
         calls.append(1)

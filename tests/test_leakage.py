@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lib import leakage, split
+from lib.dataset import leakage, split
 
 STEM = (
     "A 61-year-old man with long-standing diabetes comes with two days of fever, flank pain on the left, "

@@ -1,6 +1,6 @@
 import pytest
 
-from lib import lexical
+from lib.judge import lexical
 
 REFERENCE = "Atrial fibrillation needs anticoagulation. Avoid aspirin alone.\nAnswer: B"
 # key terms: atrial fibrillation needs anticoagulation aspirin alone

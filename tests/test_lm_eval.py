@@ -16,7 +16,8 @@ from lm_eval.models.huggingface import HFLM
 from tiny_qwen import byte_tokenizer, random_model
 from tokenizers.processors import TemplateProcessing
 
-from lib import clinic_rows, ingest, probability
+from lib.dataset import clinic_rows, ingest
+from lib.evaluation import probability
 
 DEFINITIONS = Path(lm_eval.tasks.__file__).parent
 QUICK, FULL = 40, 240  # items of each task

@@ -20,7 +20,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from lib import files, merging, saving
+from lib.model import merging, saving
+from lib.pipeline import files
 
 LINEAR = {"target_modules": "all-linear"}
 QWEN3 = {

@@ -5,7 +5,8 @@ import pytest
 import torch
 from tiny_qwen import byte_tokenizer, random_model
 
-from lib import chat, lossmask, metrics, probability
+from lib.chat import encoding, lossmask
+from lib.evaluation import metrics, probability
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,7 @@ def test_perplexity_by_part_splits_at_the_marks_of_the_format(fmt):
     rows, logs = [], {"reasoning": [], "answer": [], "end": []}
     for question, reasoning, answer in CONVERSATIONS:
         record = {"instruction": question, "reasoning": reasoning, "output": answer}
-        rows.append(chat.encode(chat.messages(record, fmt), tokenizer))
+        rows.append(encoding.encode(encoding.messages(record, fmt), tokenizer))
         texts = marked.format(reasoning), answer, "<|im_end|>\n"
         counts = [len(tokenizer(text)["input_ids"]) for text in texts]
         learnt = log_probabilities(model, rows[-1][0])[-sum(counts) :]
@@ -169,8 +170,8 @@ def test_perplexity_by_part_splits_at_the_marks_of_the_format(fmt):
 def test_perplexity_by_part_names_only_what_is_labelled():
     tokenizer = families.qwen3()
     model, regions = random_model(tokenizer, seed=2), lossmask.Regions(tokenizer, "think")
-    turns = chat.messages({"instruction": "Why?", "reasoning": "A clot.", "output": "Answer: C"}, "think")
-    ids, labels = chat.encode(turns, tokenizer)
+    turns = encoding.messages({"instruction": "Why?", "reasoning": "A clot.", "output": "Answer: C"}, "think")
+    ids, labels = encoding.encode(turns, tokenizer)
     final = lossmask.final_only(ids, labels, tokenizer, "think")
     assert set(probability.perplexity_by_part(model, [(ids, final)], regions)) == {"answer", "end"}
     everything = probability.perplexity_by_part(model, [(ids, ids)], regions)

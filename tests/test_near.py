@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from lib import grams, near
+from lib.dataset import grams, near
 
 
 def text(rng, words=200):

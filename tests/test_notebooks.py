@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from lib.files import ROOT
+from lib.pipeline.files import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 COLAB = "colab"  # tag of the one cell that clones and installs, and does nothing elsewhere
@@ -83,14 +83,14 @@ def test_every_name_of_lib_that_a_chapter_uses_exists(path):
     cells = [c for c in code(load(path)) if COLAB not in c["metadata"].get("tags", [])]
     nodes = list(ast.walk(ast.parse("\n".join("".join(c["source"]) for c in cells))))
     names = {
-        a.asname or a.name: a.name
+        a.asname or a.name: f"{n.module}.{a.name}"
         for n in nodes
-        if isinstance(n, ast.ImportFrom) and n.module == "lib"
+        if isinstance(n, ast.ImportFrom) and re.fullmatch(r"lib(\.\w+)?", n.module or "")
         for a in n.names
     }
     used = {(names[n.value.id], n.attr) for n in nodes
             if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id in names}  # fmt: skip
     assert used
-    missing = [f"lib.{name}.{attribute}" for name, attribute in sorted(used)
-               if not hasattr(importlib.import_module(f"lib.{name}"), attribute)]  # fmt: skip
+    missing = [f"{name}.{attribute}" for name, attribute in sorted(used)
+               if not hasattr(importlib.import_module(name), attribute)]  # fmt: skip
     assert missing == []

@@ -4,7 +4,8 @@ import pytest
 from sacrebleu import corpus_bleu
 from sklearn.metrics import f1_score
 
-from lib import overlap, stats
+from lib import stats
+from lib.evaluation import overlap
 
 ANSWERS = ["Give warfarin and vitamin K today.", "aspirin", "", "the cat sat on the mat"]
 REFERENCES = ["give Warfarin and vitamin K, today", "Oxygen", "heparin", "the cat is on the mat"]

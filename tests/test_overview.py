@@ -6,8 +6,8 @@ import re
 import pytest
 import yaml
 
-from lib import overview
-from lib.files import ROOT
+from lib.pipeline.files import ROOT
+from lib.report import overview
 
 GPU = {"cpu": "A CPU", "cores": 2, "memory_gib": 23.5, "gpu": "NVIDIA H200"}
 
@@ -32,7 +32,7 @@ METRICS = {
 
 
 def put(outputs, run, stages, **more):
-    """stage.json files as lib.run writes them; more: values laid over each, None takes one away."""
+    """stage.json files as lib.pipeline.run writes them; more: values laid over each, None takes one away."""
     for stage in stages:
         record = {"stage": stage, "recipe": run.partition("+")[0], "overrides": {}, "metrics": METRICS.get(stage, {}),
                   "timings": {"wall_s": 3600.0, "cpu_s": 3000.0}, "peak_memory_mib": 1234, "hardware": GPU,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GptOssConfig, LlamaConfig, Qwen3Config
 
-from lib import chat, packing
+from lib.chat import encoding, packing
 
 
 @pytest.mark.parametrize("config", [LlamaConfig(), Qwen3Config()], ids=["llama", "qwen3"])
@@ -55,7 +55,7 @@ def test_the_real_trainer_takes_the_changes(tmp_path):
     changes, _ = packing.fields(sft, packing.exact(config, "eager"))
     record = {"instruction": "Which test?", "reasoning": "Step one.", "output": "Two."}
     records = [record | {"output": "Two. " * n} for n in range(1, 9)]
-    rows = chat.rows(records, tokenizer, "harmony", "2026-11-03")
+    rows = encoding.rows(records, tokenizer, "harmony", "2026-11-03")
     device = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "disable_tqdm": True}
     trainer = SFTTrainer(
         model, args=SFTConfig(**(sft | changes | device)), train_dataset=rows, processing_class=tokenizer

@@ -16,7 +16,10 @@ from sentencepiece import SentencePieceProcessor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from lib import chat, gguf, models, padding, recipe, saving, twin
+from lib.chat import encoding
+from lib.export import gguf
+from lib.model import loading, padding, saving, twin
+from lib.pipeline import recipe
 
 RECORDS = [
     {"instruction": "Which test?\n\nA. one\nB. two", "reasoning": "Step one.", "output": "Two.\n\nAnswer: B"},
@@ -83,17 +86,17 @@ def base(request, tmp_path_factory):
     tokenizer.save_pretrained(folder)
     overrides = {"model.base": str(folder), "model.twin": None, "model.dtype": "float32", "chat.format": "instruction"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "cache_dir", lambda: tmp_path_factory.getbasetemp() / "cache")
+        patch.setattr(loading, "cache_dir", lambda: tmp_path_factory.getbasetemp() / "cache")
         yield recipe.load("tiny", overrides), folder
 
 
 def test_new_rows_are_the_mean_and_old_ones_stay(base):
     cfg, folder = base
-    tokenizer, model = models.tokenizer(cfg), models.base(cfg)
+    tokenizer, model = loading.tokenizer(cfg), loading.base(cfg)
     before = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     old = before.config.vocab_size
     assert model.config.vocab_size == model.get_input_embeddings().num_embeddings == len(tokenizer)
-    assert len(tokenizer) - old == (1 if cfg.model["base"] != models.source(cfg) else 0)
+    assert len(tokenizer) - old == (1 if cfg.model["base"] != loading.source(cfg) else 0)
     for now, then in zip(
         (model.get_input_embeddings().weight, model.get_output_embeddings().weight),
         (before.get_input_embeddings().weight, before.get_output_embeddings().weight),
@@ -102,14 +105,14 @@ def test_new_rows_are_the_mean_and_old_ones_stay(base):
         assert torch.equal(now[:old], then)
         for row in now[old:]:
             torch.testing.assert_close(row, then.mean(0), atol=1e-4, rtol=1e-2)  # the base is kept in bfloat16
-    again = models.base(cfg)
+    again = loading.base(cfg)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
 def test_the_end_is_trained_and_padding_is_not(base):
     cfg, _ = base
-    tokenizer = models.tokenizer(cfg)
-    rows = [row for _ in range(2) for row in chat.tokenize(RECORDS, tokenizer, "instruction")]
+    tokenizer = loading.tokenizer(cfg)
+    rows = [row for _ in range(2) for row in encoding.tokenize(RECORDS, tokenizer, "instruction")]
     for ids, labels in rows:
         assert labels[-1] == ids[-1] == tokenizer.eos_token_id
         assert tokenizer.pad_token_id not in ids  # also where the data says <unk> or <|pad|>
@@ -117,18 +120,18 @@ def test_the_end_is_trained_and_padding_is_not(base):
 
 def test_adapter_merge_and_gguf_have_one_vocabulary(base, tmp_path):
     cfg, _ = base
-    tokenizer = models.tokenizer(cfg)
-    wrap = {"target_modules": "all-linear", "fan_in_fan_out": "gpt2" in str(models.base(cfg).config.model_type)}
-    model = get_peft_model(models.base(cfg), LoraConfig(r=4, task_type="CAUSAL_LM", **wrap))
+    tokenizer = loading.tokenizer(cfg)
+    wrap = {"target_modules": "all-linear", "fan_in_fan_out": "gpt2" in str(loading.base(cfg).config.model_type)}
+    model = get_peft_model(loading.base(cfg), LoraConfig(r=4, task_type="CAUSAL_LM", **wrap))
     args = SFTConfig(
         output_dir=str(tmp_path / "out"), max_steps=2, per_device_train_batch_size=2, use_cpu=True, bf16=False,
         report_to="none", save_strategy="no", learning_rate=1e-2, logging_steps=1, gradient_checkpointing=False,
     )  # fmt: skip
-    data = chat.rows(RECORDS, tokenizer, "instruction")
+    data = encoding.rows(RECORDS, tokenizer, "instruction")
     trainer = SFTTrainer(model, args, None, data, processing_class=tokenizer)
     batch = next(iter(trainer.get_train_dataloader()))
     padded = batch["attention_mask"] == 0
-    assert padded.any() and (batch["labels"][padded] == chat.IGNORE_INDEX).all()
+    assert padded.any() and (batch["labels"][padded] == encoding.IGNORE_INDEX).all()
     assert (batch["input_ids"][padded] == tokenizer.pad_token_id).all()
     assert trainer.train().training_loss > 0
     model.eval().save_pretrained(tmp_path / "adapter")
@@ -137,7 +140,7 @@ def test_adapter_merge_and_gguf_have_one_vocabulary(base, tmp_path):
     ids = torch.tensor([data[0]["input_ids"]])
     with torch.no_grad():
         trained = model(input_ids=ids).logits
-        reloaded = models.adapted(models.base(cfg), tmp_path / "adapter")(input_ids=ids).logits
+        reloaded = loading.adapted(loading.base(cfg), tmp_path / "adapter")(input_ids=ids).logits
     assert torch.equal(trained, reloaded)
 
     merged = Path(saving.merge(model, tokenizer, tmp_path / "merged"))
@@ -148,7 +151,7 @@ def test_adapter_merge_and_gguf_have_one_vocabulary(base, tmp_path):
     assert len(file.get_field("tokenizer.ggml.tokens").contents()) == len(tokenizer)
     assert file.get_field("tokenizer.ggml.padding_token_id").contents() == tokenizer.pad_token_id
     assert file.get_field("tokenizer.ggml.eos_token_id").contents() == tokenizer.eos_token_id
-    models.write_base(cfg, tokenizer, tmp_path / "plain")
+    loading.write_base(cfg, tokenizer, tmp_path / "plain")
     assert gguf.convert_lora(tmp_path / "adapter", tmp_path / "plain", tmp_path / "adapter.gguf").exists()
 
 
@@ -156,7 +159,7 @@ def test_llama_2s_text_after_a_control_token_is_sentencepieces_own(tmp_path):
     """transformers' class leaves the blank before it out, and llama.cpp, as SentencePiece, does not."""
     twin.train_tokenizer(twin.FAMILIES["llama2"], TEXTS, 500, tmp_path / "twin")
     own = SentencePieceProcessor(model_file=str(tmp_path / "twin" / "tokenizer.model"))
-    tokenizer = models.read_tokenizer(tmp_path / "twin")
+    tokenizer = loading.read_tokenizer(tmp_path / "twin")
     saving.save_tokenizer(tokenizer, tmp_path / "again")
     text = "[INST] A patient aged 41 isn't  well.\n\nA. one [/INST]"
     for reader in (tokenizer, AutoTokenizer.from_pretrained(tmp_path / "again")):
@@ -167,9 +170,9 @@ def test_llama_2s_text_after_a_control_token_is_sentencepieces_own(tmp_path):
 
 def test_a_tokenizer_that_the_model_has_no_rows_for_is_not_saved(base, tmp_path):
     cfg, folder = base
-    tokenizer = models.tokenizer(cfg)
+    tokenizer = loading.tokenizer(cfg)
     tokenizer.add_tokens(["one more"])
     with pytest.raises(
         ValueError, match=rf"has {len(tokenizer)} tokens and the model's embedding {len(tokenizer) - 1}"
     ):
-        saving.save(models.base(cfg), tokenizer, tmp_path)
+        saving.save(loading.base(cfg), tokenizer, tmp_path)

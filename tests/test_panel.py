@@ -5,7 +5,7 @@ import time
 import pytest
 from loopback import Endpoint, completion
 
-from lib import judge, judges, panel, ranking
+from lib.judge import judges, panel, protocol, ranking
 
 MODELS = ("base", "sft", "qat", "q4")
 
@@ -164,7 +164,7 @@ def test_the_budget_is_a_cap_and_survives_the_process(store):
 def test_estimate_by_hand():
     work = panel.tasks(items(1))
     one = judges.Judge("m", usd_per_mtok=(2.0, 8.0))
-    chars = sum(len(m["content"]) for m in judge.prompt(work[0].item, work[0].order, ["XX0"] * 4))
+    chars = sum(len(m["content"]) for m in protocol.prompt(work[0].item, work[0].order, ["XX0"] * 4))
     assert panel.estimate(one, work) == pytest.approx((chars / 3.5 * 2 + 240 * 8) / 1e6)
 
 

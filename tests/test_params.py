@@ -9,8 +9,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GptOssConfig, LlamaConfig, Qwen3Config
 from trl import SFTConfig
 
-from lib import curriculum, models, packing, recipe, sources
-from lib.files import ROOT
+from lib.chat import packing
+from lib.dataset import curriculum, sources
+from lib.model import loading
+from lib.pipeline import recipe
+from lib.pipeline.files import ROOT
 
 NAMES = sorted(path.stem for path in (ROOT / "params").glob("*.yaml") if path.stem != "prices")
 QKVO = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -212,7 +215,7 @@ def test_a_recipe_is_ready_to_run(name):
 def test_the_libraries_take_its_values(name, tmp_path):
     """The adapter finds what it names on a small model of the architecture, and the trainer's arguments construct."""
     cfg = recipe.load(name)
-    SFTConfig(**cfg.sft | models.device_fields(cfg, SimpleNamespace(dir=tmp_path, headless=True)))
+    SFTConfig(**cfg.sft | loading.device_fields(cfg, SimpleNamespace(dir=tmp_path, headless=True)))
     small = packing.small(ARCHITECTURES.get(name, LlamaConfig)(), cfg.model["attn_implementation"])
     model = get_peft_model(small, LoraConfig(**cfg.lora))
     adapted = " ".join(name for name, p in model.named_parameters() if p.requires_grad)

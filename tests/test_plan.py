@@ -10,7 +10,9 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.checkpoint import checkpoint
 from trl.trainer import sft_trainer as trl
 
-from lib import budget, hub, memory, plan, recipe, shapes, trace
+from lib.model import shapes
+from lib.pipeline import hub, recipe
+from lib.plan import budget, fit, memory, trace
 
 ASSUMED = budget.load()
 FOUR = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -25,7 +27,7 @@ def sections(base="meta-llama/Llama-3.1-8B", **over):
     found = recipe.load("tiny", {"data.origin": "hub"}).sections()
     found["model"] = found["model"] | {"base": base, "twin": None, "dtype": "bfloat16", "quantization": None}
     found["lora"], found["qat"], found["judge"] = lora(16), None, None
-    return plan.changed(found, **over)
+    return fit.changed(found, **over)
 
 
 # published totals of the models' cards and checkpoints
@@ -143,7 +145,7 @@ def test_four_bit_weights_by_hand():
     matrices = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
     assert found["4-bit weights"] == int(matrices * (0.5 + 1 / 64 + 4 / (64 * 256)))
     assert found["weights"] == 2 * (2 * 128256 * 4096 + 65 * 4096)  # embedding, head, norms
-    qlora = plan.on(recipe.load("qwen3_8b").sections(), h100 := ASSUMED["gpus"]["h100"])
+    qlora = fit.on(recipe.load("qwen3_8b").sections(), h100 := ASSUMED["gpus"]["h100"])
     held = memory.memory(qlora, shapes.config("Qwen3-8B"), h100, ASSUMED, phases=["merge"])["merge"]
     assert held["adapter"] == 4 * 8 * 36 * (4096 + 4096 + 4096 + 1024)  # chapter 3 trains it in float32
 
@@ -158,14 +160,14 @@ def test_qlora_of_8b_fits_where_16_bits_do_not():
     fields = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_length": 2048, "packing": False,
               "gradient_checkpointing": False, "eval_strategy": "no"}  # fmt: skip
     large = sections(sft=fields)
-    assert not plan.fits(large, shape, a10g, ASSUMED)
-    said = plan.remedy(large, shape, a10g, ASSUMED)
+    assert not fit.fits(large, shape, a10g, ASSUMED)
+    said = fit.remedy(large, shape, a10g, ASSUMED)
     assert said[0] == "sft.gradient_checkpointing=true"
-    smaller = next(found for words, found in plan.changes(large) if words == said)
-    assert plan.fits(smaller, shape, a10g, ASSUMED)
+    smaller = next(found for words, found in fit.changes(large) if words == said)
+    assert fit.fits(smaller, shape, a10g, ASSUMED)
     rows = smaller["sft"]["per_device_train_batch_size"] * smaller["sft"]["gradient_accumulation_steps"]
     assert rows == 8 and large["sft"]["gradient_checkpointing"] is False
-    assert plan.remedy(smaller, shape, a10g, ASSUMED) == []
+    assert fit.remedy(smaller, shape, a10g, ASSUMED) == []
 
 
 def test_time_and_dollars_by_hand():
@@ -213,7 +215,7 @@ def test_access_does_not_need_a_network(monkeypatch):
         raise hub.Unreachable("no route")
 
     def ask(base):
-        return plan.access({"base": base, "revision": None}, ASSUMED, offline)
+        return fit.access({"base": base, "revision": None}, ASSUMED, offline)
 
     assert ask("meta-llama/Llama-3.1-8B") == {"gated": True, "token": True, "reachable": False, "refused": None}
     assert ask("twin")["reachable"] is None
@@ -221,17 +223,17 @@ def test_access_does_not_need_a_network(monkeypatch):
 
 
 def test_the_plan_of_the_tiny_recipe_prints_every_table(capsys):
-    assert plan.main(["--recipe", "tiny", "--gpu", "l4"]) == 0
+    assert fit.main(["--recipe", "tiny", "--gpu", "l4"]) == 0
     out = capsys.readouterr().out
     assert all(word in out for word in ("keys and values", "Needed on each GPU", "Time on one l4", "Disk", "Assumed"))
-    assert plan.main(["--gpu", "l5"]) == 2
-    assert plan.main(["--recipe", "gpt_oss_20b@rehearsal"]) == 2  # in float32, for a CPU
+    assert fit.main(["--gpu", "l5"]) == 2
+    assert fit.main(["--recipe", "gpt_oss_20b@rehearsal"]) == 2  # in float32, for a CPU
     assert "add SET=model.dtype=bfloat16" in capsys.readouterr().err
 
 
 def test_dtype_auto_follows_the_gpu():
     sections = recipe.load("llama31_8b_t4").sections()
-    found = [plan.on(sections, {"bf16": bf16})["model"] for bf16 in (True, False)]
+    found = [fit.on(sections, {"bf16": bf16})["model"] for bf16 in (True, False)]
     assert [model["dtype"] for model in found] == ["bfloat16", "float16"]
     assert [model["quantization"]["bnb_4bit_compute_dtype"] for model in found] == ["bfloat16", "float16"]
     assert sections["model"]["dtype"] == "auto"

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from lib import plots
+from lib.figures import plots
 
 ROWS = [
     {"name": "base", "value": 0.25, "low": 0.2, "high": 0.31, "n": 240, "group": "likelihood"},

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from lib.probe import longest, probe
+from lib.sft.probe import longest, probe
 from tests.families import qwen3
 
 

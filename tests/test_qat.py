@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from lib import grids, layout, qat
+from lib.qat import grids, layout, rounding
 
 SIZES = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 96, "num_hidden_layers": 1, "head_dim": 32}
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "init_lora_weights": False}
@@ -26,7 +26,7 @@ def lora_model(model=None, **changes):
 
 def q4_types(model):
     """As llama.cpp plans Q4_0: matrices q4_0, the tied embedding q6_k, norms f32."""
-    kinds = {name: "q4_0" if p.ndim == 2 else "f32" for name, p in qat.base_parameters(model).items()}
+    kinds = {name: "q4_0" if p.ndim == 2 else "f32" for name, p in rounding.base_parameters(model).items()}
     return kinds | {"model.embed_tokens.weight": "q6_k"}
 
 
@@ -43,7 +43,7 @@ def served(exported, types):
     """A fresh model with exported weights, rounded to the types of the file."""
     model = plain_model()
     model.load_state_dict({name: p.float() for name, p in exported.items()}, strict=False)  # the head is tied
-    return qat.quantize_model(model, types)
+    return rounding.quantize_model(model, types)
 
 
 @pytest.fixture
@@ -57,20 +57,20 @@ def used_weights(monkeypatch):
             seen.append(args[1])
             return real(*args)
 
-        monkeypatch.setattr(qat.F, function, spy)
+        monkeypatch.setattr(rounding.F, function, spy)
     return seen
 
 
 def test_the_weights_of_the_forward_pass_are_those_of_the_export(used_weights):
     model = lora_model()
     types = q4_types(model)
-    qat.prepare(model, types)
+    rounding.prepare(model, types)
     step(model)
     used_weights.clear()
     with torch.no_grad():
         logits = model(TOKENS).logits
     used = list(used_weights)
-    qat.strip(model)
+    rounding.strip(model)
     merged = model.merge_and_unload().to(torch.bfloat16)  # PEFT's own merge, as saving.merge saves it
     exported = {name: p for name, p in merged.named_parameters() if types[name] != "f32"}
     expected = [grids.fake_quantize(p, types[name]) for name, p in exported.items()]
@@ -82,9 +82,9 @@ def test_the_weights_of_the_forward_pass_are_those_of_the_export(used_weights):
 
 def test_what_is_rounded_has_the_bits_of_pefts_merge():
     model = lora_model()
-    qat.prepare(model, q4_types(model))
-    ours = {site.name: site.saved() for site in qat.sites(model)}
-    qat.strip(model)
+    rounding.prepare(model, q4_types(model))
+    ours = {site.name: site.saved() for site in rounding.sites(model)}
+    rounding.strip(model)
     theirs = dict(model.merge_and_unload().to(torch.bfloat16).named_parameters())
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -93,7 +93,7 @@ def test_what_is_rounded_has_the_bits_of_pefts_merge():
 def test_gradients_are_those_of_a_dense_straight_through_weight():
     model = lora_model()
     layer = model.base_model.model.model.layers[0].mlp.down_proj
-    qat.prepare(model, {"model.layers.0.mlp.down_proj.weight": "q4_0"})
+    rounding.prepare(model, {"model.layers.0.mlp.down_proj.weight": "q4_0"})
     x = torch.randn(3, 512, requires_grad=True)
     wanted = torch.randn(3, 256)
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
@@ -110,7 +110,7 @@ def test_gradient_checkpointing_changes_no_gradient():
     plain, checkpointed = lora_model().train(), lora_model().train()
     checkpointed.gradient_checkpointing_enable({"use_reentrant": False})
     for model in (plain, checkpointed):
-        qat.prepare(model, q4_types(model))
+        rounding.prepare(model, q4_types(model))
     for one, other in zip(step(plain), step(checkpointed), strict=True):
         assert torch.equal(one, other)
 
@@ -118,27 +118,27 @@ def test_gradient_checkpointing_changes_no_gradient():
 def test_strip_restores_the_model_and_preparing_twice_is_preparing_once():
     model = lora_model()
     before = model(TOKENS).logits
-    qat.prepare(model, q4_types(model))
+    rounding.prepare(model, q4_types(model))
     rounded = model(TOKENS).logits
-    qat.prepare(model, q4_types(model))
+    rounding.prepare(model, q4_types(model))
     assert torch.equal(model(TOKENS).logits, rounded)
     assert not torch.equal(rounded, before)
-    qat.strip(model)
-    qat.strip(model)
+    rounding.strip(model)
+    rounding.strip(model)
     assert torch.equal(model(TOKENS).logits, before)
-    assert qat.coverage(model)["share"] == 0
+    assert rounding.coverage(model)["share"] == 0
 
 
 def test_a_disabled_adapter_shows_the_base_model():
     model = lora_model()
-    qat.prepare(model, {"model.layers.0.mlp.down_proj.weight": "q4_0"})
+    rounding.prepare(model, {"model.layers.0.mlp.down_proj.weight": "q4_0"})
     with model.disable_adapter():
         assert torch.equal(model(TOKENS).logits, plain_model()(TOKENS).logits)
 
 
 def test_coverage_counts_parameters_and_names_what_is_skipped():
     model = lora_model()
-    found = qat.prepare(model, {"model.layers.0.mlp.up_proj.weight": "q4_0", "model.embed_tokens.weight": "q6_k"})
+    found = rounding.prepare(model, {"model.layers.0.mlp.up_proj.weight": "q4_0", "model.embed_tokens.weight": "q6_k"})
     attention, mlp, norms = 2 * 128 * 256 + 2 * 64 * 256, 3 * 512 * 256, 3 * 256 + 2 * 32
     assert found["parameters"] == 96 * 256 + attention + mlp + norms
     assert found["types"] == {"q4_0": 512 * 256, "q6_k": 96 * 256}
@@ -151,10 +151,10 @@ def test_coverage_counts_parameters_and_names_what_is_skipped():
 def test_all_parameters_can_be_trained_on_the_grid():
     model = plain_model()
     types = q4_types(model)
-    qat.prepare(model, types)
+    rounding.prepare(model, types)
     assert all(gradient.abs().sum() > 0 for gradient in step(model))
     logits = model(TOKENS).logits
-    qat.strip(model)
+    rounding.strip(model)
     exported = {n: p.to(torch.bfloat16) for n, p in model.named_parameters()}
     assert torch.equal(served(exported, types)(TOKENS).logits, logits)
 
@@ -176,21 +176,21 @@ UP = "model.layers.0.mlp.up_proj.weight"
 )
 def test_what_could_not_be_exported_as_trained_is_refused(make, types, message):
     with pytest.raises(ValueError, match=message):
-        qat.prepare(make(), types)
+        rounding.prepare(make(), types)
 
 
 def test_without_dropout():
-    model = qat.without_dropout(lora_model(lora_dropout=0.05)).train()
-    qat.prepare(model, {UP: "q4_0"})
+    model = rounding.without_dropout(lora_model(lora_dropout=0.05)).train()
+    rounding.prepare(model, {UP: "q4_0"})
     assert torch.equal(model(TOKENS).logits, model(TOKENS).logits)
 
 
 def test_fingerprints_are_hashes_of_the_exported_numbers():
     model = lora_model()
     types = q4_types(model)
-    qat.prepare(model, types)
-    found = qat.fingerprints(model)
-    qat.strip(model)
+    rounding.prepare(model, types)
+    found = rounding.fingerprints(model)
+    rounding.strip(model)
     merged = dict(model.merge_and_unload().to(torch.bfloat16).named_parameters())
     values = {layout.of(model)[name].tensors[0]: grids.fake_quantize(p, types[name]) for name, p in merged.items()}
     assert found == {tensor: grids.sha256(value) for tensor, value in values.items()}

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks import qat as bench
-from lib import grids, kgrids, layout, qat
+from lib.qat import grids, kgrids, layout, rounding
 
 SIZES = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 96, "num_hidden_layers": 1, "head_dim": 64}
 TOKENS = torch.arange(32).view(2, 16)
@@ -29,13 +29,13 @@ def lora_model():
 
 def k_types(model):
     """As llama.cpp plans Q4_K_M: Q4_K, some Q6_K, norms F32."""
-    kinds = {name: "q4_k" if p.ndim == 2 else "f32" for name, p in qat.base_parameters(model).items()}
+    kinds = {name: "q4_k" if p.ndim == 2 else "f32" for name, p in rounding.base_parameters(model).items()}
     return kinds | {"model.embed_tokens.weight": "q6_k", DOWN: "q6_k"}
 
 
 def prepared(refresh_every=1, model=None):
     model = (model or lora_model()).train()
-    qat.prepare(model, k_types(model), refresh_every)
+    rounding.prepare(model, k_types(model), refresh_every)
     return model
 
 
@@ -80,7 +80,7 @@ def searches(monkeypatch):
 @pytest.fixture
 def down_weights(monkeypatch):
     """(rounded, saved) weights of the down projection in every forward pass."""
-    seen, real = [], qat._LoraSite.value
+    seen, real = [], rounding._LoraSite.value
 
     def spy(site):
         rounded = real(site)
@@ -88,7 +88,7 @@ def down_weights(monkeypatch):
             seen.append((rounded, site.saved()))
         return rounded
 
-    monkeypatch.setattr(qat._LoraSite, "value", spy)
+    monkeypatch.setattr(rounding._LoraSite, "value", spy)
     return seen
 
 
@@ -106,17 +106,17 @@ def test_the_scales_of_training_are_those_of_every_third_step(down_weights):
 
 def test_what_is_exported_after_reusing_scales_is_exact():
     model = train(prepared(25), 30)
-    found = qat.fingerprints(model)  # while it is in training mode
+    found = rounding.fingerprints(model)  # while it is in training mode
     with torch.no_grad():
         logits = model.eval()(TOKENS).logits
-    qat.strip(model)
+    rounding.strip(model)
     merged = dict(model.merge_and_unload().to(torch.bfloat16).named_parameters())
     types = k_types(model)
     values = {layout.of(model)[name].tensors[0]: grids.fake_quantize(p, types[name]) for name, p in merged.items()}
     assert found == {tensor: grids.sha256(value) for tensor, value in values.items()}
     served = plain_model().eval()
     served.load_state_dict({name: p.float() for name, p in merged.items()}, strict=False)
-    assert torch.equal(qat.quantize_model(served, types)(TOKENS).logits, logits)
+    assert torch.equal(rounding.quantize_model(served, types)(TOKENS).logits, logits)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -152,10 +152,10 @@ def test_reused_scales_are_searched_once_in_so_many_steps(searches):
 def test_a_type_without_costly_scales_is_exact_at_every_step():
     models = [lora_model().train(), lora_model().train()]
     for model, refresh_every in zip(models, (1, 4), strict=True):
-        qat.prepare(model, dict.fromkeys(k_types(model), "f32") | {DOWN: "Q4_0"}, refresh_every)
+        rounding.prepare(model, dict.fromkeys(k_types(model), "f32") | {DOWN: "Q4_0"}, refresh_every)
         train(model, 6)
     assert_equal_weights(*models)
-    assert [site.rounder.scales for site in qat.sites(models[1])] == [None] * len(qat.sites(models[1]))
+    assert [site.rounder.scales for site in rounding.sites(models[1])] == [None] * len(rounding.sites(models[1]))
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -181,7 +181,7 @@ def test_an_update_that_torch_does_not_count_is_seen():
             assert p._version == version
     changed = model(TOKENS).logits
     assert not torch.equal(before, changed)
-    qat.prepare(model, k_types(model))
+    rounding.prepare(model, k_types(model))
     assert torch.equal(model(TOKENS).logits, changed)
 
 
@@ -205,12 +205,12 @@ def test_all_parameters_trained_with_reused_scales_are_exported_exactly():
     with torch.no_grad():
         reused, exact = model(TOKENS).logits, model.eval()(TOKENS).logits
     assert not torch.equal(reused, exact)
-    qat.strip(model)
+    rounding.strip(model)
     types = k_types(model)
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(p.to(torch.bfloat16))
-    assert torch.equal(qat.quantize_model(model, types)(TOKENS).logits, exact)
+    assert torch.equal(rounding.quantize_model(model, types)(TOKENS).logits, exact)
 
 
 def test_a_model_in_bfloat16_computes_in_it_and_proves_the_values_of_the_file():
@@ -219,8 +219,8 @@ def test_a_model_in_bfloat16_computes_in_it_and_proves_the_values_of_the_file():
         if p.requires_grad:
             p.data = p.data.float()  # as PEFT keeps adapters
     model = train(prepared(5, model), 3)
-    types, found = k_types(model), qat.fingerprints(model)
-    merged = {site.name: site.saved() for site in qat.sites(model)}
+    types, found = k_types(model), rounding.fingerprints(model)
+    merged = {site.name: site.saved() for site in rounding.sites(model)}
     for name, place in layout.of(model).items():
         assert found[place.tensors[0]] == grids.sha256(grids.fake_quantize(merged[name], types[name]))
 
@@ -236,7 +236,7 @@ SMALL = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "
 @pytest.mark.slow
 def test_the_benchmark_of_steps_plans_as_llama_cpp_does(monkeypatch):
     monkeypatch.setattr(bench, "STEP_SHAPE", SMALL | {"num_key_value_heads": 4, "vocab_size": 4096})
-    planned, real = [], qat.prepare
+    planned, real = [], rounding.prepare
 
     def spy(model, types, refresh_every):
         planned.append((types["model.layers.0.mlp.down_proj.weight"], refresh_every))

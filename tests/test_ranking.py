@@ -1,6 +1,6 @@
 import pytest
 
-from lib import ranking
+from lib.judge import ranking
 
 
 def row(question, model, score, rank, order="a>b>c", judge="j", is_llm=True):

@@ -7,7 +7,7 @@ import sys
 import pytest
 from test_execute import FINISH, Project
 
-from lib import ranks
+from lib.pipeline import ranks
 
 
 def launched(project, *args, processes=2):
@@ -23,7 +23,7 @@ def test_ranks_share_gather_and_leave_writing_to_the_first(tmp_path):
     project = Project(tmp_path)
     project.notebook(
         "01_a",
-        "from lib import files, ranks\nmine = ranks.share(list(range(5)))\nfound = ranks.gather(mine)",
+        "from lib.pipeline import files, ranks\nmine = ranks.share(list(range(5)))\nfound = ranks.gather(mine)",
         "@ranks.led\ndef deed(path):\n    path.write_text(str(ranks.rank()))\n    return ranks.gather(1), path.name",
         'said = deed(stage.dir / "led.txt")\nfiles.write_json(stage.dir / "all.json", [ranks.rank(), found, said])',
         'with ranks.first():\n    seen = (stage.dir / "built").exists()\n    (stage.dir / "built").write_text("")',
@@ -42,7 +42,7 @@ def test_ranks_share_gather_and_leave_writing_to_the_first(tmp_path):
 def test_a_lost_rank_fails_the_stage(tmp_path):
     project = Project(tmp_path)
     lose = "import os, signal\nif ranks.rank() == 1: os.kill(os.getpid(), signal.SIGKILL)"
-    project.notebook("01_a", "from lib import ranks\nranks.gather(0)", lose, FINISH)
+    project.notebook("01_a", "from lib.pipeline import ranks\nranks.gather(0)", lose, FINISH)
     done = launched(project, "01_a")
     assert done.returncode != 0 and "01_a.rank1 " in done.stderr, done.stderr
     assert project.record("01_a") is None

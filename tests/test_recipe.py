@@ -2,8 +2,8 @@
 
 import pytest
 
-from lib import recipe, schema
-from lib.files import ROOT
+from lib.pipeline import recipe, schema
+from lib.pipeline.files import ROOT
 
 NAMES = sorted(path.stem for path in (ROOT / "params").glob("*.yaml") if path.stem != "prices")
 HEALTHBENCH = {"name": "healthbench", "path": "data/samples/healthbench.jsonl"}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lib import records
+from lib.dataset import records
 
 RECORD = {
     "id": "s:train:0", "source": "s", "config": None, "split": "train", "revision": None, "row": 0, "row_id": "7", 

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
-from lib import architectures, recipe, rehearsal, twin
-from lib.files import ROOT, read_jsonl
+from lib.model import twin
+from lib.pipeline import architectures, recipe
+from lib.pipeline.files import ROOT, read_jsonl
+from lib.plan import rehearsal
 
 NAMES = sorted(path.stem for path in (ROOT / "params").glob("*.yaml") if path.stem not in ("prices", "tiny"))
 STAGES = ["01_dataset", "02_baseline", "03_sft", "04_qat", "05_export", "06_judge"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lib import release
+from lib.export import release
 
 
 class Tokenizer:

@@ -10,14 +10,14 @@ import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from lib import chapters, publish, report, results
-from lib.files import ROOT
+from lib.pipeline.files import ROOT
+from lib.report import chapters, pages, publish, results
 
 STAGES = ("01_dataset", "02_baseline", "03_sft")
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/x)"
 )
-FIGURE = """from lib import plots
+FIGURE = """from lib.figures import plots
 rows = [{"name": "sft", "value": 0.842, "low": 0.79, "high": 0.883, "n": 240}]
 plots.accuracy_bars(rows, chance=0.25, title="Accuracy of two models")"""
 
@@ -40,7 +40,7 @@ def notebook(stage, last="'stored'"):
 
 
 def record(stage, seconds=61.0, **more):
-    """A stage.json as lib.run writes it."""
+    """A stage.json as lib.pipeline.run writes it."""
     return {
         "stage": stage, "recipe": "tiny", "run": "tiny", "overrides": {}, "sections": {"sft": {"learning_rate": 0.002}},
         "inputs": {}, "files": {}, "code": {}, "outputs": {"rows.jsonl": "ab" * 32},
@@ -83,7 +83,7 @@ def repository(executed, tmp_path):
 
 
 def build(root):
-    return report.build(root / "outputs" / "tiny", notebooks=root / "notebooks")
+    return pages.build(root / "outputs" / "tiny", notebooks=root / "notebooks")
 
 
 def without_third(root):

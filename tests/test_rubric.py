@@ -6,8 +6,9 @@ import re
 import pytest
 from loopback import Endpoint, completion
 
-from lib import cases, grading, judge, judges, panel, rubric, scorecard
-from lib.files import ROOT
+from lib.evaluation import cases
+from lib.judge import grading, judges, panel, protocol, rubric, scorecard
+from lib.pipeline.files import ROOT
 
 CASES = cases.load_cases()[:4]
 HEALTHBENCH = cases.load_healthbench(ROOT / "data/samples/healthbench.jsonl")
@@ -108,7 +109,7 @@ def test_a_quote_may_differ_in_case_marks_and_gaps(quote):
     ],
 )
 def test_a_reply_with_a_fault_is_refused_with_the_reason(change, message):
-    with pytest.raises(judge.ContentFault, match=message):
+    with pytest.raises(protocol.ContentFault, match=message):
         rubric.parse(change if isinstance(change, str) else json.dumps(change), CASES[0], ANSWER)
 
 
@@ -121,7 +122,7 @@ def test_nothing_need_be_quoted_beside_the_lowest_score():
 def test_every_criterion_is_judged_once(numbers):
     reply = met(True, True, True, True)
     reply["criteria"] = [reply["criteria"][0] | {"number": n} for n in numbers]
-    with pytest.raises(judge.ContentFault, match="expected each of 1 to 4 once|number is 5, expected 1 to 4"):
+    with pytest.raises(protocol.ContentFault, match="expected each of 1 to 4 once|number is 5, expected 1 to 4"):
         rubric.parse(json.dumps(reply), HEALTHBENCH[0], "Call an ambulance.")
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lib import clinic, screens
+from lib.dataset import clinic
+from lib.evaluation import screens
 
 WORLD = clinic.load()
 PROMPTS = screens.load(world=WORLD)

@@ -1,4 +1,4 @@
-"""lib/setup.py and lib/toolchain.py without network and without compiling anything."""
+"""lib/pipeline/setup.py and lib/pipeline/toolchain.py without network and without compiling anything."""
 
 import ast
 import io
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lib import setup, toolchain
+from lib.pipeline import setup, toolchain
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,12 +26,14 @@ def empty_cache(monkeypatch, tmp_path):
 def clone(tmp_path):
     """A fresh clone's files, as far as the set-up reads them, with no requirements and llama.cpp already cached."""
     folder = tmp_path / "clone"
-    (folder / "lib").mkdir(parents=True)
+    (folder / "lib" / "pipeline").mkdir(parents=True)
     for name in (
         "lib/__init__.py",
-        "lib/files.py",
-        "lib/setup.py",
-        "lib/toolchain.py",
+        "lib/pipeline/__init__.py",
+        "lib/pipeline/files.py",
+        "lib/pipeline/ranks.py",
+        "lib/pipeline/setup.py",
+        "lib/pipeline/toolchain.py",
         "pyproject.toml",
         "toolchain.txt",
     ):
@@ -43,14 +45,14 @@ def clone(tmp_path):
 
 
 def run_setup(folder, *args, **env):
-    command = [sys.executable, "-m", "lib.setup", *args]
+    command = [sys.executable, "-m", "lib.pipeline.setup", *args]
     env = {**os.environ, "PYTHONPATH": "", **env}
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("name", ["files", "setup", "toolchain"])
 def test_an_old_python_can_read_the_file_and_say_so(name):
-    ast.parse((ROOT / "lib" / f"{name}.py").read_text(), feature_version=(3, 6))
+    ast.parse((ROOT / "lib" / "pipeline" / f"{name}.py").read_text(), feature_version=(3, 6))
 
 
 def test_an_old_python_is_one_clear_line(monkeypatch, capsys):
@@ -235,7 +237,7 @@ def test_a_failed_build_leaves_nothing_behind_and_shows_the_log(monkeypatch, tmp
 
 def test_of_two_builders_at_once_one_builds(tmp_path):
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom lib import toolchain\n"
+        "import sys, time\nfrom pathlib import Path\nfrom lib.pipeline import toolchain\n"
         "def fetch(work, sink, pip_args):\n    print('built', flush=True); time.sleep(4); return work\n"
         "toolchain.fetch = fetch\ntoolchain.patch = toolchain.compile_programs = lambda *args: None\n"
         "toolchain.install = lambda source, build, done, sink: done.mkdir()\n"

@@ -16,8 +16,9 @@ from tiny_qwen import byte_tokenizer, random_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from lib import recipe, saving
-from lib.files import ROOT
+from lib.model import saving
+from lib.pipeline import recipe
+from lib.pipeline.files import ROOT
 
 LIFT = """
 from accelerate import state
@@ -37,7 +38,7 @@ RANK = """
 import sys
 sys.path.insert(0, {tests!r})
 import test_sharded
-from lib import ranks
+from lib.pipeline import ranks
 
 ranks.join()
 test_sharded.save_one(test_sharded.spread, test_sharded.TEXTS[ranks.rank()], {folder!r})

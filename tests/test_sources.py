@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from lib import answers, ingest, readers, sources
-from lib.files import ROOT
+from lib.dataset import answers, ingest, readers, sources
+from lib.pipeline.files import ROOT
 
 GOOD = {
     "medical_o1": {"Question": "Why?", "Complex_CoT": "Because of the mechanism.", "Response": "So.\n\nAnswer: Yes"},
@@ -356,7 +356,7 @@ def test_good_specs_and_that_checking_them_loads_neither_datasets_nor_torch():
     specs = [{"name": name} for name in sources.SOURCES if name not in ("jsonl", "parquet")]
     specs += [{"name": "pubmedqa", "config": "pqa_labeled", "split": "test", "revision": "abc"}]
     specs += [{"name": "jsonl", "path": "my.jsonl", "licence": "CC0-1.0", "citation": "me", "split": None}]
-    code = f"import sys\nfrom lib import sources\nfor s in {specs!r}: sources.check_spec(s)\n"
+    code = f"import sys\nfrom lib.dataset import sources\nfor s in {specs!r}: sources.check_spec(s)\n"
     code += "print(sorted({'torch', 'datasets', 'transformers'} & set(sys.modules)))"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (ran.stdout.strip(), ran.stderr) == ("[]", "")

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from lib import split
+from lib.dataset import split
 
 
 def record(text, source="a", options=(), answer=None):

@@ -2,7 +2,7 @@ import csv
 
 import pytest
 
-from lib import spotcheck
+from lib.judge import spotcheck
 
 
 def item(number, **answers):

@@ -9,7 +9,7 @@ from datasets import Dataset
 from tiny_qwen import byte_tokenizer, random_model
 from trl import SFTConfig, SFTTrainer
 
-from lib import tracking
+from lib.sft import tracking
 
 
 def trained(folder, report_to):

@@ -6,7 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lib import chat, clinic, twin
+from lib.chat import encoding
+from lib.dataset import clinic
+from lib.model import twin
 
 SPEC = {"architecture": "qwen3", "vocab_size": 1024, "block_size": 128, "batch_size": 4, "steps": 30}
 SPEC |= {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
@@ -73,10 +75,10 @@ def test_other_families_have_their_own_tokens_template_and_model(name, tmp_path,
     folder = twin.build(SMALL | shape | {"architecture": name}, clinic.WORLD, 42)
     stats = json.loads((folder / "stats.json").read_text())
     assert stats["unseen_tokens"] == 0 and stats["loss"] < stats["first_loss"]
-    tokenizer = chat.prepare(AutoTokenizer.from_pretrained(folder), "instruction")
-    assert f"{tokenizer.bos_token} {tokenizer.eos_token} {tokenizer.pad_token}" == ends  # None: lib/padding.py chooses
+    tokenizer = encoding.prepare(AutoTokenizer.from_pretrained(folder), "instruction")
+    assert f"{tokenizer.bos_token} {tokenizer.eos_token} {tokenizer.pad_token}" == ends  # None: padding.py chooses
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
-    text = chat.render([{"role": "user", "content": "q"}], tokenizer, generation=True)
+    text = encoding.render([{"role": "user", "content": "q"}], tokenizer, generation=True)
     assert text == prompt or (prompt is None and text.endswith("<|start|>user<|message|>q<|end|><|start|>assistant"))
     sample = "naïve 12 mmol/L, it isn't 37.5 °C"
     assert tokenizer.decode(tokenizer(sample, add_special_tokens=False)["input_ids"]) == sample

@@ -3,7 +3,7 @@ import sqlite3
 import subprocess
 import time
 
-from lib.verdicts import Store
+from lib.judge.verdicts import Store
 
 KEY = ("q1", "judge", "a>b", "hash", 0)
 

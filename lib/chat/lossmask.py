@@ -1,0 +1,197 @@
+"""Which tokens of a training row carry loss: measured from the trainer's own batch, region by region, and drawn."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+
+from lib.chat.encoding import Frame, documents, encode, messages
+from lib.chat.turns import IGNORE_INDEX, control_tokens, end_token
+
+REGIONS = ("prompt", "reasoning", "answer", "end")
+
+
+class Regions:
+    """Names, for one tokenizer and format, the part of a conversation that each of its tokens belongs to."""
+
+    def __init__(self, tokenizer, fmt: str, date=None, effort=None):
+        self.tokenizer, self.pieces = tokenizer, {}
+        self.frames = []
+        for reasons in (True, False):
+            try:
+                self.frames.append(Frame.of(tokenizer, fmt, date, effort, reasons))
+            except ValueError:
+                if reasons:
+                    raise
+        self.last = fmt == "instruction"  # there a blank line may stand inside the reasoning
+        self.end = end_token(tokenizer)
+        self.anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
+        self.before = len(tokenizer.decode(self.anchor))
+
+    def __call__(self, input_ids) -> list[str]:
+        """prompt, reasoning (with its tags), answer, end or rest for each of (seq,) token ids.
+
+        "rest" is what the template writes after the end token. A conversation that is cut has no end token.
+        """
+        return [name for name, start, stop in self.spans(input_ids) for _ in range(stop - start)]
+
+    def spans(self, input_ids) -> list[tuple[str, int, int]]:
+        """[(region, first token, one past the last)] in order; together they cover the row."""
+        ids = np.asarray(input_ids, dtype=np.int64)
+        ids_list = ids.tolist()
+        for token in set(ids_list) - self.pieces.keys():  # beside another token: alone, some lose a leading blank
+            self.pieces[token] = self.tokenizer.decode([*self.anchor, token])[self.before :]
+        pieces = [self.pieces[token] for token in ids_list]
+        begins = np.cumsum([0, *map(len, pieces)])[:-1]
+        borders = self._borders("".join(pieces))
+        stops = np.searchsorted(begins, [stop for _, stop in borders])
+        starts = [0, *stops[:-1]]
+        return [(name, int(i), int(j)) for (name, _), i, j in zip(borders, starts, stops, strict=True) if j > i]
+
+    def _borders(self, text):
+        """[(region, end position)] in order; the last one reaches beyond the text."""
+        frame = self.frames[0]
+        start = text.find(frame.tail)  # data cannot hold it: its control tokens are broken
+        if start < 0:
+            return [("prompt", len(text) + 1)]
+        start += len(frame.tail)
+        turn = text[start:]
+        stop = turn.find(self.end)
+        stop = stop if stop >= 0 else len(turn) + 1
+        plain = self.frames[-1] if len(self.frames) > 1 else None
+        if not self.last and plain and plain.between and turn.startswith(plain.between):
+            inner = 0  # the template's form of an empty reasoning
+        else:
+            inner = (turn.rfind if self.last else turn.find)(frame.between, 0, stop)
+            inner = inner + len(frame.between) if inner >= 0 else (0 if self.last else stop)
+        after = stop + len(self.end)
+        cuts = [("prompt", 0), ("reasoning", inner), ("answer", stop), ("end", after), ("rest", len(turn) + 1)]
+        return [(name, start + at) for name, at in cuts] + [("rest", len(text) + 2)]
+
+    def count(self, input_ids, labels) -> Counter:
+        """Number of tokens by (region, carries loss)."""
+        trained, counts = np.asarray(labels) != IGNORE_INDEX, Counter()
+        for name, start, stop in self.spans(input_ids):
+            carry = int(trained[start:stop].sum())
+            counts[name, True] += carry
+            counts[name, False] += stop - start - carry
+        return counts
+
+
+def shares(counts: Counter) -> dict[str, float | None]:
+    """Share of each region's tokens that carries loss, None where the region has no token."""
+    totals = {region: counts[region, True] + counts[region, False] for region in REGIONS}
+    return {region: counts[region, True] / total if total else None for region, total in totals.items()}
+
+
+def final_only(input_ids, labels, tokenizer, fmt: str, date=None, effort=None) -> list[int]:
+    """Labels that a mask from the final answer on would have left: the reasoning is context and is never learnt.
+
+    This is what training on responses with the final channel's opening as the response mark does (gpt-oss notebooks).
+    """
+    regions = Regions(tokenizer, fmt, date, effort)(input_ids)
+    return [IGNORE_INDEX if region == "reasoning" else label for region, label in zip(regions, labels, strict=True)]
+
+
+def audit(rows: Iterable[tuple], tokenizer, fmt: str = "think", date=None, effort=None, max_cut: float = 1.0) -> dict:
+    """Check the loss mask of training rows and return what was found.
+
+    rows: (input_ids, labels) of single conversations, from `tokenize` or from `documents` of a trainer's batch.
+    max_cut: share of the rows that may have lost their end token to a cut-off.
+    Returns {"rows", "cut", "tokens", "trained", "shares", "regions"}: `cut` counts rows that lost their end token,
+    `regions` the tokens of each part.
+    Raises ValueError when the prompt carries loss, when reasoning, answer or end token do not, when more than max_cut
+    of the rows are cut, when the beginning-of-sequence token is missing or doubled, or when text of the data became a
+    control token.
+    """
+    check = Audit(tokenizer, fmt, date, effort)
+    for ids, labels in rows:
+        check.add(ids, labels)
+    return check.result(max_cut)
+
+
+def audit_batches(batches: Iterable, tokenizer, fmt: str = "think", date=None, effort=None, at_most: int = 16) -> dict:
+    """The audit of a trainer's own first batches: one, or more where the first holds only rows without their end.
+
+    batches: of a training dataloader. It goes on, to at most so many, until it has seen reasoning, answer and an end
+    token. Returns and raises as `audit`.
+    """
+    check = Audit(tokenizer, fmt, date, effort)
+    for batch in itertools.islice(batches, at_most):
+        for ids, labels in documents(batch):
+            check.add(ids, labels)
+        if None not in [share for region, share in shares(check.counts).items() if region != check.optional]:
+            break
+    return check.result()
+
+
+class Audit:
+    """The audit of `audit`, one row at a time, for rows that are too many to keep."""
+
+    def __init__(self, tokenizer, fmt: str = "think", date=None, effort=None):
+        self.regions, self.writes = Regions(tokenizer, fmt, date, effort), Control(tokenizer, fmt, date, effort)
+        self.counts, self.cut, self.number = Counter(), 0, 0
+        self.optional = "reasoning" if fmt == "instruction" else None  # there it may be what a data set does not teach
+
+    def add(self, input_ids, labels) -> Counter:
+        """Check one row; returns its number of tokens by (region, carries loss). Raises ValueError, see `audit`."""
+        one = self.regions.count(input_ids, labels)
+        is_cut = not one["end", True] + one["end", False]
+        self.number += 1
+        self.cut += is_cut
+        self.counts += one
+        self.writes.check(input_ids, is_cut, self.number)
+        return one
+
+    def result(self, max_cut: float = 1.0) -> dict:
+        """What was found, as `audit` returns it. Raises ValueError, see there."""
+        found = shares(self.counts)
+        wrong = {region: share for region, share in found.items() if share != (region != "prompt")}
+        if self.optional and found[self.optional] is None:
+            del wrong[self.optional]
+        if wrong:
+            raise ValueError(
+                f"loss mask of {self.number} rows ({self.cut} cut): share of tokens with loss is {wrong}, expected "
+                f"prompt 0 and the others 1. Check assistant_only_loss, max_length and chat.format in the recipe "
+                f"against the template"
+            )
+        if self.cut > max_cut * self.number:
+            raise ValueError(
+                f"{self.cut} of {self.number} rows lose their end to sft.max_length, {self.cut / self.number:.1%} "
+                f"where data.max_cut allows {max_cut:.1%}: a model trained on them learns not to stop. "
+                f"Raise sft.max_length or drop the long rows"
+            )
+        trained = sum(count for (_, carries), count in self.counts.items() if carries)
+        parts = {region: self.counts[region, True] + self.counts[region, False] for region in REGIONS}
+        return {
+            "rows": self.number, "cut": self.cut, "tokens": self.counts.total(), "trained": trained,
+            "shares": found, "regions": parts,
+        }  # fmt: skip
+
+
+class Control:
+    """The control tokens that a template writes around one question and answer; a row must hold just these."""
+
+    def __init__(self, tokenizer, fmt: str, date=None, effort=None):
+        self.names, self.written = control_tokens(tokenizer), []
+        for reasoning in ("r", ""):
+            probe = messages({"instruction": "q", "reasoning": reasoning, "output": "a"}, fmt)
+            ids, _ = encode(probe, tokenizer, date, effort)
+            self.written.append(Counter(token for token in ids if token in self.names))
+        bos, self.bos_token = tokenizer.bos_token_id, tokenizer.bos_token
+        self.first = bos if bos is not None and ids[0] == bos else None
+
+    def check(self, input_ids, is_cut: bool, number: int) -> None:
+        """Raise ValueError naming row `number` on a control token too many or too few, or a BOS that is not first."""
+        found = Counter(token for token in np.asarray(input_ids).tolist() if token in self.names)
+        odd = [(found - written) + (Counter() if is_cut else written - found) for written in self.written]
+        if all(odd):
+            written = self.written[0]
+            counts = {self.names[token]: (found[token], written[token]) for token in odd[0]}
+            raise ValueError(
+                f"row {number}: control tokens as (found, written by the template) differ: {counts}. "
+                f"Add the look-alike to CONTROL_TOKEN in lib/chat/turns.py, or mend the template"
+            )
+        if self.first is not None and int(input_ids[0]) != self.first:
+            raise ValueError(f"row {number} does not begin with {self.bos_token!r}, as this tokenizer's text does")

@@ -1,0 +1,221 @@
+"""Cells and multiple choice, however a source writes them: clean text, options, and the index of the right one.
+
+Every function raises Reject with a short reason instead of guessing; lib/dataset/ingest.py counts the reasons.
+"""
+
+import re
+
+MAX_CELL_CHARS = 200_000  # about 50k tokens: longer cells are scraping accidents, no recipe can train them
+LETTERS = "ABCDEFGHIJ"
+CONTROL = bytes([*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F])  # all but tab and the line ends
+MARK = r"\(?(?P<letter>{letters})[.):](?P<blank>\s*)"
+UPPER, LOWER = (re.compile(rf"(?:{MARK.format(letters=span)})(?P<text>.*)") for span in ("[A-Z]", "[a-z]"))
+PREFIXED = re.compile(r"\(?([A-Ja-j])[.):]\s*(?=\S)")
+LETTERED = re.compile(r"(?:option\s+)?\(?([a-j])\)?[.:)]*", re.IGNORECASE)
+FIELDS = {"key": ("key", "label", "letter"), "value": ("value", "text")}
+HEADING = r"(?:(?:answer choices|options|choices)[ \t]*:?\s*)?"
+BLOCK = re.compile(rf"(?:^|\n)[ \t]*{HEADING}(?=\(?a[.):][ \t])", re.IGNORECASE)
+
+
+class Reject(Exception):
+    """A row that cannot become a record; `str(reject)` is the short reason that is counted."""
+
+
+def clean(value, empty: str) -> str:
+    """A cell as text: line ends are "\\n", no outer blanks. Raises Reject, with the reason `empty` for a void cell."""
+    if value is None:
+        raise Reject(empty)
+    if not isinstance(value, str):
+        raise Reject("wrong_type")
+    if len(value) > MAX_CELL_CHARS:
+        raise Reject("too_long")
+    try:
+        raw = value.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        raise Reject("bad_utf8") from None
+    if b"\xef\xbf\xbd" in raw:  # U+FFFD, which a lossy decoder left
+        raise Reject("bad_utf8")
+    if len(raw.translate(None, CONTROL)) < len(raw):  # four times as fast as a regular expression over the text
+        raise Reject("control_characters")
+    if b"\r" in raw:
+        value = value.replace("\r\n", "\n").replace("\r", "\n")
+    value = value.strip()
+    if not value:
+        raise Reject(empty)
+    return value
+
+
+def fold(text: str) -> str:
+    """Text as compared between an answer and its options: case, blanks and the closing full stop do not count."""
+    return " ".join(text.split()).rstrip(" .;,").casefold()
+
+
+def unquote(text: str) -> str:
+    """Text without the blanks and the stray or paired quotes around it; the prime of "5'" stays."""
+    text = text.strip()
+    if text[:1] in "\"'":
+        text = text[1:].strip()
+    if text[-1:] == '"' or (text[-1:] == "'" and not text[-2:-1].isdigit()):
+        text = text[:-1].strip()
+    return text
+
+
+def options_of(value) -> list[str]:
+    """The 2 to 10 option texts, in order and without letters, each on one line; [] where nothing is listed.
+
+    value: None; a text block ("Answer Choices:\\nA. ...\\nB. ..."); a dict by letter in any case; a list of texts, with
+        or without their letters; a list of {"key", "value"}; or the dict of two lists that Arrow makes of such a list.
+    Raises Reject: options_unparsable for fewer than 2, more than 10, two alike, or letters that do not run from A.
+    """
+    if isinstance(value, dict):
+        value = _pairs(value)
+    if value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, list) and not value):
+        return []
+    if isinstance(value, str):
+        texts = parse_block(clean(value, "options_unparsable"))
+        return _checked(texts) if texts else []
+    if not isinstance(value, list | tuple):
+        raise Reject("wrong_type")
+    if all(isinstance(entry, dict) for entry in value):
+        value = _by_letter([(_field(entry, "key"), _field(entry, "value")) for entry in value])
+    texts = [clean(text, "options_unparsable") for text in value[: len(LETTERS) + 1]]
+    marks = [PREFIXED.match(text) for text in texts]
+    if all(marks) and "".join(mark[1] for mark in marks).upper() == LETTERS[: len(marks)]:
+        texts = [text[mark.end() :] for text, mark in zip(texts, marks, strict=True)]
+    return _checked(texts)
+
+
+def _pairs(value: dict):
+    """The dict's texts in the order of its letters; None for a dict without any."""
+    if all(isinstance(column, list) for column in value.values()) and len(value) == 2:
+        keys, texts = (next((value[k] for k in value if str(k).casefold() in names), None) for names in FIELDS.values())
+        if keys is not None and texts is not None:
+            if len(keys) != len(texts):
+                raise Reject("options_unparsable")
+            return _by_letter(list(zip(keys, texts, strict=True))) or None
+    return _by_letter(list(value.items())) or None
+
+
+def _field(entry: dict, name: str):
+    found = [value for key, value in entry.items() if str(key).casefold() in FIELDS[name]]
+    if len(found) != 1:
+        raise Reject("options_unparsable")
+    return found[0]
+
+
+def _by_letter(pairs: list[tuple]) -> list:
+    """Texts ordered by their letters. Arrow gives every row all letters of its table: None at the end is no option."""
+    if any(not isinstance(key, str) for key, _ in pairs):
+        raise Reject("wrong_type")
+    texts = [text for _, text in sorted(pairs, key=lambda pair: _letter(pair[0]))]
+    if len(texts) > len(LETTERS) or "".join(sorted(_letter(key) for key, _ in pairs)) != LETTERS[: len(texts)]:
+        raise Reject("options_unparsable")
+    while texts and texts[-1] is None:
+        texts.pop()
+    return texts
+
+
+def _letter(key: str) -> str:
+    return key.strip().strip("().:").upper()
+
+
+def parse_block(block: str) -> list[str]:
+    """The option texts of a block of lines; an option may run over its line. [] for an empty block. Raises Reject."""
+    lines = [line.strip() for line in block.splitlines() if line.strip()]
+    if lines and lines[0].rstrip(":").casefold() in ("answer choices", "options", "choices"):
+        lines = lines[1:]
+    texts, pattern = [], UPPER if not lines or UPPER.match(lines[0]) else LOWER
+    for line in lines:
+        match = pattern.fullmatch(line)
+        if match and match["letter"].upper() == LETTERS[len(texts) : len(texts) + 1]:
+            texts.append(match["text"])
+        elif texts and not (match and match["blank"]):  # "I.V. drugs" goes on, "F. text" out of turn does not
+            texts[-1] += " " + line
+        else:
+            raise Reject("options_unparsable")
+    return texts
+
+
+def _checked(texts: list[str]) -> list[str]:
+    texts = [" ".join(text.split()) for text in texts]
+    folded = {fold(text) for text in texts}
+    if not 2 <= len(texts) <= len(LETTERS) or "" in folded or len(folded) < len(texts):
+        raise Reject("options_unparsable")
+    return texts
+
+
+def inside(question: str) -> tuple[str, list[str]]:
+    """(stem, options) of a question that lists its options at its end, on lines or in a row; (question, []) of others.
+
+    Raises Reject when a list begins there and cannot be read.
+    """
+    starts = list(BLOCK.finditer(question))
+    if not starts:
+        return question, []
+    start = starts[-1]
+    stem, block = question[: start.start()].strip(), question[start.end() :]
+    if "\n" not in block.strip():  # "A. one B. two C. three": broken before each letter whose turn it is
+        for letter in LETTERS[1:]:
+            parts = re.split(rf"\s+(?=\(?{letter}[.):]\s)", block)
+            if len(parts) == 1:
+                break
+            if len(parts) > 2:
+                raise Reject("options_unparsable")
+            block = "\n".join(parts)
+    if not stem:
+        raise Reject("empty_question")
+    if PREFIXED.match(stem[stem.rfind("\n") + 1 :].strip()):  # the letters start again: two lists, or a broken one
+        raise Reject("options_unparsable")
+    return stem, _checked(parse_block(block))
+
+
+def listed(question: str, options: list[str]) -> str:
+    """The question with its options below, as every record writes them."""
+    return "\n".join([f"{question}\n", *(f"{mark}. {text}" for mark, text in zip(LETTERS, options, strict=False))])
+
+
+def find(answer, options: list[str], means: str | None = None, base: int | None = None) -> int:
+    """Index of the option that `answer` names.
+
+    answer: a text ("warfarin"), a letter ("C", "(c)"), both ("C. warfarin"), or a number where `base` is given.
+    means: "text" or "letter" where the source states which; None: a letter that is also the text of another option is
+        ambiguous.
+    base: number of the first option where the source counts its options, 0 or 1.
+    Raises Reject: answer_not_in_options, answer_ambiguous, answer_conflict (letter and text disagree), wrong_type.
+    """
+    if isinstance(answer, int | float) and not isinstance(answer, bool) and base is not None:
+        if isinstance(answer, float) and not answer.is_integer():  # NaN and infinity too
+            raise Reject("wrong_type")
+        return _within(int(answer) - base, options)
+    folded, wanted = fold(clean(answer, "empty_answer")), [fold(option) for option in options]
+    text = wanted.index(folded) if folded in wanted and means != "letter" else None
+    letter = LETTERED.fullmatch(folded) if means != "text" or text is None else None
+    if base is not None and folded.isdecimal() and len(folded) < 3:
+        if text not in (None, int(folded) - base):
+            raise Reject("answer_ambiguous")
+        return _within(int(folded) - base, options)
+    place = LETTERS.index(letter[1].upper()) if letter else None
+    if text is not None and place not in (None, text):
+        if means is None and place < len(options):
+            raise Reject("answer_ambiguous")
+        place = None
+    if text is None and place is None:
+        return _letter_and_text(folded, wanted)
+    return _within(text if place is None else place, options)
+
+
+def _letter_and_text(folded: str, wanted: list[str]) -> int:
+    """Index that "c. warfarin" gives, both in folded form."""
+    match = PREFIXED.match(folded)
+    rest = folded[match.end() :] if match else ""
+    if rest not in wanted:
+        raise Reject("answer_not_in_options")
+    if wanted.index(rest) != LETTERS.index(match[1].upper()):
+        raise Reject("answer_conflict")
+    return wanted.index(rest)
+
+
+def _within(place: int, options: list[str]) -> int:
+    if not 0 <= place < len(options):
+        raise Reject("answer_not_in_options")
+    return place

@@ -1,0 +1,214 @@
+"""From a raw row of one data set to the content of a record, or a Reject that carries a short reason.
+
+Content fields: instruction, reasoning, output, options, answer, letter. Provenance is added in lib/dataset/ingest.py.
+"""
+
+import re
+
+from lib.dataset import answers, choices
+from lib.dataset.choices import LETTERS, Reject, clean
+
+EXPLANATION = re.compile(r"\s*\bExplanation:\s*")
+STATING = ("answer", "option", "choice", "boxed")  # words without which nothing states an answer
+TAIL_CHARS = 500  # of an output, in which its last stated answer is looked for
+DECISIONS = ["yes", "no", "maybe"]
+STATED = re.compile(  # "Ans. is 'd'", "Ans: (B)", "Answer: C", and the second letter of "Ans. is 'a' & 'b'"
+    r"ans(?:wer)?\b[\s.:]*(?:is\b|-)?[\s:]*(?P<open>[('\"‘“`\[]*)(?P<letter>[a-d])(?P<close>[)'\"’”`\]]*)"
+    r"(?:\s*(?:&|,|/|and)\s*[('\"‘“`\[]*(?P<second>[a-d])[)'\"’”`\]]*)?"
+    r"(?P<rest>\s*i\.?e\b[.,:;\s]*|\s*[.,:;]+\s*|\s*\n\s*|\s*$|\s+(?=\S)|(?=\())",
+    re.IGNORECASE,
+)
+
+
+def content(instruction: str, reasoning: str, output: str, answer: str | None) -> dict:
+    """Content fields of an open question."""
+    return {"instruction": instruction, "reasoning": reasoning, "output": output, "options": [], "answer": answer,
+            "letter": None}  # fmt: skip
+
+
+def choice(question: str, reasoning: str, explanation: str, options: list[str], index: int) -> dict:
+    """Content fields of a multiple-choice question; index: of the right option.
+
+    The output ends with the option's text, not its letter: a letter says nothing without the list.
+    """
+    right = options[index]
+    return {
+        "instruction": choices.listed(question, options),
+        "reasoning": reasoning,
+        "output": "\n\n".join(filter(None, [explanation, f"Answer: {right}"])),
+        "options": options,
+        "answer": right,
+        "letter": LETTERS[index],
+    }
+
+
+def optional(row: dict, column: str) -> str:
+    """A cell as clean text, "" where it is missing or void. Raises Reject for what is not text."""
+    value = row.get(column)
+    return "" if value is None or (isinstance(value, str) and not value.strip()) else clean(value, "")
+
+
+def last_answer(output: str) -> str | None:
+    """The text of a last line "Answer: <text>", None where there is none."""
+    line = output[output.rfind("\n") + 1 :]
+    return line[len("Answer:") :].strip() or None if line.startswith("Answer:") else None
+
+
+def open_question(row: dict, columns: tuple[str, str, str]) -> dict:
+    """Content of a free-text question from its (question, reasoning, response) columns.
+
+    A last line "Answer: <text>" of the response is read as the short ground truth.
+    """
+    question = clean(row[columns[0]], "empty_question")
+    reasoning = clean(row[columns[1]], "empty_reasoning")
+    output = clean(row[columns[2]], "empty_answer")
+    return content(question, reasoning, output, last_answer(output))
+
+
+def verifiable(row: dict) -> dict:
+    """Content of a medical-o1-verifiable-problem row: a question and its short ground truth."""
+    question = clean(row["Open-ended Verifiable Question"], "empty_question")
+    truth = clean(row["Ground-True Answer"], "empty_answer")
+    return content(question, "", truth, truth)
+
+
+def medreason(row: dict) -> dict:
+    """Content of a MedReason row: `answer` is "<option text>. Explanation: <why>", `options` is one string or empty."""
+    question = clean(row["question"], "empty_question")
+    reasoning = clean(row["reasoning"], "empty_reasoning")
+    output = clean(row["answer"], "empty_answer")
+    if not isinstance(row["options"] or "", str):
+        raise Reject("wrong_type")
+    options = choices.options_of(row["options"] or None)
+    truth, *explanation = (part.strip() for part in EXPLANATION.split(output, maxsplit=1))
+    if not truth:
+        raise Reject("empty_answer")
+    if not options:
+        return content(question, reasoning, output, truth.rstrip("."))
+    index = choices.find(truth, options, means="text")
+    return choice(question, reasoning, "".join(explanation), options, index)
+
+
+def reasonmed(row: dict, reasoned: bool = True) -> dict:
+    """Content of a ReasonMed row; its options stand inside instruction or input, and no column holds the truth.
+
+    The answer is the last one that the output states, None where it states none or several at once.
+    reasoned: what the output says before its last paragraph, or inside <think> tags, is the reasoning; else all of it
+        is the answer, as in ResponseMed.json.
+    """
+    question = "\n".join(filter(None, [clean(row["instruction"], "empty_question"), optional(row, "input")]))
+    output = clean(row["output"], "empty_answer")
+    stem, options = choices.inside(question)
+    tail = output[-TAIL_CHARS:]
+    reasoning, said = _reasoning_and_answer(output) if reasoned else ("", output)
+    letter = answers.choice(tail, options) if options and _states(tail) else None
+    if letter:
+        if last_answer(said):
+            said = said[: said.rfind("\n") + 1].strip()
+        return choice(stem, reasoning, said, options, LETTERS.index(letter))
+    fields = content(question, reasoning, said, None if options else last_answer(output))
+    return fields | ({"instruction": choices.listed(stem, options), "options": options} if options else {})
+
+
+def _states(text: str) -> bool:
+    """Whether the text states an answer, rather than mentioning an option; the words first, for speed."""
+    folded = text.casefold()
+    return any(word in folded for word in STATING) and bool(answers.STATED.search(text) or answers.TAGGED.search(text))
+
+
+def _reasoning_and_answer(output: str) -> tuple[str, str]:
+    before, closes, after = output.partition("</think>")
+    if not closes:
+        before, _, after = output.rpartition("\n\n")
+    before, after = before.replace("<think>", "").strip(), after.strip()
+    if not after:
+        raise Reject("empty_answer")
+    return before, after
+
+
+def pubmedqa(row: dict) -> dict:
+    """Content of a PubMedQA row: the abstract's paragraphs, then the question; the conclusion is the reasoning."""
+    question, context = clean(row["question"], "empty_question"), row["context"]
+    if not isinstance(context, dict) or not isinstance(context.get("contexts"), list):
+        raise Reject("wrong_type")
+    paragraphs = [clean(text, "empty_context") for text in context["contexts"]]
+    if not paragraphs:
+        raise Reject("empty_context")
+    decision = clean(row["final_decision"], "empty_answer").casefold()
+    if decision not in DECISIONS:
+        raise Reject("answer_not_in_options")
+    instruction = "\n\n".join([*paragraphs, question])
+    return choice(instruction, optional(row, "long_answer"), "", list(DECISIONS), DECISIONS.index(decision))
+
+
+def medmcqa(row: dict) -> dict:
+    """Content of a MedMCQA row: `cop` counts from 0 and is -1 where the answer is hidden; `exp` is the reasoning.
+
+    `exp` often opens with the answer's letter. That is cut off where it agrees with `cop`, else the row is rejected.
+    """
+    question = clean(row["question"], "empty_question")
+    options = choices.options_of([row[column] for column in ("opa", "opb", "opc", "opd")])
+    if row["cop"] in (-1, None) and not isinstance(row["cop"], bool):
+        raise Reject("answer_hidden")
+    if isinstance(row["cop"], str):
+        raise Reject("wrong_type")  # a mirror's text; this source states a number
+    index = choices.find(row["cop"], options, base=0)
+    return choice(question, _without_letter(optional(row, "exp"), options, index), "", options, index)
+
+
+def _without_letter(explanation: str, options: list[str], index: int) -> str:
+    """The explanation without an opening "Ans. is 'd' i.e.,"; the article of "Ans. A patient" is no letter."""
+    match = STATED.match(explanation)
+    if not match:
+        return explanation
+    bare, rest = not (match["open"] or match["close"]), explanation[match.end() :]
+    place = LETTERS.index(match["letter"].upper())
+    named = place < len(options) and choices.fold(rest).startswith(choices.fold(options[place]))
+    if bare and not match["second"] and match["rest"].isspace() and "\n" not in match["rest"] and not named:
+        return explanation
+    if place != index or (match["second"] and LETTERS.index(match["second"].upper()) != index):
+        raise Reject("answer_conflict")
+    return rest.strip()
+
+
+def medqa(row: dict) -> dict:
+    """Content of a MedQA row, options by letter or as a list of {"key", "value"}; text and letter must agree."""
+    question = choices.unquote(clean(row["question"], "empty_question"))
+    if not question:
+        raise Reject("empty_question")
+    options = choices.options_of(_unquoted(row["options"]))
+    if not options:
+        raise Reject("options_unparsable")
+    index = choices.find(choices.unquote(clean(row["answer_idx"], "empty_answer")), options, means="letter")
+    truth = choices.unquote(clean(row["answer"], "empty_answer"))
+    if choices.find(truth, options, means="text") != index:
+        raise Reject("answer_conflict")
+    return choice(question, "", "", options, index)
+
+
+def _unquoted(value):
+    """Options with stray quotes and blanks taken off every text."""
+    if isinstance(value, dict):
+        return {key: _unquoted(text) if isinstance(text, list | str) else text for key, text in value.items()}
+    if isinstance(value, list):
+        return [
+            {k: _unquoted(v) if isinstance(v, str) else v for k, v in entry.items()}
+            if isinstance(entry, dict)
+            else _unquoted(entry)
+            for entry in value
+        ]
+    return choices.unquote(value) if isinstance(value, str) else value
+
+
+def own(row: dict) -> dict:
+    """Content of a row of a user's own file: instruction and output, and where given reasoning, options and answer."""
+    question, output = clean(row["instruction"], "empty_question"), clean(row["output"], "empty_answer")
+    reasoning, options, answer = optional(row, "reasoning"), choices.options_of(row.get("options")), row.get("answer")
+    if isinstance(answer, str) and not answer.strip():
+        answer = None
+    if not options:
+        return content(question, reasoning, output, last_answer(output) if answer is None else clean(answer, ""))
+    index = choices.find(last_answer(output) if answer is None else answer, options)
+    if last_answer(output):
+        output = output[: output.rfind("\n") + 1].strip()
+    return choice(question, reasoning, output, options, index)

@@ -1,0 +1,67 @@
+"""Records on disk: one schema, written in batches, read back memory-mapped, so that no step holds all text at once."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+BATCH = 1000  # records held in memory while writing
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),  # source:config:split:row
+        ("source", pa.string()),  # name in lib.dataset.sources.SOURCES
+        ("config", pa.string()),
+        ("split", pa.string()),  # the publisher's split, not ours
+        ("revision", pa.string()),
+        ("row", pa.int64()),  # position in the source as read
+        ("row_id", pa.string()),  # the data set's own identifier of the row
+        ("benchmark", pa.string()),  # where the data set says that the item comes from
+        ("licence", pa.string()),
+        ("instruction", pa.string()),
+        ("reasoning", pa.string()),
+        ("output", pa.string()),
+        ("options", pa.list_(pa.string())),
+        ("answer", pa.string()),
+        ("letter", pa.string()),
+    ]
+)
+
+
+def write(path, records):
+    """Write an iterable of records as one Arrow stream, atomically; returns the number written.
+
+    Raises pyarrow.ArrowInvalid or ArrowTypeError for a record whose fields are not SCHEMA's.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial, count, batch = path.with_name(f".{path.name}.{os.getpid()}.partial"), 0, []
+    try:
+        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as stream:
+            for record in records:
+                batch.append(record)
+                if len(batch) == BATCH:
+                    stream.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
+                    count, batch = count + BATCH, []
+            if batch:
+                stream.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count + len(batch)
+
+
+def read(path):
+    """The records of an Arrow file as a memory-mapped pyarrow.Table: text is read from disk when it is used."""
+    return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+
+
+def rows(table, keep=None):
+    """Yield the records of a table as dicts, in order; with keep, one truth value per record, only those marked."""
+    start = 0
+    for batch in table.to_batches(max_chunksize=BATCH):
+        if keep is None:
+            yield from batch.to_pylist()
+        elif (wanted := np.flatnonzero(keep[start : start + len(batch)])).size:
+            yield from batch.take(pa.array(wanted)).to_pylist()
+        start += len(batch)

@@ -1,0 +1,217 @@
+"""The data sets: where each lives, what its rows hold, its licence and citation.
+
+readers.py fetches the raw rows, ingest.py makes records of them. data/README.md lists schemas and licences.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from lib.dataset import converters
+from lib.pipeline import schema
+
+MEDICAL_O1 = ("Question", "Complex_CoT", "Response")
+MEDICAL_R1 = ("question", "reasoning (reasoning_content)", "response (content)")
+HUATUO = "Chen et al. (2024), HuatuoGPT-o1: Towards Medical Complex Reasoning with LLMs, arXiv:2412.18925"
+MEDQA = (
+    "Jin et al. (2021), What Disease Does This Patient Have? A Large-Scale Open Domain Question Answering Dataset from "
+    "Medical Exams, Applied Sciences 11(14)"
+)
+SPEC_KEYS = ("name", "config", "split", "revision", "path", "licence", "citation")
+OWN_KEYS = ("path", "licence", "citation")  # of a user's own file only
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set: where it lives, what its rows hold, and how one row is converted.
+
+    hub_id: "" for a user's own file. columns: what every row must have; optional: what is read where it is there.
+    convert: raw row (dict holding all `columns`) -> the record's content fields, or raises Reject.
+    configs: the hub's configuration names; one must be chosen where there are several.
+    files: {config: file on the hub}, where these are no configurations of the hub's own.
+    variants: {config: fields of this class that differ there}.
+    identity: columns that together name a row, the last one its own id; (): no row can be a duplicate_id.
+    benchmark: name of the benchmark that the items are; column: the column that says so by row.
+    reasoned: False where rows have no reasoning by design, so that its length is not asked for.
+    commercial: whether the licence allows commercial use, None where nobody says.
+    """
+
+    hub_id: str
+    licence: str
+    citation: str
+    columns: tuple[str, ...]
+    convert: Callable[[dict], dict]
+    optional: tuple[str, ...] = ()
+    configs: tuple[str, ...] = ()
+    files: dict | None = None
+    variants: dict | None = None
+    identity: tuple[str, ...] = ()
+    benchmark: str | None = None
+    column: str | None = None
+    reasoned: bool = True
+    commercial: bool | None = True
+
+
+OWN = Source(
+    hub_id="",
+    licence="unknown",
+    citation="",
+    columns=("instruction", "output"),
+    optional=("reasoning", "options", "answer", "id", "benchmark"),
+    convert=converters.own,
+    identity=("id",),
+    column="benchmark",
+    commercial=None,
+)
+R1 = Source(
+    hub_id="FreedomIntelligence/Medical-R1-Distill-Data",
+    licence="Apache-2.0",
+    citation=HUATUO,
+    columns=MEDICAL_R1,
+    convert=lambda row: converters.open_question(row, MEDICAL_R1),
+    configs=("en",),
+)
+BIGBIO = Source(
+    hub_id="bigbio/med_qa",
+    licence="unknown",
+    citation=MEDQA,
+    columns=("question", "answer", "options", "answer_idx"),
+    convert=converters.medqa,
+    configs=("med_qa_en_source", "med_qa_en_4options_source"),
+    benchmark="medqa",
+    reasoned=False,
+    commercial=None,
+)
+SOURCES = {
+    "medical_o1": Source(
+        hub_id="FreedomIntelligence/medical-o1-reasoning-SFT",
+        licence="Apache-2.0",
+        citation=HUATUO,
+        columns=MEDICAL_O1,
+        convert=lambda row: converters.open_question(row, MEDICAL_O1),
+        configs=("en", "zh", "en_mix", "zh_mix"),
+    ),
+    "medical_r1": R1,
+    "medical_r1_zh": dataclasses.replace(R1, hub_id=f"{R1.hub_id}-Chinese", configs=("zh",)),
+    "medreason": Source(
+        hub_id="UCSC-VLAA/MedReason",
+        licence="Apache-2.0",
+        citation="Wu et al. (2025), MedReason: Eliciting Factual Medical Reasoning Steps in LLMs via Knowledge Graphs, "
+        "arXiv:2504.00993",
+        columns=("dataset_name", "id_in_dataset", "question", "answer", "reasoning", "options"),
+        convert=converters.medreason,
+        identity=("dataset_name", "id_in_dataset"),
+        column="dataset_name",
+    ),
+    "verifiable": Source(
+        hub_id="FreedomIntelligence/medical-o1-verifiable-problem",
+        licence="Apache-2.0",
+        citation=HUATUO,
+        columns=("Open-ended Verifiable Question", "Ground-True Answer"),
+        convert=converters.verifiable,
+        reasoned=False,
+    ),
+    "reasonmed": Source(
+        hub_id="lingshu-medical-mllm/ReasonMed",
+        licence="Apache-2.0",
+        citation="Sun et al. (2025), ReasonMed: A 370K Multi-Agent Generated Dataset for Advancing Medical Reasoning, "
+        "arXiv:2506.09513",
+        columns=("instruction", "output"),
+        optional=("input",),
+        convert=converters.reasonmed,
+        configs=("reasonmed", "cot", "response"),
+        files={"reasonmed": "ReasonMed.json", "cot": "CoTMed.json", "response": "ResponseMed.json"},
+        variants={"response": {"convert": lambda row: converters.reasonmed(row, reasoned=False), "reasoned": False}},
+    ),
+    "pubmedqa": Source(
+        hub_id="qiaojin/PubMedQA",
+        licence="MIT",
+        citation="Jin et al. (2019), PubMedQA: A Dataset for Biomedical Research Question Answering, arXiv:1909.06146",
+        columns=("pubid", "question", "context", "long_answer", "final_decision"),
+        convert=converters.pubmedqa,
+        configs=("pqa_labeled", "pqa_artificial"),
+        identity=("pubid",),
+        benchmark="pubmedqa",
+    ),
+    "medmcqa": Source(
+        hub_id="openlifescienceai/medmcqa",
+        licence="Apache-2.0",
+        citation="Pal et al. (2022), MedMCQA: A Large-scale Multi-Subject Multi-Choice Dataset for Medical domain "
+        "Question Answering, arXiv:2203.14371",
+        columns=("id", "question", "opa", "opb", "opc", "opd", "cop"),
+        optional=("exp",),
+        convert=converters.medmcqa,
+        identity=("id",),
+        benchmark="medmcqa",
+    ),
+    "medqa": dataclasses.replace(
+        BIGBIO,
+        hub_id="GBaker/MedQA-USMLE-4-options",
+        licence="CC-BY-4.0 (as the re-uploader says)",
+        configs=(),
+    ),
+    "medqa_bigbio": BIGBIO,
+    "jsonl": OWN,
+    "parquet": OWN,
+}
+
+
+def check_spec(spec: dict) -> None:
+    """Check one entry of data.sources, test_sources or truth_sources before anything is read.
+
+    Raises ValueError with the nearest valid name for an unknown source, key, config or split of ours.
+    """
+    where = "an entry of the recipe's data.sources"
+    if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
+        raise ValueError(f"{where} should read {{name: medreason, ...}}, found {spec!r}")
+    source, name = lookup(spec["name"]), spec["name"]
+    is_own = not source.hub_id
+    schema.known_keys(spec, [k for k in SPEC_KEYS if is_own or k not in OWN_KEYS], "key", f"data.sources, {name}")
+    for key, value in spec.items():
+        if not isinstance(value, str | None):
+            raise ValueError(f"data.sources, {name}: {key} is {value!r}, expected text")
+    config = spec.get("config")
+    if is_own and not spec.get("path"):
+        raise ValueError(f"data.sources, {name}: path is missing, expected the file to read")
+    if config and config not in source.configs:
+        known = schema.nearest(config, list(source.configs)) if source.configs else "; it has none"
+        raise ValueError(f"unknown config {config!r} of {name} in data.sources{known}")
+    if (
+        name == "pubmedqa"
+        and spec.get("split") not in (None, "train", "test")[: 2 if config == "pqa_artificial" else 3]
+    ):
+        raise ValueError(
+            f"pubmedqa has no split {spec['split']!r}: pqa_labeled has train and test, pqa_artificial train"
+        )
+
+
+def lookup(name: str, config: str | None = None) -> Source:
+    """The Source of that name, as its config has it. Raises ValueError with the nearest name."""
+    if name not in SOURCES:
+        raise ValueError(
+            f"data.sources names {name!r}{schema.nearest(str(name), list(SOURCES))}: mend the recipe in params/"
+        )
+    source = SOURCES[name]
+    return dataclasses.replace(source, **(source.variants or {}).get(config, {}))
+
+
+def require_columns(name: str, found: Iterable[str]) -> None:
+    """Raise ValueError when `found` lacks a column that the source's converter reads."""
+    source, found = SOURCES[name], list(found)
+    missing = [column for column in source.columns if column not in found]
+    if missing:
+        raise ValueError(
+            f"missing_column: {name} ({source.hub_id or 'your own file'}) lacks {missing}; "
+            f"expected {list(source.columns)}, found {found}. "
+            "Pin data.sources[].revision to one that has them, or adapt the source in lib/dataset/sources.py"
+        )
+
+
+def terms(spec: dict) -> dict:
+    """{"licence", "commercial", "citation"} of a source; commercial is None where nobody says."""
+    source = lookup(spec["name"], spec.get("config"))
+    return {
+        "licence": spec.get("licence") or source.licence,
+        "commercial": source.commercial,
+        "citation": spec.get("citation") or source.citation,
+    }

@@ -1,0 +1,225 @@
+"""Answers from a transformers model, or from any server that speaks the OpenAI protocol, in one shape.
+
+An answer is {"id", "text", "tokens", "finish", "first_s", "seconds"}:
+    text     the complete assistant turn without stop tokens, reasoning tags included, also those that the template or
+             the server kept apart, so that lib.dataset.answers sees one form whoever generated
+    tokens   number of generated tokens, the stop token included
+    finish   "stop" (the model ended its turn), "length" (cut at max_new_tokens) or "error" (no answer came)
+    first_s  wall time from the start of its batch or request to its first token
+    seconds  wall time to its last token: a latency, not a share of the cost
+With `keep`, answers are written to a file as they come; a run that was killed asks for the rest only.
+"""
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import openai
+
+from lib.chat import encoding
+from lib.evaluation import decode
+from lib.evaluation.endpoint import client, stream
+from lib.pipeline import ranks
+from lib.pipeline.files import sha256_json, write_own
+
+NEW_LIMIT = ("o1", "o3", "o4", "gpt-5")  # models of OpenAI that refuse max_tokens
+END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|return|>", "<|call|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
+
+
+def stop_ids(model, tokenizer):
+    """Token ids that end an assistant turn: the model's own, the tokenizer's, and the end-of-turn tokens it knows."""
+    configured = getattr(model, "generation_config", None)
+    own = getattr(configured, "eos_token_id", None)
+    ids = set(own if isinstance(own, (list, tuple)) else [own]) | {tokenizer.eos_token_id}
+    vocabulary = tokenizer.get_vocab()
+    return {int(i) for i in ids | {vocabulary.get(token) for token in END_OF_TURN} if i is not None}
+
+
+class Kept:
+    """Answers on disk, one JSON line each, in the order they came; those of other prompts or settings are not read.
+
+    path: the file, or None to keep nothing. settings: JSON values that decide what is answered. A line that a kill cut
+    short is dropped.
+    """
+
+    def __init__(self, path, prompts, settings):
+        self.path, self.lock, self.answers = path, threading.Lock(), {}
+        self.keys = {p["id"]: sha256_json([p["messages"], settings])[:16] for p in prompts}
+        if path and path.exists():
+            whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+            for line in map(json.loads, filter(None, whole.split("\n"))):
+                if self.keys.get(line["answer"]["id"]) == line["key"]:
+                    self.answers[line["answer"]["id"]] = line["answer"]
+            write_own(path, "".join(self._line(answer) for answer in self.answers.values()))
+
+    def _line(self, answer):
+        return json.dumps({"key": self.keys[answer["id"]], "answer": answer}, ensure_ascii=False) + "\n"
+
+    def add(self, answer):
+        """Keep an answer. One that never came ("error") is asked again by the next run."""
+        with self.lock:
+            self.answers[answer["id"]] = answer
+            if self.path and answer["finish"] != "error":
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with open(self.path, "a", encoding="utf-8") as file:
+                    file.write(self._line(answer))
+
+    def missing(self, prompts):
+        return [prompt for prompt in prompts if prompt["id"] not in self.answers]
+
+    def ordered(self, prompts):
+        """All answers in prompt order."""
+        return [self.answers[prompt["id"]] for prompt in prompts]
+
+
+def transformers(
+    model,
+    tokenizer,
+    prompts,
+    max_new_tokens,
+    batch_size=64,
+    temperature=0.0,
+    *,
+    top_p=1.0,
+    seed=42,
+    date=None,
+    effort=None,
+    keep=None,
+    progress=None,
+):
+    """Answer prompts with a causal language model; greedy unless temperature > 0. Returns answers in prompt order.
+
+    prompts: list of {"id", "messages"}, rendered with the tokenizer's chat template (date, effort: see chat.render).
+    top_p: see decode.sampler. keep: file for answers as they come; the same call after a kill goes on from it.
+    progress: called with (answered, total) after each batch. Prompts are batched by length, so that padding is small,
+    left-padded, and rows leave the batch once they have ended. With several ranks each answers its share of the
+    prompts, and all of them get every answer. Raises ValueError where a prompt has no tokens.
+    """
+    settings = [max_new_tokens, temperature, top_p, seed, date, effort]
+    share = ranks.share(prompts)
+    if keep and not ranks.leads():
+        keep = keep.with_name(f"{keep.stem}.rank{ranks.rank()}{keep.suffix}")
+    kept = Kept(keep, share, [*settings, _identity(model)] if keep else settings)
+    rest = kept.missing(share)
+    texts = [encoding.render(prompt["messages"], tokenizer, True, date, effort) for prompt in rest]
+    encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    if not all(encoded):
+        raise ValueError(f"prompt {rest[encoded.index([])]['id']!r} has no tokens: look at the chat template")
+    stops = stop_ids(model, tokenizer)
+    order = sorted(range(len(rest)), key=lambda i: (-len(encoded[i]), i))  # longest first: memory runs out early
+    pick = decode.sampler(temperature, seed + ranks.rank(), model.device, top_p)
+    with decode.evaluation(model):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            outcomes = decode.batch(model, [encoded[i] for i in rows], stops, max_new_tokens, pick)
+            for i, (ids, first, seconds) in zip(rows, outcomes, strict=True):
+                times = {"first_s": first, "seconds": seconds}
+                kept.add(_answer(rest[i]["id"], texts[i], ids, stops, tokenizer) | times)
+            if progress:
+                progress(len(share) - len(order) + min(start + batch_size, len(order)), len(share))
+    answers = {answer["id"]: answer for part in ranks.gather(kept.ordered(share)) for answer in part}
+    return [answers[prompt["id"]] for prompt in prompts]
+
+
+def _identity(model):
+    """Hash of a sample of every parameter, 64 values each: another training gives another hash."""
+    sample = {
+        name: p.detach().flatten()[:: max(1, p.numel() // 64)].double().tolist() for name, p in model.named_parameters()
+    }
+    return sha256_json(sample)
+
+
+def _answer(name, prompt, ids, stops, tokenizer):
+    """The answer made of generated ids; special tokens stay in the text, because some formats are written in them."""
+    ended = bool(ids) and ids[-1] in stops
+    text = tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=False)
+    opened = "<think>\n" if prompt.rstrip().endswith("<think>") else ""  # some templates open the reasoning themselves
+    return {"id": name, "text": opened + text, "tokens": len(ids), "finish": "stop" if ended else "length"}
+
+
+@dataclass(frozen=True)
+class Server:
+    """How to ask a server. timeout_s bounds one answer with all its attempts; extra_body: fields of its own."""
+
+    model: str = "local"
+    temperature: float | None = 0.0
+    top_p: float | None = None
+    seed: int | None = None
+    timeout_s: float = 300.0
+    slots: int = 1
+    api_key: str = "none"
+    extra_body: dict = field(default_factory=dict)
+    keep: object = None
+    identity: str | None = None
+    progress: object = None
+
+    def decides(self, base_url, max_new_tokens):
+        """What an answer depends on: kept answers to anything else are not read."""
+        return [self.identity or base_url, self.model, _drawn(self), max_new_tokens, self.extra_body]
+
+
+def server(base_url, prompts, max_new_tokens, **options):
+    """Answer prompts through an OpenAI-compatible server (llama-server, vLLM, Ollama, the OpenAI API), in order.
+
+    prompts: list of {"id", "messages"}. options: fields of Server. slots: requests under way at once; 1 is what makes
+    two runs against llama-server identical. keep: as for `transformers`,
+    with `identity` naming what is served where the address does not. An answer that does not come in timeout_s has
+    finish "error" and text "". base_url: None for api.openai.com.
+    Raises ConnectionError when the server cannot be reached, ValueError when it refuses the request.
+    """
+    how = Server(**options)
+    api = client(base_url, how.api_key)
+    kept = Kept(how.keep, prompts, how.decides(base_url, max_new_tokens))
+
+    def ask(prompt):
+        kept.add(_ask(api, how, prompt, max_new_tokens))
+        if how.progress:
+            how.progress(len(kept.answers), len(prompts))
+
+    with ThreadPoolExecutor(how.slots) as pool:
+        list(pool.map(ask, kept.missing(prompts)))
+    return kept.ordered(prompts)
+
+
+def _drawn(how):
+    """The fields of a request that say how tokens are drawn; what is None is left to the server."""
+    fields = {"temperature": how.temperature, "top_p": how.top_p, "seed": how.seed}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _ask(api, how, prompt, max_new_tokens):
+    limit = "max_completion_tokens" if how.model.startswith(NEW_LIMIT) else "max_tokens"
+    request = {"model": how.model, "messages": prompt["messages"], limit: max_new_tokens}
+    request |= _drawn(how)
+    start = time.monotonic()
+    try:
+        reply = stream(api, request | {"extra_body": how.extra_body}, how.timeout_s)
+    except (openai.APITimeoutError, openai.RateLimitError, openai.InternalServerError, ValueError):
+        return _never_came(prompt, time.monotonic() - start)
+    except openai.APIConnectionError as error:
+        raise ConnectionError(f"no server at {api.base_url}: {error}. Is llama-server still running?") from error
+    except openai.APIStatusError as error:
+        raise ValueError(f"{api.base_url} refused prompt {prompt['id']!r}: {error}") from error
+    except openai.APIError:  # amid the stream: llama-server cannot read what the model wrote, in harmony for one
+        return _never_came(prompt, time.monotonic() - start)
+    return {
+        "id": prompt["id"],
+        "text": whole_turn(reply["content"], reply["reasoning"]),
+        "tokens": reply["tokens"],
+        "finish": reply["finish"] if reply["finish"] in ("stop", "length") else "error",
+        "first_s": reply["first_s"],
+        "seconds": reply["seconds"],
+    }
+
+
+def _never_came(prompt, seconds):
+    return {"id": prompt["id"], "text": "", "tokens": 0, "finish": "error", "first_s": seconds, "seconds": seconds}
+
+
+def whole_turn(content, reasoning=""):
+    """The assistant turn as one text; reasoning that a server split off goes back into its tags, closed or not."""
+    if not reasoning:
+        return content
+    return f"<think>\n{reasoning}" + (f"\n</think>\n\n{content}" if content else "")

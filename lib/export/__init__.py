@@ -1,0 +1,4 @@
+"""Chapter 5: GGUF files converted, quantized, measured and served by llama.cpp; what is released with them.
+
+May use evaluation and every room below it, none of the other chapters' rooms.
+"""

@@ -1,0 +1,279 @@
+"""llama.cpp from Python: convert, quantize, inspect, measure and serve GGUF files.
+
+Programs and converter come from one pinned commit, built by `make setup` (pipeline/toolchain.py). Every file is written
+under a temporary name and renamed when complete. Greedy answers repeat bit for bit on one machine with one slot and one
+thread count: `serve` therefore reuses no prompt cache, and several slots may differ in the last digit of a logit.
+Built with a GPU, programs put as many layers on it as fit beside what is there (llama.cpp's own --fit; a fixed number
+of layers would end with an error where they do not fit), and the rest runs on `threads`.
+"""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from lib.pipeline.files import ROOT
+from lib.pipeline.programs import toolchain
+from lib.pipeline.toolchain import tail
+
+CONVERT = ROOT / "lib" / "model" / "gguf_convert.py"
+
+LAUNCH = (  # the server dies with the thread that started it, even by SIGKILL (PR_SET_PDEATHSIG is 1)
+    "import ctypes, os, signal, sys\n"
+    "if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGKILL)\n"
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+LOGITS_BYTES = 4 * 2**30  # of saved probabilities: 20,000 tokens of a vocabulary of 100,000
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy must not see requests to 127.0.0.1
+
+
+def convert(model_dir, out, outtype="bf16"):
+    """Write a transformers checkpoint folder as one GGUF file; returns its path.
+
+    outtype: f32, f16 or bf16. Raises ValueError with the converter's reason, e.g. an unknown tokenizer.
+    """
+    out, model_dir = Path(out), Path(model_dir).resolve()
+    with _temporary(out) as part:
+        script = [sys.executable, "-P", CONVERT, toolchain().converter, model_dir]
+        _run([*script, "--outfile", part, "--outtype", outtype], f"converting {model_dir.name} to GGUF")
+    return out
+
+
+def convert_lora(adapter_dir, base_dir, out):
+    """Write a PEFT LoRA adapter as a GGUF adapter file in float32, for `serve(base, adapters=[out])`; returns its path.
+
+    base_dir: folder with the base model's config.json. Raises ValueError with the converter's reason.
+    """
+    out, adapter_dir, base_dir = Path(out), Path(adapter_dir).resolve(), Path(base_dir).resolve()
+    with _temporary(out) as part, tempfile.TemporaryDirectory() as scratch:
+        given = _turned(adapter_dir, Path(scratch))
+        script = [sys.executable, "-P", CONVERT, toolchain().lora_converter]
+        _run([*script, "--base", base_dir, "--outfile", part, given], f"converting adapter {adapter_dir.name}")
+    return out
+
+
+def _turned(adapter_dir, scratch):
+    """The folder of an adapter as the converter reads it.
+
+    GPT-2 stores its weights input by output, and the converter turns them, the adapter's too; PEFT's, with
+    fan_in_fan_out, is not stored so. Each pair is therefore turned beforehand: (BA)' = A'B'.
+    """
+    from safetensors.torch import load_file, save_file
+
+    config = json.loads((adapter_dir / "adapter_config.json").read_text(encoding="utf-8"))
+    if not config.get("fan_in_fan_out"):
+        return adapter_dir
+    other = {".lora_A.": ".lora_B.", ".lora_B.": ".lora_A."}
+    swapped = {
+        name.replace(side, other[side]): weight.t().contiguous()
+        for name, weight in load_file(adapter_dir / "adapter_model.safetensors").items()
+        for side in other
+        if side in name
+    }
+    save_file(swapped, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
+    (scratch / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return scratch
+
+
+def quantize(src, out, type, type_map=None, threads=1):
+    """Quantize a bf16/f16/f32 GGUF file to `type` (q4_0, q4_k_m, ...), without an importance matrix; returns out.
+
+    type_map: {tensor name: ggml type} as from `type_map`, pins single tensors; tensors that llama.cpp never
+    quantizes (norms, biases, routers) are ignored in it. "f32" writes the numbers of a quantized file out in full.
+    """
+    out = Path(out)
+    with _temporary(out) as part, tempfile.TemporaryDirectory() as scratch:
+        args = ["--allow-requantize"] if type == "f32" else []
+        if type_map:
+            pins = Path(scratch, "types.txt")
+            lines = [f"^{re.escape(name)}$={kind}\n" for name, kind in type_map.items()]
+            pins.write_text("".join(lines), encoding="utf-8")
+            args += ["--tensor-type-file", pins]
+        _run([toolchain().quantize, *args, src, part, type.upper(), threads], f"quantizing {Path(src).name} to {type}")
+    return out
+
+
+def type_map(src, type):
+    """The type each tensor would get from `quantize(src, ..., type)`: {tensor name: ggml type, e.g. "q6_k"}."""
+    text = _run([toolchain().quantize, "--dry-run", src, type.upper()], f"planning {type} for {Path(src).name}")
+    line = re.compile(r"\[ *\d+/ *\d+\] +(\S+) +- \[[^]]*\], type = +(\w+), size = .*?(?:\((\w+)\))?$", re.MULTILINE)
+    return {name: (target or kind).lower() for name, kind, target in line.findall(text)}
+
+
+def tensor_types(file):
+    """The types that a GGUF file holds: {tensor name: ggml type in lower case}."""
+    return {tensor.name: tensor.tensor_type.name.lower() for tensor in _reader(file).tensors}
+
+
+def imatrix(file):
+    """Whether an importance matrix was used to quantize a file, as its header says."""
+    return any(key.startswith("quantize.imatrix") for key in _reader(file).fields)
+
+
+def dequantize(file):
+    """Yield (tensor name, float32 array of shape (rows, cols)) exactly as llama.cpp reads the file's numbers."""
+    from gguf.quants import dequantize as to_float32
+
+    for tensor in _reader(file).tensors:
+        shape = tuple(int(size) for size in reversed(tensor.shape))  # GGUF lists the fastest dimension first
+        yield tensor.name, to_float32(tensor.data, tensor.tensor_type).astype("float32", copy=False).reshape(shape)
+
+
+def perplexity(file, text_path, ctx=256, threads=1, save=None, against=None):
+    """How a file reads a text (llama-perplexity): {"ppl", "stderr", "chunks", "ctx", "seconds"}.
+
+    The text is cut into chunks of ctx tokens; the second half of each is scored. Chat marks in the text are read as
+    plain characters, so give it running text. Raises ValueError when the text is shorter than two chunks, or compares
+    fewer than a hundred tokens.
+    save: path for the probabilities of every token, with which other files are compared; at most LOGITS_BYTES of text
+        are read then. against: such a path, of the same text and ctx; adds "kld" and "kld_stderr", the mean
+        Kullback-Leibler divergence (nats a token) of this file from that one, and "same_top" and "same_top_stderr", the
+        share of tokens for which both find the same next token likeliest.
+    """
+    start = time.monotonic()
+    args = ["-m", file, "-f", text_path, "-c", ctx, "-t", threads, "-tb", threads, "--no-warmup", "--offline"]
+    if save:
+        row = 2 * (_vocab_size(file) + 8) * (ctx // 2)  # two bytes a probability, of half of each chunk
+        args += ["--kl-divergence-base", save, "--chunks", max(2, LOGITS_BYTES // row)]
+    if against:
+        args += ["--kl-divergence-base", against, "--kl-divergence"]
+    text = _run([toolchain().perplexity, *args], f"perplexity of {Path(file).name}")
+    final = re.search(r"Final estimate: PPL = (\S+) \+/- (\S+)|Mean PPL\(Q\) +: +(\S+) ± +(\S+)", text)
+    if final is None:  # it exits with 0 all the same
+        needs = f"it needs {2 * ctx} tokens or more{', 100 of them in second halves' if against else ''}"
+        raise ValueError(f"no perplexity for {file} on {text_path}, {needs}:\n{_last(text)}")
+    ppl, stderr = (float(found) for found in final.groups() if found)
+    seconds = time.monotonic() - start
+    if not against:
+        chunks = int(re.search(r"over (\d+) chunks", text).group(1))
+        return {"ppl": ppl, "stderr": stderr, "chunks": chunks, "ctx": ctx, "seconds": seconds}
+    chunks = int(re.findall(r"^ *(\d+) +\S+ ±", text, re.MULTILINE)[-1])
+    kld, kld_stderr = re.search(r"Mean +KLD: +(\S+) ± +(\S+)", text).groups()
+    top, top_stderr = re.search(r"Same top p: +(\S+) ± +(\S+) %", text).groups()
+    return {
+        "ppl": ppl, "stderr": stderr, "kld": float(kld), "kld_stderr": float(kld_stderr),
+        "same_top": float(top) / 100, "same_top_stderr": float(top_stderr) / 100,
+        "chunks": chunks, "ctx": ctx, "seconds": seconds,
+    }  # fmt: skip
+
+
+def _vocab_size(file):
+    return next(int(t.shape[1]) for t in _reader(file).tensors if t.name == "token_embd.weight")
+
+
+@contextlib.contextmanager
+def serve(file, slots=1, ctx=2048, threads=1, log=None, adapters=()):
+    """Run llama-server on a free port of 127.0.0.1 and yield its base URL, "http://127.0.0.1:<port>".
+
+    ctx: tokens per slot. log: path for the server's log, which is thrown away by default.
+    adapters: LoRA adapter files, loaded and switched off: see `use_adapters`.
+    The chat template is the file's own, reasoning stays in the text as generated, prompts are never cached.
+    Raises RuntimeError with the log's last lines when the server dies while it loads.
+    """
+    args = ["-m", file, "--host", "127.0.0.1", "--port", "0", "-np", slots, "-c", ctx * slots, "-no-kvu"]
+    args += ["-t", threads, "-tb", threads, "--jinja", "--reasoning-format", "none", "--no-ui", "--offline"]
+    args += ["--no-cache-prompt", "--cache-ram", "0", "--no-warmup", "--log-colors", "off"]
+    for adapter in adapters:
+        args += ["--lora", adapter]
+    command = [sys.executable, "-c", LAUNCH, *map(str, [toolchain().server, *args])]
+    with tempfile.TemporaryDirectory() as scratch:
+        log = Path(log or Path(scratch, "server.log"))
+        with open(log, "w", encoding="utf-8") as sink:
+            process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=_environment())
+        try:
+            url = _wait_until_healthy(process, log, Path(file).name)
+            if adapters:
+                use_adapters(url, [0.0] * len(adapters))
+            yield url
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def request(base_url, path, body=None, timeout_s=60):
+    """One JSON request to llama-server: GET, or POST when there is a body. Returns the decoded reply."""
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"}
+    with DIRECT.open(urllib.request.Request(base_url + path, data, headers), timeout=timeout_s) as reply:
+        return json.load(reply)
+
+
+def use_adapters(base_url, scales):
+    """Set the scale of every adapter of a running server, in the order in which `serve` was given them; 0 is off."""
+    request(base_url, "/lora-adapters", [{"id": number, "scale": scale} for number, scale in enumerate(scales)])
+
+
+def tokenize(base_url, text):
+    """Token ids that a running server reads for a prompt, its beginning-of-sequence token included where it adds one.
+
+    Special tokens written in the text count as such.
+    """
+    return request(base_url, "/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
+
+
+def _wait_until_healthy(process, log, name, timeout_s=900):
+    """Wait for the port in the log, then for /health; returns the base URL."""
+    deadline = time.monotonic() + timeout_s  # 20 billion parameters from a slow disk take minutes
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"llama-server ended with status {process.returncode} on {name}:\n{tail(log)}")
+        address = re.search(
+            r"listening on (http://127\.0\.0\.1:\d+)", log.read_text(encoding="utf-8", errors="replace")
+        )
+        if address:
+            with contextlib.suppress(urllib.error.URLError, TimeoutError):
+                request(address[1], "/health", timeout_s=5)
+                return address[1]
+        time.sleep(0.05)
+    raise RuntimeError(f"llama-server was not ready after {timeout_s} s on {name}:\n{tail(log)}")
+
+
+def _reader(file):
+    from gguf import GGUFReader
+
+    return GGUFReader(file)
+
+
+def _environment():
+    """This process's environment without settings that would change llama.cpp's behaviour behind our back."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_ARG_", "GGML_"))}
+    return {**kept, "HF_HUB_OFFLINE": "1"}
+
+
+def _run(args, what):
+    """Run one program and return its output. Raises ValueError when it refuses, RuntimeError when it crashes."""
+    args = [str(arg) for arg in args]
+    text = {"encoding": "utf-8", "errors": "replace"}
+    result = subprocess.run(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=_environment(), **text)
+    if result.returncode < 0:
+        raise RuntimeError(f"{what}: {Path(args[0]).name} died of signal {-result.returncode}:\n{_last(result.stdout)}")
+    if result.returncode > 0:
+        raise ValueError(f"{what} failed:\n{_last(result.stdout)}")
+    return result.stdout
+
+
+def _last(text, lines=15):
+    return "\n".join(text.splitlines()[-lines:])
+
+
+@contextlib.contextmanager
+def _temporary(out):
+    """Yield a temporary name beside out; rename it to out when the block ends well, else remove it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f"{out.stem}.part-{os.getpid()}.gguf")
+    try:
+        yield part
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)

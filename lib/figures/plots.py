@@ -1,0 +1,229 @@
+"""Every figure, table and transcript of the report, in one style.
+
+Figures are matplotlib figures that show themselves once, as a PNG at twice the screen's resolution, in JupyterLab,
+Colab, papermill and nbconvert alike. Tables, transcripts and the loss mask are lib.figures.markup's, offered here too.
+"""
+
+import io
+import itertools
+import re
+import zlib
+from base64 import b64encode
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lib.figures.markup import interval, loss_mask, p_value, size_table, table, transcript, transcripts
+
+WIDTH, DPI = 8.2, 108  # inches, pixels per inch: about 890 px, the width of a notebook on a laptop
+INK, MUTED = "#222222", "#5B7083"
+# Okabe and Ito's colours, and some of Paul Tol's. In grey print, bars are told by their names, lines by their dashes.
+COLOURS = {
+    "base": "#999999", "lookup": "#DDCC77", "sft": "#0072B2", "merged": "#0072B2",
+    "qat": "#D55E00", "control": "#E69F00", "ptq": "#CC79A7", "bf16": "#333333", "f16": "#333333",
+    "q4_0": "#56B4E9", "q4_k_m": "#009E73", "q5_k_m": "#F0E442", "q8_0": "#882255",
+}  # fmt: skip
+SPARE = ("#44AA99", "#332288", "#AA4499", "#999933", "#117733", "#661100")
+DASHES = ("-", "--", "-.", ":")
+FIGURES = ["accuracy_bars", "length_histogram", "loss_curve", "perplexity_bars", "score_bars", "size_bars", "colour"]
+__all__ = [*FIGURES, "interval", "loss_mask", "p_value", "size_table", "table", "transcript", "transcripts"]
+
+
+class Plot(Figure):
+    """A figure drawn without pyplot: the notebook shows it when it is a cell's value, and only then."""
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=2 * DPI)
+        width, height = (round(inches * DPI) for inches in self.get_size_inches())
+        shown = {"width": width, "height": height, "alt": self.get_suptitle()}
+        data = {"image/png": b64encode(buffer.getvalue()).decode("ascii"), "text/plain": f"<figure: {shown['alt']}>"}
+        return data, {"image/png": shown}
+
+
+def colour(name):
+    """The fixed colour of a model, by the first known word of its name ("sft, likelihood" has sft's colour)."""
+    words = re.findall(r"[a-z0-9_]+", name.lower().replace("-", "_"))
+    known = (COLOURS[word] for word in words if word in COLOURS)
+    return next(known, SPARE[zlib.crc32(name.encode()) % len(SPARE)])
+
+
+def _canvas(height, title, panels=1):
+    """(figure, list of axes) of our width and `height` inches, `panels` below each other with a common x axis."""
+    figure = Plot(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold", color=INK)
+    axes = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=10, color=MUTED)
+        ax.set_axisbelow(True)
+    return figure, list(axes)
+
+
+def _bars(rows, title, label, text, mark=None):
+    """Horizontal bars with whiskers where rows have low and high, and text(row) to the right of the frame.
+
+    rows: [{"name", "value", "low"?, "high"?, "group"?}]; rows of one group stand together under its name.
+    mark: (value, name) of a dashed vertical line, such as chance.
+    """
+    if not rows:
+        raise ValueError(f"no rows to draw for {title!r}: give at least one {{'name', 'value'}}")
+    places, heads, y = [], [], 0.0
+    for group, members in itertools.groupby(rows, key=lambda row: row.get("group")):
+        if group is not None:
+            heads.append((y + 0.1, group))
+            y += 0.85
+        for _ in members:
+            places.append(y)
+            y += 1.0
+    figure, (ax,) = _canvas(1.15 + 0.36 * y, title)
+    for place, row in zip(places, rows, strict=True):
+        ax.barh(place, row["value"], height=0.68, color=colour(row["name"]), edgecolor=INK, linewidth=0.6)
+        if row.get("low") is not None and row.get("high") is not None:
+            reach = [[max(0.0, row["value"] - row["low"])], [max(0.0, row["high"] - row["value"])]]
+            ax.errorbar(row["value"], place, xerr=reach, color="white", capsize=5, lw=3.4, capthick=3.4)
+            ax.errorbar(row["value"], place, xerr=reach, color=INK, capsize=4, lw=1.4, capthick=1.4)
+        ax.text(1.02, place, text(row), transform=ax.get_yaxis_transform(), va="center", fontsize=10, color=INK)
+    for place, group in heads:
+        ax.text(0.0, place, group, transform=ax.get_yaxis_transform(), va="center", fontsize=10, style="italic")
+    if mark is not None:
+        ax.axvline(mark[0], color=INK, linestyle="--", linewidth=1.2)
+        ax.annotate(mark[1], (mark[0], 0), (4, 4), ax.get_xaxis_transform(), textcoords="offset points", fontsize=9)
+    ax.set_yticks(places, [row["name"] for row in rows])
+    ax.set_ylim(y - 0.4 + (0.55 if mark else 0), -0.6)
+    ax.set_xlabel(label)
+    ax.grid(axis="x", color="#DDDDDD", linewidth=0.8)
+    return figure
+
+
+def _percent(rows):
+    """Rows with proportions multiplied by 100 for drawing; the row as given stays under "given" for its text."""
+    keys = ("value", "low", "high")
+    return [{**row, **{k: 100 * row[k] for k in keys if row.get(k) is not None}, "given": row} for row in rows]
+
+
+def accuracy_bars(rows, chance=None, title="Accuracy on the held-out questions", label="correct answers (%)"):
+    """Proportions as bars with their 95 % intervals.
+
+    rows: [{"name", "value", "low", "high", "n", "group"?}], proportions between 0 and 1.
+    chance: a proportion too, drawn as a dashed line.
+    """
+    mark = None if chance is None else (100 * chance, "chance")
+    figure = _bars(_percent(rows), title, label, lambda row: interval(row["given"]), mark)
+    figure.axes[0].set_xlim(0, 100)
+    return figure
+
+
+def score_bars(rows, chance=None, title="Judged answers", label="mean pairwise win share (%)", unit="%"):
+    """The judge's scores, one bar per candidate. rows as in accuracy_bars; unit "%" draws proportions as per cent.
+
+    chance: the value that a coin would give, in the rows' own scale (0.5 for win shares, 1/M for first places).
+    """
+    if unit == "%":
+        return accuracy_bars(rows, chance, title, label)
+    mark = None if chance is None else (chance, "chance")
+    return _bars(rows, title, label, lambda row: interval(row, unit), mark)
+
+
+def perplexity_bars(rows, title="Perplexity of each file", label="perplexity (1 is perfect; lower is better)"):
+    """Perplexities with intervals; each but the first says how far it lies from the first.
+
+    rows: [{"name", "value", "stderr"? or "low"?, "high"?}]; a standard error is drawn as +-1.96 of it.
+    """
+    drawn = []
+    for row in rows:
+        reach = 1.96 * row["stderr"] if row.get("stderr") is not None else None
+        drawn.append({**row, "low": row["value"] - reach, "high": row["value"] + reach} if reach is not None else row)
+
+    def text(row):
+        change = 100 * (row["value"] / rows[0]["value"] - 1)
+        return f"{row['value']:.4g}" + ("" if row["name"] == rows[0]["name"] else f"  ({change:+.2f} %)")
+
+    return _bars(drawn, title, label, text)
+
+
+def size_bars(rows, title="Size on disk", label="size (MiB)"):
+    """File sizes. rows: [{"name", "mib"}]; the first row is the original that the ratios refer to."""
+    drawn = [{"name": row["name"], "value": row["mib"]} for row in rows]
+    return _bars(
+        drawn, title, label, lambda r: f"{r['value']:,.1f} MiB  ({100 * r['value'] / drawn[0]['value']:.1f} %)"
+    )
+
+
+def length_histogram(lengths_by_source, cutoff, title="Length of the training rows", label="tokens per row"):
+    """One histogram per source on a common axis, with the cut-off beyond which a row loses its end.
+
+    lengths_by_source: {source: [tokens per row]}; cutoff: tokens, or None where nothing is cut.
+    """
+    sources = {name: list(lengths) for name, lengths in lengths_by_source.items() if len(lengths)}
+    if not sources:
+        raise ValueError("no lengths to draw: every source is empty; look at the counted reasons of 01_dataset")
+    top = max(max(lengths) for lengths in sources.values())
+    right = 1.03 * max(top, cutoff if cutoff and cutoff < 3 * top else 0)
+    edges = [right * i / 48 for i in range(49)]
+    figure, axes = _canvas(0.9 + 1.15 * len(sources), title, len(sources))
+    for ax, (name, lengths) in zip(axes, sources.items(), strict=True):
+        ax.hist(lengths, bins=edges, color=MUTED, edgecolor="white", linewidth=0.5)
+        note = f"{name}: {len(lengths):,} rows, median {sorted(lengths)[len(lengths) // 2]:,}, longest {max(lengths):,}"
+        if cutoff is not None:
+            ax.axvline(cutoff, color=INK, linestyle="--", linewidth=1.4)
+            beyond = 100 * sum(length > cutoff for length in lengths) / len(lengths)
+            note += f", {beyond:.1f} % beyond the cut-off of {cutoff:,}"
+        ax.set_title(note, loc="left", fontsize=10, color=INK)
+        ax.set_ylabel("rows")
+        ax.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    axes[-1].set_xlabel(label)
+    axes[-1].set_xlim(0, right)
+    return figure
+
+
+def _smooth(values, window):
+    """Mean of each value and up to `window` - 1 before it."""
+    return [sum(values[max(0, i + 1 - window) : i + 1]) / min(window, i + 1) for i in range(len(values))]
+
+
+def _series(log_history, key):
+    """(steps, values) of the entries of a trainer's log that have this key."""
+    pairs = [(entry["step"], entry[key]) for entry in log_history if key in entry]
+    return [step for step, _ in pairs], [value for _, value in pairs]
+
+
+def loss_curve(log_history, title="Training and evaluation loss", name="sft", label="loss (nats per trained token)"):
+    """Training loss (line) and evaluation loss (circles) over optimizer steps.
+
+    log_history: trainer.state.log_history, or {name: log_history} to compare runs, each in its model's colour.
+        From 60 logged values on, the line is a running mean and the values themselves stand faintly behind it.
+    """
+    histories = log_history if isinstance(log_history, dict) else {name: log_history}
+    if not any(_series(history, "loss")[0] for history in histories.values()):
+        raise ValueError("the log has no training loss: set logging_steps in the recipe below the number of steps")
+    figure, (ax,) = _canvas(3.6, title)
+    for (run, history), dashes in zip(histories.items(), itertools.cycle(DASHES), strict=False):
+        steps, losses = _series(history, "loss")
+        if len(steps) >= 60:
+            ax.plot(steps, losses, color=colour(run), linewidth=0.8, alpha=0.35)
+        window = max(1, len(steps) // 30) if len(steps) >= 60 else 1
+        dot = "." if len(steps) < 30 else None
+        note = "training" + (f", mean of {window} values" if window > 1 else "")
+        ax.plot(
+            steps, _smooth(losses, window), dashes, color=colour(run), marker=dot, linewidth=1.8, label=f"{run}: {note}"
+        )
+        at, held_out = _series(history, "eval_loss")
+        if at:
+            ax.plot(
+                at,
+                held_out,
+                "o",
+                color="white",
+                markeredgecolor=colour(run),
+                markeredgewidth=1.8,
+                label=f"{run}: evaluation",
+            )
+    ax.set_xlabel("optimizer step")
+    ax.set_ylabel(label)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.grid(color="#DDDDDD", linewidth=0.8)
+    ax.legend(frameon=False, fontsize=10)
+    return figure

@@ -1,0 +1,106 @@
+"""Who judges: the language models that a recipe names, where they are reached, what they cost, whom they may favour."""
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from lib.evaluation.endpoint import LOOPBACK
+
+ENVIRONMENT = ("OPENAI_API_KEY", "JUDGE_BASE_URL", "JUDGE_API_KEY", "JUDGE_MODEL", "JUDGE_USD_PER_MTOK")
+ASSUMED_USD_PER_MTOK = (10.0, 40.0)  # input, output; on the high side, so that the cap errs towards spending less
+DEFAULT_MODEL = "gpt-4.1-2025-04-14"  # dated: an undated name changes under the run's feet
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A language model that judges, and what a million of its tokens cost (input, output)."""
+
+    model: str
+    base_url: str | None = None  # None: api.openai.com
+    api_key: str = "none"
+    usd_per_mtok: tuple = ASSUMED_USD_PER_MTOK
+    slots: int = 4  # requests under way at once
+    file: str | None = None  # a GGUF file to serve while it judges
+    label: str | None = None
+    max_tokens: int | None = None  # of a reply; None where the server has a limit of its own
+
+    @property
+    def name(self):
+        """The label, else the model and, away from api.openai.com, its host; never a password that the URL may hold."""
+        if self.label or self.base_url is None:
+            return self.label or self.model
+        at = urlsplit(self.base_url)
+        return f"{self.model} at {at.hostname}" + (f":{at.port}" if at.port else "")
+
+
+def configured(names, environ, prices=None):
+    """The LLM judges of a recipe that the environment can reach, GGUF files among them; [] where there are none.
+
+    names: judge.judges. "lexical" is no LLM; "gguf:PATH" is a file, served here; "MODEL@URL" is a model at another
+    server; any other name is a model at JUDGE_BASE_URL, else at api.openai.com. environ: {variable: value or None}
+    with ENVIRONMENT's names, for example from stage.environ. The OpenAI key is only ever sent to api.openai.com, and
+    JUDGE_API_KEY to the others. JUDGE_MODEL is used where the recipe names no model.
+    prices: {model: {"input", "output"}} in dollars per million tokens, the longest name that a model's begins with
+    counts; JUDGE_USD_PER_MTOK="2,8" overrides it; a server on this machine costs nothing.
+    """
+    base_url, key = environ.get("JUDGE_BASE_URL") or None, environ.get("OPENAI_API_KEY")
+    other_key, stated = environ.get("JUDGE_API_KEY") or "none", environ.get("JUDGE_USD_PER_MTOK")
+    models = [name for name in names if name != "lexical"]
+    if not models and (base_url or key):
+        models = [environ.get("JUDGE_MODEL") or ("local" if base_url else DEFAULT_MODEL)]
+    found = []
+    for name in models:
+        if name.startswith("gguf:"):
+            found.append(Judge("local", None, "none", (0.0, 0.0), 1, name.removeprefix("gguf:"), name, 1024))
+            continue
+        model, _, url = name.partition("@")
+        url = url or base_url
+        if url or key:
+            price = price_of(model, url, prices or {}, stated)
+            found.append(Judge(model, url, other_key if url else key, price))
+    return found
+
+
+def price_of(model, base_url, prices, stated=None):
+    """Dollars per million tokens (input, output) of a model; ASSUMED_USD_PER_MTOK where nothing is known."""
+    if stated:
+        try:
+            first, second = (float(part) for part in stated.split(","))
+            return first, second
+        except ValueError:
+            raise ValueError(f'JUDGE_USD_PER_MTOK is {stated!r}: expected "input,output", such as "2,8"') from None
+    if base_url and urlsplit(base_url).hostname in LOOPBACK:
+        return 0.0, 0.0
+    known = max((name for name in prices if model.startswith(name)), key=len, default=None)
+    return (prices[known]["input"], prices[known]["output"]) if known else ASSUMED_USD_PER_MTOK
+
+
+VENDORS = {
+    "OpenAI": ("gpt", "o1", "o3", "o4", "chatgpt"),
+    "Alibaba": ("qwen", "qwq"),
+    "Meta": ("llama", "meta"),
+    "Anthropic": ("claude",),
+    "Google": ("gemini", "gemma", "medgemma"),
+    "DeepSeek": ("deepseek",),
+    "Mistral": ("mistral", "mixtral", "magistral"),
+}
+
+
+def vendor(model):
+    """Who made a model, by its name without the organisation, or None."""
+    name = model.rpartition("/")[2].lower()
+    return next((who for who, starts in VENDORS.items() if name.startswith(starts)), None)
+
+
+def warnings(judges, models):
+    """What weakens a panel, in words: fewer than two judges, and judges that may favour their own kind.
+
+    models: names of the models behind the candidates: the recipe's base, and hosted ones.
+    """
+    found = ["one judge only: its habits cannot be told from the answers' merits"] if len(judges) == 1 else []
+    for one in judges:
+        kin = sorted({m for m in models if vendor(m) and vendor(m) == vendor(one.model)})
+        if kin:
+            found.append(
+                f"{one.name} and {', '.join(kin)} come from {vendor(one.model)}: a judge may favour its own kind"
+            )
+    return found

@@ -1,0 +1,163 @@
+"""A human looks at a few answers: a blinded sheet of pairs, and how often the machine's preferences were the human's.
+
+make spotcheck                 writes outputs/<run>/spotcheck/sheet.csv, and reads it back once it is filled in
+"""
+
+import argparse
+import csv
+import io
+import itertools
+import random
+
+from lib import stats
+from lib.dataset import answers as reading
+from lib.judge import protocol
+from lib.pipeline import files, recipe
+from lib.pipeline.files import outputs_dir
+
+COLUMNS = ("pair", "question", "ground_truth", "answer_1", "answer_2", "better", "note")
+ALLOWED = ("1", "2", "tie")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run a cell that opens like this
+
+
+def pairs(items, scores_by_judge, count, seed):
+    """Half random pairs of answers, half such on which the judges disagree: [{"item", "models", "disagreement"}].
+
+    items: from judge.items. scores_by_judge: {judge: {(question, model): score}}; with one judge only, a disagreement
+    is with the answer key. Empty answers and equal texts are not shown: a human learns nothing from them.
+    """
+    draw = random.Random(seed)
+    every = [
+        {"item": item, "models": draw.sample([a, b], 2), "disagreement": _disagree(item, (a, b), scores_by_judge)}
+        for item in items
+        for a, b in itertools.combinations(sorted(item["answers"]), 2)
+        if item["answers"][a].strip() and item["answers"][b].strip() and item["answers"][a] != item["answers"][b]
+    ]
+    draw.shuffle(every)
+    disputed = [pair for pair in every if pair["disagreement"]][: count // 2]
+    other = [pair for pair in every if not any(pair is taken for taken in disputed)][: count - len(disputed)]
+    chosen = disputed + other
+    draw.shuffle(chosen)
+    return chosen
+
+
+def _sign(a, b):
+    return (a > b) - (a < b)
+
+
+def _disagree(item, models, scores_by_judge):
+    views = [_sign(*(scores[item["id"], m] for m in models)) for scores in scores_by_judge.values()
+             if all((item["id"], m) in scores for m in models)]  # fmt: skip
+    if item["letter"]:
+        right = [reading.choice(item["answers"][m], item["options"]) == item["letter"] for m in models]
+        views += [_sign(*right)] if len(scores_by_judge) == 1 else []
+    return len(set(views)) > 1
+
+
+def write(chosen, scores_by_judge, folder):
+    """Write sheet.csv for the human and key.json for the way back. Raises FileExistsError over a sheet in use."""
+    sheet = folder / "sheet.csv"
+    if sheet.exists():
+        raise FileExistsError(f"{sheet} exists: fill it in, or move it away for a new one")
+    folder.mkdir(parents=True, exist_ok=True)
+    key, lines = [], []
+    for number, pair in enumerate(chosen, 1):
+        item, shown = pair["item"], [protocol.blind(pair["item"]["answers"][m]) for m in pair["models"]]
+        views = {
+            name: _sign(*(scores[item["id"], m] for m in pair["models"]))
+            for name, scores in scores_by_judge.items()
+            if all((item["id"], m) in scores for m in pair["models"])
+        }
+        key.append({"pair": number, "question": item["id"], "models": pair["models"], "views": views,
+                    "disagreement": pair["disagreement"]})  # fmt: skip
+        lines.append([number, *map(_cell, (item["question"], item["truth"] or "", *shown)), "", ""])
+    files.write_json(folder / "key.json", key)
+    text = io.StringIO()
+    csv.writer(text).writerows([COLUMNS, *lines])
+    return files.write_text(sheet, "\ufeff" + text.getvalue())  # spreadsheets read UTF-8 by this mark
+
+
+def _cell(text):
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def read(folder):
+    """The human's preferences beside the machine's: (answers {pair: "1" | "2" | "tie"}, key).
+
+    Raises ValueError, naming the rows, for a value that is not 1, 2 or tie, and for rows that are missing or changed.
+    """
+    with open(folder / "sheet.csv", newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    key = files.read_json(folder / "key.json")
+    if not rows or "better" not in rows[0] or "pair" not in rows[0]:
+        raise ValueError(
+            f"{folder / 'sheet.csv'} has columns {list(rows[0]) if rows else []}: expected {list(COLUMNS)}"
+        )
+    answers = {row["pair"]: row["better"].strip().lower() for row in rows}
+    expected = {str(pair["pair"]) for pair in key}
+    if set(answers) != expected:
+        wrong = sorted(expected ^ set(answers))
+        raise ValueError(
+            f"sheet.csv and key.json differ in pairs {', '.join(wrong[:10])}: keep the column pair as it was"
+        )
+    if wrong := [f"{pair}: {value!r}" for pair, value in answers.items() if value and value not in ALLOWED]:
+        raise ValueError(f"column better holds {', '.join(wrong[:10])}: expected 1, 2, tie, or nothing")
+    return {pair: value for pair, value in answers.items() if value}, key
+
+
+def report(answers, key):
+    """Agreement per judge and part: [{"judge", "pairs", "value", "low", "high", "n"}], Wilson intervals.
+
+    pairs: "all", "random" or "disputed". A tie agrees with a tie only.
+    """
+    found, sign = [], {"1": 1, "2": -1, "tie": 0}
+    for name in sorted({name for pair in key for name in pair["views"]}):
+        for part, wanted in (("all", (True, False)), ("random", (False,)), ("disputed", (True,))):
+            flags = [
+                sign[answers[str(pair["pair"])]] == pair["views"][name]
+                for pair in key
+                if pair["disagreement"] in wanted and str(pair["pair"]) in answers and name in pair["views"]
+            ]
+            found.append({"judge": name, "pairs": part} | stats.proportion(flags))
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", default="tiny")
+    parser.add_argument("--set", default="")
+    parser.add_argument("--pairs", type=int, default=40)
+    args = parser.parse_args()
+    cfg = recipe.load(args.recipe, recipe.parse_set(args.set))
+    stage = outputs_dir() / cfg.run_name / "06_judge"
+    if not (stage / "stage.json").exists():
+        raise SystemExit(f"no finished 06_judge in {stage.parent}: run make 06_judge RECIPE={args.recipe} first")
+    folder = stage.parent / "spotcheck"
+    if not (folder / "sheet.csv").exists():
+        items = files.read_jsonl(stage / "items.jsonl")
+        scores = scores_by_judge(stage)
+        sheet = write(pairs(items, scores, args.pairs, cfg.run["seed"]), scores, folder)
+        print(f"Wrote {sheet}: put 1, 2 or tie into the column better, save, and run make spotcheck again.")
+        return
+    answers, key = read(folder)
+    if not answers:
+        raise SystemExit(f"{folder / 'sheet.csv'} is not filled in yet: put 1, 2 or tie into the column better")
+    found = report(answers, key)
+    files.write_json(folder / "agreement.json", found)
+    print(f"{len(answers)} of {len(key)} pairs judged by a human; agreement with 95 % intervals:")
+    for row in found:
+        share = "no pair" if row["value"] is None else f"{row['value']:.0%} ({row['low']:.0%}-{row['high']:.0%})"
+        print(f"  {row['judge']:<28} {row['pairs']:<9} {share}, n = {row['n']}")
+
+
+def scores_by_judge(stage):
+    """{judge: {(question, model): mean score over orders}} of a finished 06_judge folder."""
+    found = {}
+    for name in ("overlap.jsonl", "verdicts.jsonl"):
+        for row in files.read_jsonl(stage / name):
+            found.setdefault(row["judge"], {}).setdefault((row["question"], row["model"]), []).append(row["score"])
+    return {name: {k: sum(v) / len(v) for k, v in scores.items()} for name, scores in found.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""The base model and an adapter on it: load, pad, adapt, merge, save; published shapes and tiny twins of them.
+
+Gives loading (base, tokenizer, adapter), twin, shapes, merging, saving, and gguf_convert for twins' tokenizers.
+May use pipeline, dataset and chat.
+"""

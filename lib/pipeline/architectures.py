@@ -1,0 +1,105 @@
+"""The recipes' base models as their publishers describe them, and tiny models that keep what is peculiar about each.
+
+Nothing is downloaded and no library is loaded: the published configuration values stand here.
+"""
+
+import json
+from pathlib import Path
+
+from lib.pipeline.schema import nearest
+
+LLAMA2 = {
+    "model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+LLAMA3 = {
+    "model_type": "llama", "vocab_size": 128256, "num_key_value_heads": 8, "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+}  # fmt: skip
+SHAPES = {  # values of each model's published config.json
+    "Llama-2-7b": LLAMA2 | {
+        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+    },
+    "Llama-2-13b": LLAMA2 | {
+        "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
+        "num_key_value_heads": 40,
+    },
+    "Llama-3.1-8B": LLAMA3 | {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "tie_word_embeddings": False,
+    },
+    "Llama-3.2-1B": LLAMA3 | {
+        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+        "head_dim": 64, "tie_word_embeddings": True,
+    },
+    "Qwen3-8B": {
+        "model_type": "qwen3", "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 12288,
+        "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+        "max_position_embeddings": 40960, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+    },
+    "gpt-oss-20b": {
+        "model_type": "gpt_oss", "vocab_size": 201088, "hidden_size": 2880, "intermediate_size": 2880,
+        "num_hidden_layers": 24, "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64,
+        "num_local_experts": 32, "num_experts_per_tok": 4, "max_position_embeddings": 131072,
+        "tie_word_embeddings": False,
+    },
+    "DialoGPT-medium": {
+        "model_type": "gpt2", "vocab_size": 50257, "n_embd": 1024, "n_layer": 24, "n_head": 16, "n_positions": 1024,
+    },
+}  # fmt: skip
+
+FAMILY = {"llama": "llama", "qwen3": "qwen3", "gpt_oss": "gptoss", "gpt2": "gpt2"}  # model_type: lib.model.twin's name
+HEADS, HEAD_SIZE, LAYERS, EXPERTS = 4, 64, 2, 4  # of a twin
+
+
+def published(base):
+    """{field: value} of model.base: from a local folder's config.json, or the entry of SHAPES found in its hub id.
+
+    Raises ValueError with the nearest known name, and what to do, for a model that is neither.
+    """
+    file = Path(base, "config.json")
+    if file.exists():
+        return json.loads(file.read_text(encoding="utf-8"))
+    name = base.rpartition("/")[2]
+    found = [known for known in SHAPES if known.lower() in name.lower()]
+    if not found:
+        raise ValueError(
+            f"the shape of {base!r} is not known here{nearest(name, list(SHAPES))}: download its config.json and set "
+            "model.base to that folder, or add its values to SHAPES in lib/pipeline/architectures.py"
+        )
+    return SHAPES[max(found, key=len)]
+
+
+def twin(base):
+    """The part of model.twin that makes it a twin of `base`: the family, and sizes that keep what decides a path.
+
+    Kept: whether 256 divides the rows (else K-quants fall back to other types), how many query heads share a key head,
+    whether the embedding is the head too, experts and the share of them that a token uses, a head size that is no
+    quotient. Raises ValueError as `published` does, and for a family that lib/model/twin.py cannot build.
+    """
+    fields = published(base)
+    kind = fields.get("model_type")
+    if kind not in FAMILY:
+        raise ValueError(f"a rehearsal of {base!r} needs a twin of model_type {kind!r}; known are {', '.join(FAMILY)}")
+    family = "llama2" if kind == "llama" and fields["vocab_size"] < 2**16 else FAMILY[kind]  # SentencePiece's is small
+    width = fields.get("hidden_size") or fields["n_embd"]
+    made = {"architecture": family, "hidden_size": _rows(width), "num_hidden_layers": LAYERS,
+            "num_attention_heads": HEADS}  # fmt: skip
+    if kind == "gpt2":  # keys and values of all heads, four times the width inside, tied: GPT2Config's own defaults
+        return made
+    heads = fields["num_attention_heads"]
+    shared = max(1, HEADS * (fields.get("num_key_value_heads") or heads) // heads)
+    inside = _rows(fields["intermediate_size"])
+    made |= {"num_key_value_heads": shared, "head_dim": HEAD_SIZE}
+    made |= {"intermediate_size": 2 * inside if inside == 256 else inside}
+    made |= {"tie_word_embeddings": bool(fields.get("tie_word_embeddings"))}
+    if fields.get("num_local_experts"):
+        used = max(1, EXPERTS * fields["num_experts_per_tok"] // fields["num_local_experts"])
+        made |= {"num_local_experts": EXPERTS, "num_experts_per_tok": max(2, used)}  # two, so that they are weighed
+    return made
+
+
+def _rows(width):
+    """256 where 256 divides the real width, else 192, which 32 divides and 256 does not."""
+    return 256 if width % 256 == 0 else 192

@@ -1,0 +1,141 @@
+"""Files that are whole or absent: atomic writes, content hashes, and the folders everything lives in.
+
+With several ranks, rank 0 alone writes: on the others the functions below that write do nothing.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from lib.pipeline import ranks
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def cache_dir():
+    """The user's cache folder for what is expensive and keyed by content: llama.cpp builds and tiny base models."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medtune"
+
+
+def outputs_dir():
+    """Where runs are written: OUTPUTS from the environment, else outputs/ in the repository."""
+    return Path(os.environ.get("OUTPUTS") or ROOT / "outputs").resolve()
+
+
+def write_text(path, text):
+    """Write `text` so that `path` is either the old file or the whole new one, also after a kill or on a full disk."""
+    return _write(path, [text]) if ranks.leads() else Path(path)
+
+
+def write_own(path, text):
+    """Like write_text, by every rank that calls it: for a file of this rank's own."""
+    return _write(path, [text])
+
+
+def _write(path, parts):
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+@contextlib.contextmanager
+def whole_folder(folder):
+    """Give a path to write a folder to; it becomes `folder`, in place of what was there, when the block ends well."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        partial = Path(scratch, folder.name)
+        yield partial
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+
+
+def write_json(path, value):
+    """Write `value` as indented JSON, atomically. Raises ValueError on NaN or infinity, which JSON cannot hold."""
+    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path):
+    """Read one JSON file. Raises ValueError naming the file when it is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): delete it and run its stage again") from error
+
+
+def write_jsonl(path, rows):
+    """Write an iterable of JSON-able rows, one a line, atomically, one at a time."""
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    return _write(path, lines) if ranks.leads() else Path(path)
+
+
+def iter_jsonl(path):
+    """Yield the rows of a JSON-lines file. Raises ValueError naming file and line when a line is not JSON."""
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}, is not valid JSON ({error})") from error
+
+
+def read_jsonl(path):
+    """All rows of a JSON-lines file as a list."""
+    return list(iter_jsonl(path))
+
+
+def sha256_text(text):
+    """Hex SHA-256 of a string's UTF-8 bytes."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def sha256_json(value):
+    """Hex SHA-256 of a JSON-able value in canonical form: sorted keys, no blanks."""
+    return sha256_text(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+
+
+def sha256_file(path):
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class HashCache:
+    """SHA-256 of files, remembered by size and modification time in one JSON file.
+
+    A file that is changed without changing either is not noticed here; `make verify` reads every byte instead.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        try:
+            self.known = json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            self.known = {}
+        self.changed = False
+
+    def sha256(self, path):
+        stat = os.stat(path)
+        key, stamp = str(Path(path).resolve()), [stat.st_size, stat.st_mtime_ns]
+        if self.known.get(key, [None])[0] != stamp:
+            self.known[key] = [stamp, sha256_file(path)]
+            self.changed = True
+        return self.known[key][1]
+
+    def save(self):
+        if self.changed:
+            write_json(self.path, {key: value for key, value in self.known.items() if os.path.exists(key)})
+            self.changed = False

@@ -1,0 +1,97 @@
+"""The machine a stage runs on: silenced libraries, seeds and threads, and what to record about it."""
+
+import contextlib
+import importlib.metadata
+import logging
+import os
+import platform
+import random
+import re
+import resource
+import subprocess
+import warnings
+
+from lib.pipeline.files import ROOT
+
+PACKAGES = (
+    "torch transformers trl peft bitsandbytes datasets torchao accelerate tokenizers gguf openai numpy pandas papermill"
+)
+
+
+def quiet():
+    """Keep the libraries' progress bars and advice out of the notebook; the checks of this project say what matters."""
+    os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_PROGRESS_BARS="1", TRANSFORMERS_VERBOSITY="error")
+    os.environ.update(HF_HUB_DISABLE_TELEMETRY="1")  # every trainer of TRL's would report itself to the hub
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="IProgress not found")  # bars are lib.pipeline.terminal's
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch|transformers|trl|peft|datasets|torchao")
+    for name in ("torchao", "torch.utils._pytree", "trl", "peft", "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def seed(seed, threads):
+    """Seed Python, NumPy and torch, and fix the CPU threads: sums then add up in one order."""
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)  # denormals slow a CPU down by orders of magnitude and change no metric
+
+
+@contextlib.contextmanager
+def random_state():
+    """Whatever draws random numbers inside the block leaves the generators of Python, NumPy and torch as they were."""
+    import numpy
+    import torch
+
+    python, arrays = random.getstate(), numpy.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            numpy.random.set_state(arrays)
+
+
+def free_bytes():
+    """Bytes that a model could take now: free memory of the GPU, or without one what the system can give away."""
+    import psutil
+    import torch
+
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
+
+
+def describe():
+    """Versions, commit, hardware and peak memory, as they are now."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES.split():
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "versions": versions,
+        "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
+        "hardware": _hardware(),
+        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+
+
+def _git(*args):
+    try:
+        return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def _hardware():
+    import torch
+
+    cpu = platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        found = re.search(r"model name\s*:\s*(.+)", file.read())
+        cpu = found.group(1) if found else cpu
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": cpu, "cores": os.cpu_count(), "memory_gib": round(memory, 1), "gpu": gpu}

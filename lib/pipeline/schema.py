@@ -1,0 +1,227 @@
+"""What a recipe may hold: our own sections as dataclasses, the libraries' sections from their type hints."""
+
+import dataclasses
+import difflib
+import enum
+import importlib
+import importlib.metadata
+import inspect
+import types
+import typing
+from dataclasses import dataclass, field
+
+from lib.pipeline.files import cache_dir, read_json, sha256_file, write_json
+
+SECTIONS = ("run", "data", "model", "chat", "lora", "sft", "qat", "export", "judge")
+NULLABLE = ("lora", "qat", "judge")
+OVERLAPS = ("provenance", "exact", "near", "gram_13", "gram_8")  # detectors of lib.dataset.leakage, the surest first
+QUANTIZATIONS = ("q4_0", "q4_k_m", "q5_k_m", "q8_0", "mxfp4_moe")
+GRADED = ("healthbench", "medsafety")  # benchmarks that a judge grades by rubric, see lib.evaluation.cases
+DEVICE_FIELDS = ("output_dir", "use_cpu", "bf16", "fp16", "disable_tqdm", "seed", "data_seed")
+LIBRARIES = {
+    "lora": ("peft", "LoraConfig"),
+    "sft": ("trl", "SFTConfig"),
+    "quantization": ("transformers", "BitsAndBytesConfig"),
+}
+
+TYPE_NAMES = {bool: "bool", int: "int", float: "float", str: "str", list: "list", dict: "dict", type(None): "null"}
+
+
+@dataclass
+class RunSection:
+    seed: int = 42
+    threads: int = 1
+
+
+@dataclass
+class DataSection:
+    origin: typing.Literal["hub", "clinic", "samples"] = "hub"
+    sources: list = field(default_factory=list)
+    test_sources: list = field(default_factory=list)
+    truth_sources: list = field(default_factory=list)  # joined by question: a short ground truth for open questions
+    test_questions: int = 200
+    eval_fraction: float = 0.05
+    min_reasoning_chars: int = 0
+    drop_overlaps: list = field(default_factory=lambda: ["provenance", "exact", "near", "gram_13"])  # others are listed
+    banned: list = field(default_factory=list)  # benchmarks no training row may come from
+    stages: list = field(default_factory=list)  # [{name, weights: {source: epochs}}], in training order
+    max_cut: float = 0.05  # share of training rows that may lose their end to sft.max_length
+    drop_cut: bool = False  # leave such rows out of training instead
+
+
+@dataclass
+class ModelSection:
+    base: str = ""
+    revision: str | None = None
+    backend: typing.Literal["auto", "unsloth", "transformers"] = "auto"  # what trains the adapter: loading.backend
+    dtype: typing.Literal["auto", "float32", "bfloat16", "float16"] = "bfloat16"  # auto: loading.precision
+    attn_implementation: str = "sdpa"
+    quantization: dict | None = None
+    checkpoint_4bit: bool = False  # the base is saved in 4 bits once, in the cache, and loaded from there
+    twin: dict | None = None
+
+
+@dataclass
+class ChatSection:
+    format: typing.Literal["think", "harmony", "thinking_response", "instruction"] = "think"
+    reasoning_effort: typing.Literal["low", "medium", "high"] | None = None  # harmony writes it into its system turn
+    date: str | None = None  # YYYY-MM-DD for templates that write today's
+    max_new_tokens: int = 512
+    batch_size: int = 16
+    temperature: float = 0.0
+    top_p: float = 1.0  # draw among the likeliest tokens that hold this share; without effect at temperature 0
+
+
+@dataclass
+class QatSection:
+    scheme: typing.Literal["q4_0", "q8_0", "q4_k_m", "q5_k_m", "mxfp4_moe", "int4_weight_only"] = "q4_0"
+    seeds: list = field(default_factory=list)
+    distill: bool = True
+    refresh_every: int = 1
+
+
+@dataclass
+class ExportSection:
+    outtype: typing.Literal["bf16", "f16"] = "bf16"
+    quantizations: list = field(default_factory=lambda: ["q4_0", "q4_k_m", "q5_k_m", "q8_0"])
+    slots: int = 1
+    servers: int = 1
+
+
+@dataclass
+class JudgeSection:
+    questions: int = 200
+    candidates: list = field(default_factory=lambda: ["base", "sft", "qat", "q4_k_m"])
+    judges: list = field(default_factory=lambda: ["lexical"])
+    max_usd: float = 1.0
+    timeout_s: float = 120.0
+    orders: int = 2  # orders in which each question is shown: two and more tell how often the order decides
+    repeats: int = 20  # calls made a second time under other codes
+    exam: int = 12  # questions of the exam that a judge must pass first; 0 leaves it out
+    batch: bool = False  # the Batch API: half the price, up to a day
+    benchmarks: list = field(default_factory=list)  # files of yours, [{name: healthbench, path, questions}]
+
+
+OWN = {
+    "run": RunSection,
+    "data": DataSection,
+    "model": ModelSection,
+    "chat": ChatSection,
+    "qat": QatSection,
+    "export": ExportSection,
+    "judge": JudgeSection,
+}
+
+
+def section(name, values):
+    if values is None:
+        if name in NULLABLE:
+            return None
+        raise ValueError(f"section {name!r} is missing from the recipe: only {', '.join(NULLABLE)} may be null")
+    if not isinstance(values, dict):
+        raise ValueError(f"section {name!r} should hold keys and values, found {values!r}")
+    own = {f.name: kinds(hint) for f, hint in _own_hints(name)}
+    library = fields("sft" if name == "qat" else name) if name in ("lora", "sft", "qat") else {}
+    allowed = {k: v for k, v in (library | own).items() if not (name in ("sft", "qat") and k in DEVICE_FIELDS)}
+    for key in set(values) & set(DEVICE_FIELDS) if name in ("sft", "qat") else ():
+        raise ValueError(f"{name}.{key} is not a recipe's to set: it follows from the device, the run and run.seed")
+    check(values, allowed, name)
+    if name == "model" and values.get("quantization"):
+        check(values["quantization"], fields("quantization"), "model.quantization")
+    defaults = dataclasses.asdict(OWN[name]()) if name in OWN else {}
+    return defaults | values
+
+
+def _own_hints(name):
+    if name not in OWN:
+        return []
+    hints = typing.get_type_hints(OWN[name])
+    return [(f, hints[f.name]) for f in dataclasses.fields(OWN[name])]
+
+
+def check(values, allowed, where):
+    """Check a dict against {name: kinds}; raises ValueError with the nearest valid name or the expected types."""
+    known_keys(values, allowed, "key", where)
+    for key, value in values.items():
+        if not accepts(value, allowed[key]):
+            raise ValueError(
+                f"{where}.{key}: found {value!r} ({type(value).__name__}), {_expected(value, allowed[key])}"
+            )
+
+
+def _expected(value, kind):
+    if isinstance(value, str) and kind["choices"]:
+        return f"which is none of its values{nearest(value, list(map(str, kind['choices'])))}"
+    return f"expected {' or '.join([*map(repr, kind['choices']), *kind['types']]) or 'nothing: it cannot be set here'}"
+
+
+def known_keys(values, allowed, noun, where):
+    for key in values:
+        if key not in allowed:
+            raise ValueError(f"unknown {noun} {key!r} in {where}{nearest(str(key), list(allowed))}")
+
+
+def nearest(name, names):
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; the nearest valid name is {close[0]!r}" if close else f"; valid are {', '.join(names[:12])}"
+
+
+def kinds(hint):
+    """A type hint as {"types": [names], "choices": [values]}, the part of it that YAML can express."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        parts = [kinds(part) for part in typing.get_args(hint)]
+        enums = [part for part in parts if part["choices"]]
+        merged = sorted({t for part in parts for t in part["types"]})
+        if enums and "str" in merged:  # `SchedulerType | str`: the enum says which strings
+            merged.remove("str")
+        return {"types": merged, "choices": [c for part in enums for c in part["choices"]]}
+    if typing.get_origin(hint) is typing.Literal:
+        return {"types": [], "choices": list(typing.get_args(hint))}
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return {"types": [], "choices": [member.value for member in hint]}
+    plain = typing.get_origin(hint) or hint
+    return {"types": [TYPE_NAMES[plain]] if plain in TYPE_NAMES else [], "choices": []}
+
+
+def accepts(value, kind):
+    """Whether a YAML value fits; an int is a float too, a bool is not an int."""
+    name = TYPE_NAMES.get(type(value), "other")
+    if any(value == choice and type(value) is type(choice) for choice in kind["choices"]):
+        return True
+    return name in kind["types"] or (name == "int" and "float" in kind["types"])
+
+
+def fields(section):
+    """{field: kinds} of the library class behind a section, read from its type hints and kept per version.
+
+    Importing trl takes seconds, so the answer is cached under the installed version.
+    """
+    package, cls = LIBRARIES[section]
+    version = f"{importlib.metadata.version(package)}-{sha256_file(__file__)[:8]}"
+    path = cache_dir() / "fields" / f"{cls}-{version}.json"
+    if path.exists():
+        return read_json(path)
+    config = getattr(importlib.import_module(package), cls)
+    if section != "quantization":
+        hints = typing.get_type_hints(config)
+        found = {f.name: kinds(hints[f.name]) for f in dataclasses.fields(config) if f.init}
+    else:
+        found = _signature_kinds(config)
+    write_json(path, found)
+    return found
+
+
+def _signature_kinds(config):
+    """Kinds from a constructor without type hints, by the types of its defaults (BitsAndBytesConfig)."""
+    found = {}
+    for name, parameter in inspect.signature(config.__init__).parameters.items():
+        if name in ("self", "kwargs") or parameter.kind is parameter.VAR_KEYWORD:
+            continue
+        found[name] = (
+            kinds(type(parameter.default))
+            if parameter.default is not None
+            else {"types": ["str", "list", "null"], "choices": []}
+        )
+    if "bnb_4bit_quant_type" in found:
+        found["bnb_4bit_quant_type"] = {"types": [], "choices": ["nf4", "fp4"]}
+    return found

@@ -1,0 +1,208 @@
+"""`python3 -m lib.pipeline.setup`: everything a fresh clone needs, with the system's Python and its standard library.
+
+Checks first, then .venv with the exact pins of requirements.txt, and llama.cpp built beside it into the user's cache.
+A second run with nothing changed only compares a marker and ends. `--check` only checks; `--gpu` adds
+requirements-gpu.txt. PIP_ARGS in the environment goes to pip, for example an index of CPU-only wheels.
+This file stays readable to Python 3.6, so that an old interpreter gets one clear line instead of a syntax error.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+from lib.pipeline import toolchain
+from lib.pipeline.toolchain import ROOT, BuildError, say
+
+VENV = ROOT / ".venv"
+READY = VENV / ".ready"
+LOGS = ROOT / "outputs"
+PYTHON = VENV / "bin" / "python"
+MINIMUM = (3, 11)
+VENV_GIB, BUILD_GIB = 6, 2  # measured: CPU wheels 2 GiB installed, CUDA wheels about three times that; build 1 GiB
+
+
+def main(args):
+    """Run the set-up; returns the exit status."""
+    if sys.version_info < MINIMUM:
+        return fail("Python {}.{} found, 3.11 or later needed: make setup PYTHON3=python3.11".format(*sys.version_info))
+    gpu = "--gpu" in args
+    if is_ready(gpu) and "--check" not in args:
+        return 0
+    problems = checks()
+    if problems or "--check" in args:
+        for problem in problems:
+            fail(problem)
+        if not problems:
+            say("all checks passed")
+        return 1 if problems else 0
+    start = time.monotonic()
+    LOGS.mkdir(exist_ok=True)
+    try:
+        with open(LOGS / "setup.log", "w", encoding="utf-8", buffering=1) as sink:
+            steps(sink, "requirements-gpu.txt" if gpu else "requirements.txt")
+    except KeyboardInterrupt:
+        return fail("interrupted; run the same command again, finished steps are kept")
+    except (BuildError, OSError) as error:
+        return fail(
+            f"{error}\nFull log: outputs/setup.log. Mend the cause named above (often the network, the disk, or"
+            " an index in PIP_ARGS) and run the same command again: finished steps are kept."
+        )
+    READY.write_text(fingerprint(gpu), encoding="utf-8")
+    say(f"ready ({time.monotonic() - start:.0f} s)")
+    return 0
+
+
+def fail(text):
+    """Print one problem; returns exit status 1."""
+    print("setup: " + text, file=sys.stderr, flush=True)
+    return 1
+
+
+def fingerprint(gpu):
+    """What .venv was made from: the pins, the project file, the Python version, the folder, GPU extras or not."""
+    names = ["requirements.txt", "pyproject.toml", "toolchain.txt"] + (["requirements-gpu.txt"] if gpu else [])
+    content = b"\0".join((ROOT / name).read_bytes() for name in names)
+    parts = ["gpu" if gpu else "cpu", hashlib.sha256(content).hexdigest(), sys.version.split()[0], str(ROOT)]
+    return " ".join(parts)
+
+
+def is_ready(gpu):
+    """Whether nothing is to be done. A plain set-up is content with a .venv that has the GPU extras."""
+    try:
+        marker = READY.read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return marker in {fingerprint(gpu), fingerprint(True)} and PYTHON.exists() and toolchain.folder().is_dir()
+
+
+def checks():
+    """Find what would stop the set-up later. Returns a list of one-line problems, empty when all is well."""
+    built = toolchain.folder().is_dir()
+    installed = any(VENV.glob("lib/python3*/site-packages/torch"))
+    problems = [missing_venv(), *map(not_writable, (ROOT, toolchain.cache_dir()))]
+    if not built:
+        problems.append(missing_compiler())
+    needs = {ROOT: 1 if installed else VENV_GIB, toolchain.cache_dir(): 0 if built else BUILD_GIB}
+    problems += missing_space(needs)
+    return [problem for problem in problems if problem]
+
+
+def missing_venv():
+    """Debian splits venv and ensurepip off Python into a package of their own."""
+    try:
+        import ensurepip  # noqa: F401
+        import venv  # noqa: F401
+    except ImportError as error:
+        return f"{error}: install it first, on Debian or Ubuntu with `apt install python3-venv`"
+    return None
+
+
+def existing(path):
+    """The path itself, or its nearest parent that exists."""
+    return path if path.exists() else existing(path.parent)
+
+
+def not_writable(path):
+    """Try to write, rather than to read permission bits: a read-only file system has those too."""
+    try:
+        with tempfile.TemporaryFile(dir=str(existing(path))):
+            return None
+    except OSError as error:
+        return f"no write permission in {existing(path)} ({error.strerror})"
+
+
+def missing_compiler():
+    """Compile an empty C++17 program; cmake would look for the same compilers in the same order."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    found = next(filter(shutil.which, names), None)
+    if found is None:
+        return f"no C++ compiler ({', '.join(names)}): on Debian or Ubuntu `apt install g++`"
+    source = b"#include <filesystem>\nint main() { return 0; }\n"
+    with tempfile.TemporaryDirectory() as scratch:
+        args = [found, "-std=c++17", "-x", "c++", "-", "-o", os.path.join(scratch, "a.out")]
+        result = subprocess.run(args, input=source, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if result.returncode != 0:
+        first = result.stdout.decode(errors="replace").strip().partition("\n")[0]
+        return f"{found} cannot compile a C++17 program ({first}): on Debian or Ubuntu `apt install g++`"
+    return None
+
+
+def missing_space(needs):
+    """needs: {path: GiB}. Paths on one file system share its free space. Returns a list of problems."""
+    by_device = {}
+    for path, gib in needs.items():
+        by_device.setdefault(os.stat(str(existing(path))).st_dev, []).append((existing(path), gib))
+    problems = []
+    for entries in by_device.values():
+        path, need = entries[0][0], sum(gib for _, gib in entries)
+        free = shutil.disk_usage(str(path)).free / 2**30
+        if free < need:
+            problems.append(f"{free:.1f} GiB free at {path}, {need} GiB needed for packages and llama.cpp")
+    return problems
+
+
+def steps(sink, requirements):
+    """.venv, build tools, then pip install with the llama.cpp build beside it. Raises BuildError."""
+    pip_args = shlex.split(os.environ.get("PIP_ARGS", ""))
+    install = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", *pip_args]
+    make_venv(sink)
+    with contextlib.ExitStack() as stack:
+        build = None
+        if not toolchain.folder().is_dir():
+            timed(install + build_tools(), sink, "install cmake and ninja")
+            build = stack.enter_context(background_build(pip_args))
+        say(f"installing {requirements}; the first time this downloads 0.6 GB for a CPU, gigabytes for CUDA")
+        timed([*install, "-r", str(ROOT / requirements)], sink, f"install {requirements}")
+        timed([*install, "--no-deps", "-e", str(ROOT)], sink, "install this project")
+        if build and build.wait() != 0:
+            ending = f"signal {-build.returncode}" if build.returncode < 0 else f"status {build.returncode}"
+            raise BuildError(f"the build of llama.cpp ended with {ending}; see outputs/toolchain.log.")
+
+
+def make_venv(sink):
+    """Create .venv, or make it anew when it cannot run pip, has another Python, or was moved with its folder."""
+    config = VENV / "pyvenv.cfg"
+    if PYTHON.exists() and config.exists() and str(VENV) in config.read_text(encoding="utf-8"):
+        probe = "import pip, sys; print(*sys.version_info[:2])"
+        result = subprocess.run([str(PYTHON), "-c", probe], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        if result.stdout.decode().split() == [str(number) for number in sys.version_info[:2]]:
+            return
+    timed([sys.executable, "-m", "venv", "--clear", str(VENV)], sink, "create .venv")
+
+
+def build_tools():
+    """The pins in requirements.txt that the build of llama.cpp needs before anything else."""
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    return re.findall(r"^(?:cmake|ninja|scikit-build-core)==\S+", text, re.MULTILINE)
+
+
+def timed(args, sink, step):
+    """Run one logged command and say how long it took."""
+    start = time.monotonic()
+    toolchain.command(args, sink, step)
+    say(f"{step} ({time.monotonic() - start:.0f} s)")
+
+
+@contextlib.contextmanager
+def background_build(pip_args):
+    """Build llama.cpp in a process of its own; it ends with this block, also when pip fails or the user interrupts."""
+    args = [str(PYTHON), "-m", "lib.pipeline.toolchain", str(LOGS / "toolchain.log"), *pip_args]
+    process = subprocess.Popen(args, cwd=str(ROOT), start_new_session=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,272 @@
+"""llama.cpp, built once per machine from the pinned source archive into the user's cache folder.
+
+Standard library only: setup.py runs this before anything is installed. programs.py finds the result by the same key.
+"""
+
+import contextlib
+import functools
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+from lib.pipeline.files import ROOT, cache_dir
+
+PINS = ROOT / "toolchain.txt"
+PROGRAMS = ["llama-quantize", "llama-perplexity", "llama-server"]
+KEEP = ["convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion", "gguf-py/gguf", "LICENSE"]
+FLAGS = [
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DCMAKE_CXX_FLAGS_RELEASE=-O1 -DNDEBUG",  # most of the build is C++ that is not hot; ggml gets -O3 below
+    "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON",  # programs find their libraries beside them, wherever the folder is moved
+    "-DGGML_NATIVE=OFF",  # AVX2 at most: one cache serves several machines, and AMX kernels crashed in virtual machines
+    "-DGGML_CCACHE=OFF",
+    "-DLLAMA_CURL=OFF",
+    "-DLLAMA_OPENSSL=OFF",
+    "-DLLAMA_USE_PREBUILT_UI=OFF",  # the default fetches the web page of llama-server from a hub while building
+    "-DLLAMA_BUILD_APP=OFF",
+    "-DLLAMA_BUILD_TESTS=OFF",
+    "-DLLAMA_BUILD_EXAMPLES=OFF",
+]
+PATCHES = {  # file: (line, what follows it); each must be found exactly once
+    # The log is written by a thread that nobody waits for: on a busy machine one run in four of llama-perplexity ended
+    # without its last lines, the result among them.
+    "common/log.cpp": (
+        "        log = new common_log;\n",
+        "        std::atexit([] { common_log_main()->pause(); });\n",
+    ),
+    "ggml/CMakeLists.txt": (
+        'project("ggml" C CXX ASM)\n',
+        'set(CMAKE_CXX_FLAGS_RELEASE "-O3 -DNDEBUG")\n',
+    ),
+}
+GIB_PER_COMPILER = 1.0  # measured peak of one compiler process is below this; more jobs than memory means swapping
+GIB_PER_GPU_COMPILER = 3.0  # nvcc and hipcc, assumed
+
+
+class BuildError(Exception):
+    """A step of the build failed; the message names the step, the log and its last lines."""
+
+
+def key():
+    """16 hex digits of what decides the binaries: archive hash, cmake flags, GPU, system, machine and C library."""
+    pin = re.search(r"sha256:([0-9a-f]{64})", PINS.read_text(encoding="utf-8"))
+    if pin is None:
+        raise ValueError(f"{PINS.name} holds no line with --hash=sha256:<64 hex digits>; restore it from git")
+    libc = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {}) else ""
+    parts = [
+        pin.group(1),
+        *FLAGS,
+        *gpu_flags(),
+        *PROGRAMS,
+        *KEEP,
+        repr(PATCHES),
+        platform.system(),
+        platform.machine(),
+        libc or "",
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def gpu_flags():
+    """cmake flags for the GPUs of this machine; none where there is no GPU, or not its compiler (nvcc, hipcc).
+
+    Only for the GPUs that are here: kernels for every kind take an hour to compile. Programs built so put as many
+    layers on the GPU as fit, of their own accord. Written from llama.cpp's build notes; never run, for want of a GPU.
+    """
+    nvcc, hipcc = (_program(name, home) for name, home in (("nvcc", "/usr/local/cuda"), ("hipcc", "/opt/rocm")))
+    if nvcc:
+        kinds = re.findall(
+            r"^(\d+)\.(\d+)$", _says("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"), re.M
+        )
+        if kinds:
+            kinds = ";".join(sorted({major + minor for major, minor in kinds}))
+            return ["-DGGML_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DCMAKE_CUDA_ARCHITECTURES={kinds}"]
+    if hipcc:
+        kinds = re.findall(r"^gfx[1-9]\w*$", _says(_program("rocm_agent_enumerator", "/opt/rocm") or ""), re.M)
+        if kinds:
+            return ["-DGGML_HIP=ON", f"-DGPU_TARGETS={';'.join(sorted(set(kinds)))}"]
+    return []
+
+
+def _program(name, home):
+    """Path of a program: on PATH, or where its vendor installs it."""
+    return shutil.which(name) or shutil.which(name, path=f"{home}/bin")
+
+
+def _says(*command):
+    """What a program prints; nothing where it is missing, fails or hangs."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def folder():
+    """Where the built toolchain is, or will be. It appears by one rename: if the folder exists, it is complete."""
+    return cache_dir() / "llama.cpp" / key()
+
+
+def say(text):
+    """One short line of progress for the terminal."""
+    print(f"setup: {text}", flush=True)
+
+
+def tail(log, lines=20):
+    """Last lines of a log file, for an error message."""
+    return "\n".join(Path(log).read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Hold an exclusive lock on a file; a second builder waits here, then finds the work done."""
+    import fcntl  # not on Windows, where nothing but this line needs it
+
+    with open(path, "w", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            say("another process is building llama.cpp; waiting for it")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def build(log, pip_args=()):
+    """Download, unpack, compile and install llama.cpp; returns the folder. Does nothing when it is there already.
+
+    log: path of the full log. pip_args: index options for pip, as a list.
+    Runs with the Python of .venv, where cmake, ninja and scikit-build-core are installed. Raises BuildError.
+    """
+    home = folder()
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with locked(home.with_suffix(".lock")):
+        if home.is_dir():
+            return home
+        for stale in home.parent.glob(home.name + ".tmp-*"):  # left by a builder that was killed
+            shutil.rmtree(stale, ignore_errors=True)
+        work = Path(tempfile.mkdtemp(prefix=home.name + ".tmp-", dir=home.parent))
+        try:
+            with open(log, "w", encoding="utf-8", buffering=1) as sink:
+                source = fetch(work, sink, pip_args)
+                patch(source)
+                compile_programs(source, work / "build", sink)
+                install(source, work / "build", work / "done", sink)
+            (work / "done").rename(home)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return home
+
+
+def fetch(work, sink, pip_args):
+    """Let pip download and hash-check the pinned archive, unpack vendor/llama.cpp; returns its folder."""
+    start = time.monotonic()
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "llama-cpp-python", "--require-hashes"]
+    # Without build isolation pip reads the archive's metadata in seconds instead of a minute.
+    command(pip + ["--no-build-isolation", *pip_args, "-d", str(work), "-r", str(PINS)], sink, "download llama.cpp")
+    [archive] = work.glob("*.tar.gz")
+    unpack(archive, work / "source")
+    archive.unlink()
+    say(f"download llama.cpp, check its hash ({time.monotonic() - start:.0f} s)")
+    return work / "source"
+
+
+def unpack(archive, target):
+    """Extract the members of <name>/vendor/llama.cpp/ into target, without the folders that the build never reads."""
+    unused = ("docs/", "media/", "models/", "benches/", "examples/", "tests/", "tools/ui/src/", "tools/ui/static/")
+    safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # absent before Python 3.11.4
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            inner = member.name.partition("/vendor/llama.cpp/")[2]
+            if inner and not inner.startswith(unused):
+                member.name = inner
+                tar.extract(member, target, **safe)
+
+
+def patch(source):
+    """Apply PATCHES to the unpacked tree. Raises BuildError when a new pin no longer has the line."""
+    for name, (line, addition) in PATCHES.items():
+        text = (source / name).read_text(encoding="utf-8")
+        if text.count(line) != 1:
+            raise BuildError(f"patch of {name}: {line.strip()!r} found {text.count(line)} times, not once; see PATCHES")
+        (source / name).write_text(text.replace(line, line + addition), encoding="utf-8")
+
+
+def compile_programs(source, build_dir, sink):
+    """cmake, then ninja, with a line of progress at each quarter."""
+    start = time.monotonic()
+    command(
+        ["cmake", "-G", "Ninja", "-S", str(source), "-B", str(build_dir), *FLAGS, *gpu_flags()],
+        sink,
+        "configure llama.cpp",
+    )
+    quarter = 1
+
+    def report(line):
+        nonlocal quarter
+        done = re.match(r"\[(\d+)/(\d+)\]", line)
+        if done and 4 * int(done.group(1)) >= quarter * int(done.group(2)):
+            quarter += 1
+            say(f"llama.cpp: {done.group(1)} of {done.group(2)} files compiled ({time.monotonic() - start:.0f} s)")
+
+    command(["ninja", "-C", str(build_dir), "-j", str(jobs()), *PROGRAMS], sink, "compile llama.cpp", report)
+
+
+def jobs():
+    """Parallel compilers: one per core, fewer where memory is short."""
+    memory_gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    each = GIB_PER_GPU_COMPILER if gpu_flags() else GIB_PER_COMPILER
+    return max(1, min(os.cpu_count() or 1, int(memory_gib / each)))
+
+
+def install(source, build_dir, target, sink):
+    """Copy programs, libraries and converter into target and run one program from there."""
+    target.mkdir()
+    for item in (build_dir / "bin").iterdir():
+        if item.name in PROGRAMS or item.name.startswith("lib"):
+            shutil.copy2(item, target / item.name, follow_symlinks=False)
+    for name in KEEP:
+        copy = shutil.copytree if (source / name).is_dir() else shutil.copy2
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        copy(source / name, target / name)
+    command([str(target / "llama-server"), "--version"], sink, "start llama-server")
+
+
+def command(args, sink, step, report=None):
+    """Run one command with its output in the log; report is called with each line. Raises BuildError."""
+    bin_dir = str(Path(sys.executable).parent)
+    env = {**os.environ, "PATH": bin_dir + os.pathsep + os.environ.get("PATH", "")}
+    sink.write("$ " + " ".join(args) + "\n")
+    text = {"encoding": "utf-8", "errors": "replace"}
+    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, **text) as process:
+        for line in process.stdout:
+            sink.write(line)
+            if report:
+                report(line)
+    sink.flush()
+    if process.returncode != 0:
+        raise BuildError(f"step '{step}' failed with exit status {process.returncode}.\n{tail(sink.name)}")
+
+
+def main():
+    """`python -m lib.pipeline.toolchain [LOG [pip arguments]]`: build at low priority; exit status 1 on failure."""
+    log = sys.argv[1] if len(sys.argv) > 1 else "toolchain.log"
+    with contextlib.suppress(AttributeError, OSError):
+        os.nice(5)  # the pip install beside it should not wait
+    try:
+        build(log, sys.argv[2:])
+    except BuildError as error:
+        print(error, f"Full log: {log}", sep="\n", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,154 @@
+"""Hours, dollars and disk of a recipe, before it runs. Every assumed number stands in params/prices.yaml.
+
+FLOPs a token: 6 a trained parameter, 4 a frozen one that it passes through (forward, backward to the activations), and
+attention over its document. Time is FLOPs over a planned share of the GPU's dense rate; gradient checkpointing adds a
+forward pass. Generation is bound by memory instead: each token of a batch reads all weights once.
+"""
+
+import re
+
+from lib.model import shapes
+from lib.plan import memory
+
+GIB = 2**30
+
+
+def load():
+    """params/prices.yaml."""
+    from lib.pipeline.files import ROOT
+    from lib.pipeline.recipe import parse
+
+    return parse((ROOT / "params" / "prices.yaml").read_text(encoding="utf-8"))
+
+
+def rows(sections, assumed):
+    """Training rows of all sources, each as often as data.stages uses it; the published counts, before any filter."""
+    data = sections["data"]
+    counts = {source["name"]: _counted(source, assumed) for source in data["sources"]}
+    stages = data["stages"] or [{"name": "all", "weights": dict.fromkeys(counts, 1.0)}]
+    used = sum(
+        counts.get(source, 0) * weight for stage in stages for source, weight in
+        (stage.get("weights") or {stage["name"]: 1.0}).items()
+    )  # fmt: skip
+    return int(used * (1 - data["eval_fraction"]))
+
+
+def _counted(source, assumed):
+    """Rows of one source: the published count, or what a split such as "train[:500]" takes of it."""
+    count, taken = assumed["rows"].get(source["name"], 0), re.search(r"\[:(\d+)\]", source.get("split") or "")
+    return min(count, int(taken[1])) if taken else count
+
+
+def tokens(sections, assumed, stage="sft"):
+    """(training tokens, optimizer steps) of a stage; max_steps, where set, decides, else epochs over all rows."""
+    fields = memory.settings(sections, stage)
+    batch = fields["per_device_train_batch_size"] * fields["gradient_accumulation_steps"]
+    row = min(assumed["lengths"]["row"], fields["max_length"])
+    per_row = fields["max_length"] if fields["packing"] else row
+    if fields["max_steps"] > 0:
+        return fields["max_steps"] * batch * per_row, fields["max_steps"]
+    total = rows(sections, assumed) * row * fields["num_train_epochs"]
+    return int(total), max(1, round(total / (batch * per_row)))
+
+
+def flops_per_token(trained, frozen, shape, context, checkpointing=False):
+    """FLOPs of a training token from the parameters that it passes through and the tokens before it in its document."""
+    size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    attention = 4 * shape.num_hidden_layers * shape.num_attention_heads * size * context  # scores, and their values
+    again = 2 * (trained + frozen) + attention if checkpointing else 0
+    return 6 * trained + 4 * frozen + 3 * attention + again
+
+
+def training_hours(sections, shape, gpu, assumed, stage="sft"):
+    """Hours of one training run: {"hours", "tokens", "steps", "flops", "job": the utilization planned with}."""
+    fields, counts = memory.settings(sections, stage), memory.counted(sections, shape)
+    passed = shapes.active(shape, counts["parts"])
+    adapter = counts["adapter"] - shapes.idle(shape, counts["adapted experts"])
+    trained, frozen = (adapter, passed) if sections["lora"] else (passed, 0)
+    number, steps = tokens(sections, assumed, stage)
+    context = min(assumed["lengths"]["row"], fields["max_length"]) / 2
+    job = "qlora" if sections["model"]["quantization"] else "lora"
+    job = "experts" if counts["parts"]["experts"] else job
+    per_token = flops_per_token(trained, frozen, shape, context, fields["gradient_checkpointing"])
+    if fields["loss_type"] == "distill":
+        per_token += 2 * passed
+    seconds = number * per_token / (gpu["tflops"] * 1e12 * assumed["utilization"][job])
+    return {"hours": seconds / 3600, "tokens": number, "steps": steps, "flops": number * per_token, "job": job}
+
+
+def answering_hours(sections, shape, gpu, assumed, bytes_read, job="decode"):
+    """Hours to answer data.test_questions once when all answers take max_new_tokens; bytes_read: of weights a token."""
+    chat, questions = sections["chat"], sections["data"]["test_questions"]
+    at_once = chat["batch_size"] if job == "decode" else sections["export"]["slots"] * sections["export"]["servers"]
+    batches = -(-questions // at_once)
+    read = batches * chat["max_new_tokens"] * bytes_read
+    return read / (gpu["bandwidth_gb_s"] * 1e9 * assumed["utilization"][job]) / 3600
+
+
+def arms(sections):
+    """Training runs of chapter 4: a control, the usual way and ours, each over all seeds; 0 without qat."""
+    if not sections["qat"]:
+        return 0
+    ways = 2 if sections["qat"]["scheme"] == "int4_weight_only" else 3
+    return ways * len({sections["run"]["seed"], *sections["qat"]["seeds"]})
+
+
+def time(sections, shape, gpu, assumed):
+    """[{"stage", "what", "hours", "usd"}] for one GPU; stages whose time is the CPU's are left out."""
+    parts = memory.counted(sections, shape)["parts"]
+    answer = answering_hours(sections, shape, gpu, assumed, 2 * sum(parts.values()))
+    served = sum(
+        answering_hours(sections, shape, gpu, assumed, size, "served")
+        for name, size in files(sections, shape, assumed).items() if name != "bf16"
+    )  # fmt: skip
+    sft = training_hours(sections, shape, gpu, assumed)
+    found = [("02_baseline", "answers of the base", answer)]
+    what = f"{sft['steps']:,} steps, {sft['tokens'] / 1e6:,.0f}M tokens, {sft['flops']:.1e} FLOP, at {sft['job']} rate"
+    found += [("03_sft", what, sft["hours"]), ("03_sft", "answers", answer)]
+    if number := arms(sections):
+        qat = training_hours(sections, shape, gpu, assumed, "qat")
+        found.append(("04_qat", f"{number} runs of {qat['steps']:,} steps", number * qat["hours"]))
+    found.append(("05_export", f"answers of {len(sections['export']['quantizations'])} files", served))
+    return [
+        {"stage": stage, "what": what, "hours": hours, "usd": hours * gpu["usd_per_hour"]}
+        for stage, what, hours in found
+    ]
+
+
+def judging(sections, assumed):
+    """[{"judge", "calls", "usd", "usd_batch"}] of chapter 6; usd is None for a judge without a price."""
+    judge, found = sections["judge"] or {"judges": []}, []
+    for name in judge["judges"]:
+        if name == "lexical":
+            continue
+        models = len(judge["candidates"])
+        calls = judge["questions"] * models * (1 + models % 2)  # Williams squares: an odd number takes twice the rows
+        price = next((p for n, p in assumed["judges"].items() if name == n or name.startswith(f"{n}-20")), None)
+        lengths = assumed["lengths"]
+        sent = lengths["prompt"] + models * lengths["judged"]
+        usd = price and calls * (sent * price["input"] + lengths["verdict"] * price["output"]) / 1e6
+        found.append({"judge": name, "calls": calls, "usd": usd, "usd_batch": price and usd * price["batch"]})
+    return found
+
+
+def files(sections, shape, assumed):
+    """{GGUF type: bytes} of one model's files, the 16-bit one first."""
+    counts = memory.counted(sections, shape)
+    total = sum(counts["parts"].values())
+    types = ["bf16", *sections["export"]["quantizations"]]
+    return {type: int(total * assumed["disk"][type][0 if counts["whole"] else 1] / 8) for type in types}
+
+
+def disk(sections, shape, assumed):
+    """{what: bytes} that a run leaves on disk."""
+    counts, fields = memory.counted(sections, shape), memory.settings(sections)
+    total, runs = sum(counts["parts"].values()), arms(sections)
+    trained = counts["adapter"] if sections["lora"] else total
+    gguf, kept = files(sections, shape, assumed), fields["save_total_limit"] or 3
+    return {
+        "base from the hub": 2 * total,
+        f"checkpoints, {kept} of each run": kept * (1 + runs) * trained * 12,  # the weights and two states, float32
+        "adapters": 4 * counts["adapter"] * (1 + runs),
+        f"merged models, at most {min(1 + runs, 3)} at once": 2 * total * min(1 + runs, 3),
+        "GGUF files of sft" + (" and qat" if runs else ""): sum(gguf.values()) * (2 if runs else 1),
+    }

@@ -1,0 +1,215 @@
+"""Will it fit, how long, how much: `python -m lib.plan --recipe x --gpu y`, before anything is downloaded.
+
+Memory by part and phase (memory.py), hours, dollars and disk (budget.py), and what to change where a phase does
+not fit. One GPU; what is assumed is printed, and stands in params/prices.yaml.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from lib.pipeline import machine
+
+machine.quiet()  # before the libraries below are loaded, which say what they lack on this machine
+
+from lib.model import shapes  # noqa: E402
+from lib.pipeline import hub, recipe  # noqa: E402
+from lib.pipeline.run import setting  # noqa: E402
+from lib.plan import budget, memory  # noqa: E402
+
+GIB = memory.GIB
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
+       "bnb_4bit_compute_dtype": "bfloat16"}  # fmt: skip
+SHORTEST = 512  # tokens; below it most answers would be cut
+
+
+def changed(sections, **overrides):
+    """The sections with overrides laid over them: changed(s, sft={"max_length": 512})."""
+    return sections | {name: recipe.merge(sections[name], values) for name, values in overrides.items()}
+
+
+def on(sections, gpu):
+    """The sections as this GPU runs them: dtype auto, and what 4-bit weights compute in, follow from it."""
+    dtype = sections["model"]["dtype"]
+    if dtype == "auto":
+        dtype = "bfloat16" if gpu["bf16"] else "float16"
+    quantization = sections["model"]["quantization"]
+    if quantization and quantization.get("load_in_4bit"):
+        quantization = {"bnb_4bit_compute_dtype": dtype} | quantization
+    return changed(sections, model={"dtype": dtype, "quantization": quantization})
+
+
+def changes(sections):
+    """Ever smaller versions of a recipe: yields (what was changed so far, sections), in the order to try them.
+
+    Checkpointing first, which costs a third more time and changes no number; then micro-batches, with as many rows a
+    step; then what changes results: 4-bit weights, shorter rows.
+    """
+    said = []
+    fields = memory.settings(sections)
+
+    def now(text, **overrides):
+        nonlocal sections
+        said.append(text)
+        sections = changed(sections, **overrides)
+        return list(said), sections
+
+    if not fields["gradient_checkpointing"]:
+        yield now("sft.gradient_checkpointing=true", sft={"gradient_checkpointing": True})
+    rows, times = fields["per_device_train_batch_size"], fields["gradient_accumulation_steps"]
+    while rows > 1 and rows % 2 == 0:
+        rows, times = rows // 2, times * 2
+        said = [text for text in said if "batch_size" not in text and "accumulation" not in text]
+        smaller = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": times}
+        smaller["per_device_eval_batch_size"] = min(rows, fields["per_device_eval_batch_size"])
+        yield now(" ".join(f"sft.{key}={value}" for key, value in smaller.items()), sft=smaller)
+    if fields["per_device_eval_batch_size"] > 1 and rows == 1:
+        yield now("sft.per_device_eval_batch_size=1", sft={"per_device_eval_batch_size": 1})
+    if sections["lora"] and not sections["model"]["quantization"] and not sections["qat"]:
+        yield now("model.quantization: NF4, double quantization", model={"quantization": NF4})
+    length = fields["max_length"]
+    while length >= 2 * SHORTEST:
+        length //= 2
+        said = [text for text in said if "max_length" not in text]
+        yield now(f"sft.max_length={length}", sft={"max_length": length})
+
+
+def fits(sections, shape, gpu, assumed, stages=("sft",), phases=("training", "evaluation")):
+    """Whether these phases of these stages fit on the GPU."""
+    return all(
+        memory.needed(parts, assumed) <= gpu["memory_gib"] * GIB
+        for stage in stages
+        for parts in memory.memory(sections, shape, gpu, assumed, stage, phases).values()
+    )
+
+
+def remedy(sections, shape, gpu, assumed):
+    """The first of `changes` with which training fits, as settings; [] where it fits already, None if none."""
+    if fits(sections, shape, gpu, assumed):
+        return []
+    return next((said for said, smaller in changes(sections) if fits(smaller, shape, gpu, assumed)), None)
+
+
+def fit(sections, shape, assumed):
+    """{GPU: {phase: GiB needed, "remedy": as `remedy`}} for every GPU of params/prices.yaml."""
+    found = {}
+    for name, gpu in assumed["gpus"].items():
+        phases = memory.memory(sections, shape, gpu, assumed)
+        found[name] = {phase: memory.needed(parts, assumed) / GIB for phase, parts in phases.items()}
+        found[name]["remedy"] = remedy(sections, shape, gpu, assumed)
+    return found
+
+
+def access(model, assumed, look=hub.look):
+    """What the hub says of a base: {"gated", "token", "reachable", "refused"}, None where it is not asked.
+
+    model: the recipe's section. gated: whether a licence must be accepted first. token: whether HF_TOKEN is set.
+    refused: why it may not be read, and what to do. look(base, revision) asks. Never raises.
+    """
+    base = model["base"]
+    if base == "twin" or "/" not in base or Path(base).is_dir():
+        return {"gated": False, "token": None, "reachable": None, "refused": None}
+    known = {"gated": base.startswith(tuple(assumed["gated"])), "token": setting("HF_TOKEN") is not None}
+    try:
+        look(base, model["revision"])
+    except hub.Unreachable:
+        return known | {"reachable": False, "refused": None}
+    except hub.Refused as refusal:
+        known["gated"] |= "is gated" in str(refusal)
+        return known | {"reachable": True, "refused": str(refusal)}
+    return known | {"reachable": True, "refused": None}
+
+
+def _table(title, header, rows):
+    texts = [[str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in texts) for i in range(len(header))]
+    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in
+                       enumerate(zip(row, widths, strict=True))).rstrip() for row in texts]  # fmt: skip
+    print(f"\n{title}", *lines, sep="\n")
+
+
+def _memory_tables(sections, shape, gpu, assumed):
+    for stage in ("sft", *(["qat"] if sections["qat"] else [])):
+        of = memory.PHASES if stage == "sft" else memory.PHASES[:2]  # merge and generation are as in chapter 3
+        phases = memory.memory(sections, shape, gpu, assumed, stage, of)
+        names = list(dict.fromkeys(part for parts in phases.values() for part in parts))
+        rows = [[n, *(f"{p[n] / GIB:.2f}" if n in p else "" for p in phases.values())] for n in names]
+        rows.append(["allocated", *(f"{sum(p.values()) / GIB:.2f}" for p in phases.values())])
+        needed = [memory.needed(p, assumed) / GIB for p in phases.values()]
+        rows.append(["needed", *(f"{n:.2f}" for n in needed)])
+        rows.append([f"fits in {gpu['memory_gib']}", *("yes" if n <= gpu["memory_gib"] else "NO" for n in needed)])
+        _table({"sft": "Memory, GiB, chapter 3", "qat": "Memory, GiB, an arm of chapter 4"}[stage], ["", *phases], rows)
+
+
+def _warnings(sections, shape, gpu, known):
+    model = sections["model"]
+    compute = (model["quantization"] or {}).get("bnb_4bit_compute_dtype")
+    if not gpu["bf16"] and "bfloat16" in (model["dtype"], compute):
+        yield "this GPU has no bfloat16 arithmetic: set model.dtype (and bnb_4bit_compute_dtype) to float16"
+    if known["refused"]:
+        yield known["refused"]
+    elif known["gated"] and not known["reachable"] and not known["token"]:
+        yield f"{model['base']} is gated: accept its terms on its hub page, and set HF_TOKEN"
+    if known["reachable"] is False:
+        yield "the hub is not reachable from here: model.base must be a local folder when the recipe runs"
+    if (model["quantization"] or {}).get("load_in_4bit") and shapes.experts(shape):
+        yield "the experts are no linear layers: 4 bits leave them as they are"
+
+
+def report(sections, shape, name, assumed):
+    """Print the plan of a recipe for one GPU, with the GPUs that fit and all assumptions."""
+    gpu, fields = memory.gpu(name, assumed), memory.settings(sections)
+    counts = memory.counted(sections, shape)
+    total = sum(counts["parts"].values())
+    print(f"{sections['model']['base']}: {total:,} parameters, {counts['adapter']:,} in the adapter")
+    print({key: fields[key] for key in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length",
+          "packing", "gradient_checkpointing", "optim", "loss_type", "per_device_eval_batch_size")})  # fmt: skip
+    _memory_tables(sections, shape, gpu, assumed)
+    found = fit(sections, shape, assumed)
+    phases = [key for key in found[name] if key != "remedy"]
+    marks = {n: [f"{v[p]:.1f}{'' if v[p] <= assumed['gpus'][n]['memory_gib'] else ' NO'}" for p in phases]
+             for n, v in found.items()}  # fmt: skip
+    _table("Needed on each GPU, GiB", ["", "has", *phases],
+           [[n, assumed["gpus"][n]["memory_gib"], *marks[n]] for n in found])  # fmt: skip
+    for n, v in found.items():
+        if v["remedy"] is None or v["remedy"]:
+            print(f'  {n}, to train: SET="{" ".join(v["remedy"])}"' if v["remedy"] else f"  {n}: nothing here fits")
+    if found[name]["merge"] > gpu["memory_gib"]:
+        print("  merge: chapter 3 adds the adapter to one matrix after the other, on the training device")
+    spent = budget.time(sections, shape, gpu, assumed)
+    rows = [[s["stage"], s["what"], f"{s['hours']:.2f}", f"{s['usd']:.2f}"] for s in spent]
+    rows.append(["total", "", f"{sum(s['hours'] for s in spent):.2f}", f"{sum(s['usd'] for s in spent):.2f}"])
+    _table(f"Time on one {name}", ["stage", "what", "hours", "USD"], rows)
+    for j in budget.judging(sections, assumed):
+        price = "no price known" if j["usd"] is None else f"{j['usd']:.2f} USD, {j['usd_batch']:.2f} in batches"
+        print(f"06_judge  {j['judge']}: {j['calls']} calls, {price} (judge.max_usd {sections['judge']['max_usd']})")
+    left = budget.disk(sections, shape, assumed)
+    rows = [[what, f"{size / GIB:.2f}"] for what, size in left.items()]
+    _table("Disk, GiB", ["", ""], [*rows, ["total", f"{sum(left.values()) / GIB:.2f}"]])
+    known = access(sections["model"], assumed)
+    print(f"\nAccess: { {key: value for key, value in known.items() if key != 'refused'} }")
+    for warning in _warnings(sections, shape, gpu, known):
+        print(f"WARNING: {warning}")
+    print(f"\nAssumed (params/prices.yaml): {name} {gpu}; utilization {assumed['utilization']}; margins "
+          f"{assumed['margins']}; lengths {assumed['lengths']}")  # fmt: skip
+
+
+def main(arguments=None):
+    """The command line; returns the exit status, 1 when training does not fit on the GPU."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", default="tiny")
+    parser.add_argument("--gpu", default="a100-80gb", help="an entry of gpus in params/prices.yaml")
+    parser.add_argument("--set", default="", help='overrides, "section.key=value ..."')
+    given = parser.parse_args(arguments)
+    try:
+        assumed = budget.load()
+        gpu = memory.gpu(given.gpu or "a100-80gb", assumed)
+        sections = on(recipe.load(given.recipe, recipe.parse_set(given.set)).sections(), gpu)
+        shape = shapes.config(sections["model"]["base"], sections["model"]["twin"])
+        if shapes.experts(shape) and sections["model"]["dtype"] == "float32":
+            raise ValueError("torch multiplies stacked experts in bfloat16 only: add SET=model.dtype=bfloat16")
+        report(sections, shape, given.gpu or "a100-80gb", assumed)
+    except ValueError as error:
+        print(f"plan: {error}", file=sys.stderr)
+        return 2
+    return 0 if fits(sections, shape, gpu, assumed) else 1

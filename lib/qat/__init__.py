@@ -1,0 +1,5 @@
+"""Chapter 4: training with the numbers of the GGUF file in the forward pass, exact to the bit.
+
+Gives rounding (prepare, strip), grids for every file type, layout (which parameter lies where), int4, distill.
+May use evaluation and every room below it, none of the other chapters' rooms.
+"""

@@ -1,0 +1,35 @@
+"""Distillation: the loss is how far the model's next-token probabilities are from a teacher's, not from the labels.
+
+Source: Hinton et al. (2015), arXiv:1503.02531; for quantization-aware training, Liu et al. (2023), arXiv:2305.17888.
+"""
+
+import torch
+from torch.nn.functional import kl_div
+from trl import SFTTrainer
+
+from lib.chat.turns import IGNORE_INDEX
+
+
+class DistillTrainer(SFTTrainer):
+    """SFTTrainer with the Kullback-Leibler divergence of the model from a teacher, over the labelled tokens.
+
+    teacher: a model with the same tokenizer, on the same device, never trained here. With the model itself as teacher
+    the loss is zero, and its gradient but for rounding errors: what moves the weights is only what the model is made to
+    do differently. The logged loss is in nats a token, 0 for equal probabilities.
+    """
+
+    def __init__(self, *args, teacher, **kwargs):
+        super().__init__(*args, compute_loss_func=self._divergence, **kwargs)
+        self.teacher, self._target = teacher.eval(), None
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        with torch.no_grad():
+            shown = {key: value for key, value in inputs.items() if key != "labels" and not key.startswith("_")}
+            self._target = self.teacher(**shown, use_cache=False).logits
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _divergence(self, outputs, labels, num_items_in_batch=None):
+        kept = labels[:, 1:] != IGNORE_INDEX
+        ours, theirs = (logits[:, :-1][kept].float().log_softmax(-1) for logits in (outputs.logits, self._target))
+        total = kl_div(ours, theirs, log_target=True, reduction="sum")
+        return total / (kept.sum() if num_items_in_batch is None else num_items_in_batch)

@@ -1,0 +1,7 @@
+"""`python -m lib.report`."""
+
+import sys
+
+from lib.report.pages import main
+
+sys.exit(main())

@@ -1,0 +1,166 @@
+"""Executed notebooks as chapters of the report: newest prose, recorded outputs, HTML, and a copy fit for publishing."""
+
+import copy
+import getpass
+import re
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+from lib.pipeline.files import ROOT, cache_dir
+
+TEMPLATES = Path(__file__).with_name("templates")
+ERROR_TAGS = {"papermill-error-cell-tag", "medtune-error"}  # papermill's own, and lib.execute's
+WIDGET = "application/vnd.jupyter.widget-view+json"
+PROCESS_NAMES = {"root", "user", "runner", "ubuntu", "jovyan", "localhost"}  # ordinary words: they identify nobody
+
+
+def tags(cell):
+    """The set of a cell's tags."""
+    return set(cell.metadata.get("tags", []))
+
+
+def title(notebook, default):
+    """The first heading of a notebook, without its marks, or `default`."""
+    found = (re.search(r"^# (.+)$", c.source, re.M) for c in notebook.cells if c.cell_type == "markdown")
+    return next((match[1].strip() for match in found if match), default)
+
+
+def merge(source, executed):
+    """Today's prose around recorded outputs, so that an edit of prose needs no new run.
+
+    source: the notebook in notebooks/; executed: its executed copy, maybe with injected parameters and error marks.
+    Returns (notebook, True), or (executed as it is, False) where their code cells differ.
+    """
+    own = [c for c in executed.cells if c.cell_type == "code" and "injected-parameters" not in tags(c)]
+    written = [c for c in source.cells if c.cell_type == "code"]
+    if [_code(c) for c in own] != [_code(c) for c in written]:
+        return _cleaned(executed), False
+    before, after, top, count = {}, {}, [], 0
+    for cell in executed.cells:
+        if tags(cell) & ERROR_TAGS:
+            (before.setdefault(count, []) if count else top).append(cell)
+        elif "injected-parameters" in tags(cell):
+            after.setdefault(count - 1, []).append(cell)
+        elif cell.cell_type == "code":
+            count += 1
+    cells, number = [], 0
+    for cell in source.cells:
+        if cell.cell_type != "code":
+            cells.append(cell)
+            continue
+        ran = copy.deepcopy(own[number])
+        ran.metadata["tags"] = sorted(tags(cell))
+        news = [c for c in after.get(number, []) if _statements(c) - _statements(ran)]
+        cells += [*before.get(number, []), ran, *news]
+        number += 1
+    return _cleaned({**executed, "cells": top + cells}), True
+
+
+def _code(cell):
+    """What has to agree between source and executed copy: the code, but for the values of the parameters."""
+    return "parameters" if "parameters" in tags(cell) else cell.source.strip()
+
+
+def _statements(cell):
+    """The assignments of a parameters cell, whatever its comments and quotes."""
+    lines = (re.sub(r"\s*#.*", "", line).replace("'", '"').strip() for line in cell.source.splitlines())
+    return {line for line in lines if line}
+
+
+def _cleaned(notebook):
+    """A copy without widgets and scripts, which only a live kernel can show."""
+    import nbformat
+
+    notebook = nbformat.from_dict(copy.deepcopy(dict(notebook)))
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            live = {WIDGET, "application/javascript"}
+            cell.outputs = [out for out in cell.outputs if not live & set(out.get("data", {}))]
+    return notebook
+
+
+def headline_figures(notebook):
+    """PNG outputs of the cells tagged "headline": [{"png": base64 text, "alt": str, "width": pixels or None}]."""
+    found = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []) if "headline" in tags(cell) else []:
+            if "image/png" in output.get("data", {}):
+                shown = output.metadata.get("image/png", {})
+                png = "".join(output.data["image/png"].split())
+                found.append({"png": png, "alt": shown.get("alt") or "", "width": shown.get("width")})
+    return found
+
+
+def error_of(notebook):
+    """The error that ended a notebook, as "ValueError: message", or None."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                return f"{output.ename}: {output.evalue}".splitlines()[0]
+    marks = (c.source for c in notebook.cells if "medtune-error" in tags(c))
+    return next((re.sub(r"[*]{2}[^*]*[*]{2}\s*", "", mark) for mark in marks), None)
+
+
+def to_html(notebook):
+    """(HTML of the notebook's cells without page around it, [(id, text)] of its second-level headings)."""
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(template_name="chapter", extra_template_basedirs=[str(TEMPLATES)])
+    exporter.anchor_link_text = "#"
+    exporter.exclude_output_prompt = True
+    notebook = copy.deepcopy(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":  # a remote picture (the Colab badge) would need the network: show its text
+            cell.source = re.sub(r"!\[([^\]]*)\]\(https?://[^)]*\)", r"\1", cell.source)
+    body, _ = exporter.from_notebook_node(notebook)
+    heads = re.findall(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', body, re.S)
+    return body, [(anchor, re.sub(r"<[^>]+>", "", text).strip()) for anchor, text in heads]
+
+
+def scrub(notebook):
+    """A copy fit for publishing: without papermill's metadata, paths of this machine, its name or its user's.
+
+    Raises ValueError naming the cell when something that looks like a home or temporary folder is left.
+    """
+    notebook = _cleaned(notebook)
+    for holder in (notebook, *notebook.cells):
+        for key in ("papermill", "execution"):
+            holder.metadata.pop(key, None)
+    notebook.metadata.pop("language_info", None)
+    for number, cell in enumerate(notebook.cells, 1):
+        cell.source = _anonymous(cell.source, f"cell {number}")
+        for output in cell.get("outputs", []):
+            _scrub_output(output, f"the output of cell {number}")
+    return notebook
+
+
+def _scrub_output(output, where):
+    for field in ("text", "evalue"):
+        if field in output:
+            output[field] = _anonymous(output[field], where)
+    if "traceback" in output:
+        output["traceback"] = [_anonymous(line, where) for line in output["traceback"]]
+    for mime, data in output.get("data", {}).items():
+        if isinstance(data, str) and not mime.startswith("image/"):  # base64 may spell anything
+            output["data"][mime] = _anonymous(data, where)
+
+
+def _anonymous(text, where):
+    """`text` with known folders and names replaced. Raises ValueError on a folder that is not known."""
+    places = {str(ROOT): ".", sys.prefix: "<python>", sys.base_prefix: "<python>", str(cache_dir()): "~/.cache/medtune"}
+    places |= {str(Path.home()): "~", tempfile.gettempdir(): "<tmp>"}
+    for place in sorted(places, key=len, reverse=True):
+        if len(place) > 2:
+            text = re.sub(re.escape(place) + r"(?![\w-])", lambda _, to=places[place]: to, text)
+    for name in {getpass.getuser(), socket.gethostname()} - PROCESS_NAMES:
+        if len(name) > 3:
+            text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "<name>", text)
+    left = re.search(r"(?<![\w.:/<])/(home|Users|root|tmp|mnt|private)/[\w./-]+", text)
+    if left:
+        raise ValueError(
+            f"{where} shows the absolute path {left[0]}: print a path relative to the run's folder instead"
+        )
+    return text

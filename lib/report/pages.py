@@ -1,0 +1,127 @@
+"""The HTML report of a run: a summary page and every executed notebook, in one folder that needs no network.
+
+python -m lib.report --recipe tiny --set "sft.learning_rate=1e-3"     writes outputs/<run>/report/index.html
+python -m lib.report publish                                          refreshes outputs/published/ and the README
+"""
+
+import argparse
+import sys
+
+from lib.pipeline import recipe
+from lib.pipeline.files import ROOT, outputs_dir, sha256_json, sha256_text, write_text
+from lib.report import chapters, results
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m lib.report", description=__doc__.splitlines()[0])
+    parser.add_argument("action", nargs="?", default="build", choices=["build", "publish"])
+    parser.add_argument("--recipe", default="tiny")
+    parser.add_argument("--set", default="", dest="overrides", help='"section.key=value ..."')
+    args = parser.parse_args(argv)
+    try:
+        cfg = recipe.load(args.recipe, recipe.parse_set(args.overrides))
+        if args.action == "build":
+            build(outputs_dir() / cfg.run_name, cfg)
+        else:
+            from lib.report.publish import publish
+
+            publish(outputs_dir() / cfg.run_name, cfg)
+    except (ValueError, OSError) as error:
+        print(f"{args.action:12} FAILED: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def build(folder, cfg=None, notebooks=None):
+    """Write folder/report/: index.html and one page per executed notebook. Returns the path of index.html.
+
+    folder, cfg and notebooks as in results.read_run. Nothing is written when neither the run, nor the notebooks' prose,
+    nor the report's own code has changed. Raises ValueError when no stage has run.
+    """
+    out = folder / "report"
+    index, stamp = out / "index.html", out / ".digest"
+    digest = sha256_json([results.signature(folder, cfg, notebooks), _own_code()])
+    if index.exists() and stamp.exists() and stamp.read_text() == digest:
+        print(f"report       {folder.name}: fresh")
+        return index
+    run = results.read_run(folder, cfg, notebooks)
+    if all(result.record is None and result.notebook is None for result in run):
+        raise ValueError(f"run {folder.name} has no stage to report on: make all{results.options(folder.name, cfg)}")
+    stamp.unlink(missing_ok=True)
+    pages = [{"file": "index.html", "title": "Summary", "state": "fresh"}]
+    pages += [{"file": result.page, "title": result.title, "state": result.state} for result in run]
+    for old in {path.name for path in out.glob("*.html")} - {page["file"] for page in pages}:
+        (out / old).unlink()
+    for result in run:
+        if result.notebook:
+            write_text(out / result.page, _chapter(folder.name, result, pages))
+    write_text(index, _summary(folder.name, run, pages, cfg))
+    write_text(stamp, digest)
+    print(f"report       {index.relative_to(folder.parent.parent)}")
+    return index
+
+
+def _own_code():
+    names = ("report/chapters", "report/pages", "report/results", "figures/markup")
+    modules = [ROOT / "lib" / f"{name}.py" for name in names]
+    return [sha256_text(path.read_text()) for path in [*modules, *sorted(chapters.TEMPLATES.rglob("*.*"))]]
+
+
+def render(template, **values):
+    """A page of lib/report/templates, as text, in the style of all pages. values: what the template names."""
+    import jinja2
+    from pygments.formatters import HtmlFormatter
+
+    values["css"] = (chapters.TEMPLATES / "style.css").read_text() + HtmlFormatter().get_style_defs(".highlight")
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(chapters.TEMPLATES), autoescape=True)
+    return environment.get_template(template).render(values)
+
+
+def _chapter(run, result, pages):
+    """The page of one executed notebook."""
+    body, heads = chapters.to_html(result.notebook)
+    notes = []
+    if not result.same:
+        notes.append("The notebook's code has changed since this run: this is the executed copy, with its own prose.")
+    if result.state != "fresh":
+        notes.append(f"This stage {_is(result.state)}: {result.why}.")
+    stamp = f"{result.stage} of run {run}"
+    if result.record:
+        stamp += f", {results.clock(result.record['timings']['wall_s'])} on {results.hardware(result.record)}"
+    linked = [page for page in pages if page["file"]]
+    at = next(i for i, page in enumerate(linked) if page["file"] == result.page)
+    turn = {"previous": linked[at - 1], "following": linked[at + 1] if at + 1 < len(linked) else None}
+    values = {"run": run, "title": result.title, "here": result.page, "pages": pages, "foldable": True} | turn
+    return render("page.html.j2", **values, heads=heads, notes=notes, stamp=stamp, body=body)
+
+
+def _is(state):
+    return {"failed": "failed", "stale": "is out of date", "missing": "is missing"}[state]
+
+
+def _summary(run, stages, pages, cfg):
+    """The first page: results, main figures, times, machine, recipe, artifacts."""
+    import yaml
+
+    make = results.options(run, cfg)
+    missing = [s for s in stages if s.state != "fresh"]
+    notes = [f"{s.stage} {_is(s.state)}: {s.why}. To mend: make {s.stage}{make}" for s in missing]
+    figures = []
+    for stage in stages:
+        if stage.notebook and stage.state != "failed":
+            figures += [{**figure, "of": stage} for figure in chapters.headline_figures(stage.notebook)]
+    records = [s.record for s in stages if s.record]
+    sections = {name: value for record in records for name, value in record["sections"].items()}
+    artifacts = [(f"{r['stage']}/{name}", sha[:16]) for r in records for name, sha in sorted(r["outputs"].items())]
+    values = {"run": run, "title": "Summary", "here": "index.html", "pages": pages, "notes": notes, "figures": figures}
+    return render(
+        "summary.html.j2",
+        **values,
+        lead=f"{len(stages) - len(missing)} of {len(stages)} stages are finished and up to date.",
+        command=f"make all{make}",
+        headline=results.headline(stages),
+        times=results.times(stages),
+        facts=results.facts(stages),
+        recipe=yaml.safe_dump(sections, sort_keys=False, width=100) if sections else "",
+        artifacts=artifacts,
+    )

@@ -1,0 +1,96 @@
+"""The published copy of the default run: executed notebooks that GitHub renders, and the README's results."""
+
+import base64
+import shutil
+
+from lib.pipeline.files import ROOT, write_text
+from lib.report import chapters, results
+
+LIMIT_MIB = 4
+START, END = "<!-- results:start -->", "<!-- results:end -->"
+
+
+def publish(folder, cfg=None, root=ROOT):
+    """Rewrite outputs/published/ and the README's results block from a finished run.
+
+    folder: outputs/<run>. root: the repository that holds notebooks/, outputs/published/ and README.md.
+    Raises ValueError, before anything is written, when a stage is not finished and up to date, when the copies exceed
+    LIMIT_MIB, when one shows a path of this machine, or when the README has no results block.
+    """
+    run, files, figures = results.read_run(folder, cfg, root / "notebooks"), {}, []
+    for result in run:
+        if result.state != "fresh" or result.notebook is None:
+            why = result.why or "it ran in JupyterLab, which leaves no executed notebook"
+            remedy = f"make {result.stage}{results.options(folder.name, cfg)}"
+            raise ValueError(f"cannot publish {folder.name}: {result.stage}: {why}. Run {remedy} first")
+        files[f"{result.stage}.ipynb"], pictures = _copy(result)
+        for number, figure in enumerate(pictures, 1):
+            name = f"{result.stage}-{number}.png"
+            files[name] = base64.b64decode(figure["png"])
+            figures.append((name, figure["alt"]))
+    mib = _checked_size(files)
+    block = results_block(run, figures, f"make all{results.options(folder.name, cfg)}")
+    readme = with_results((root / "README.md").read_text(encoding="utf-8"), block)
+    target = root / "outputs" / "published"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for name, content in files.items():
+        (target / name).write_bytes(content)
+    write_text(root / "README.md", readme)
+    print(f"publish      {folder.name}: {len(run)} notebooks, {mib:.2f} MiB, README.md")
+    return target
+
+
+def _copy(result):
+    """(bytes of the scrubbed notebook, its headline figures)."""
+    import nbformat
+
+    try:
+        clean = chapters.scrub(result.notebook)
+    except ValueError as error:
+        raise ValueError(f"cannot publish {result.stage}: {error}") from error
+    return (nbformat.writes(clean) + "\n").encode(), chapters.headline_figures(clean)
+
+
+def _checked_size(files):
+    """The size of all files in MiB. Raises ValueError above LIMIT_MIB."""
+    total = sum(map(len, files.values())) / 2**20
+    if total > LIMIT_MIB:
+        largest = sorted(files, key=lambda name: -len(files[name]))[:3]
+        sizes = ", ".join(f"{name} ({len(files[name]) / 2**20:.1f})" for name in largest)
+        raise ValueError(f"the published files take {total:.1f} MiB, allowed are {LIMIT_MIB}: shrink {sizes}")
+    return total
+
+
+def results_block(run, figures, command):
+    """Markdown of the measured results: where they come from, the headline table, the headline figures.
+
+    run: list of results.Result. figures: [(file in outputs/published/, alternative text)].
+    """
+    last = run[-1].record
+    wall = results.clock(sum(result.record["timings"]["wall_s"] for result in run))
+    lines = [
+        f"Measured by `{command}` on {results.hardware(last)}, in {wall} after set-up ({results.code(last)}, "
+        f"Python {last['versions']['python']}); written by `make publish` from the run's stage.json files.",
+        "",
+        "| Stage | Measure | Value | 95 % interval | n |",
+        "|:--|:--|--:|--:|--:|",
+    ]
+    for row in results.headline(run):
+        link = f"[{_plain(row['result'].title)}](outputs/published/{row['result'].stage}.ipynb)" if row["first"] else ""
+        lines.append(f"| {link} | {_plain(row['label'])} | {row['value']} | {row['interval']} | {row['n']} |")
+    for name, alt in figures:
+        lines += ["", f"![{_plain(alt)}](outputs/published/{name})"]
+    return "\n".join(lines)
+
+
+def _plain(text):
+    return text.replace("|", r"\|").replace("[", r"\[").replace("]", r"\]")
+
+
+def with_results(readme, block):
+    """The README's text with `block` between its result marks. Raises ValueError unless each stands once, in order."""
+    if readme.count(START) != 1 or readme.count(END) != 1 or readme.index(START) > readme.index(END):
+        raise ValueError(f"README.md should hold the lines {START} and, below it, {END}, each once: results go between")
+    before, after = readme.split(START)[0], readme.split(END)[1]
+    return f"{before}{START}\n{block}\n{END}{after}"

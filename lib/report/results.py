@@ -1,0 +1,183 @@
+"""What a run's stage.json files say, in words and table rows: for the report and the README."""
+
+import re
+import shlex
+from dataclasses import dataclass
+
+from lib import execute
+from lib.figures.markup import interval
+from lib.pipeline.files import ROOT, HashCache, read_json, sha256_file
+from lib.report import chapters
+
+WORDS = {"fresh": "finished", "stale": "out of date", "failed": "failed", "missing": "not run yet"}
+
+
+@dataclass
+class Result:
+    """One stage of a run as far as it has come.
+
+    state: a key of WORDS, and why, in a phrase, unless fresh. record: its stage.json, or None.
+    notebook: its executed notebook with today's prose, or None; same: whether its code cells are those of the source.
+    """
+
+    stage: str
+    title: str
+    state: str
+    why: str
+    record: dict | None
+    notebook: dict | None
+    same: bool
+
+    @property
+    def page(self):
+        """The name of its page in the report, or None."""
+        return f"{self.stage}.html" if self.notebook else None
+
+
+def read_run(folder, cfg=None, notebooks=None):
+    """Every stage of a run, in order, as a list of Result.
+
+    folder: outputs/<run>. cfg: its Recipe, to tell stale stages from fresh ones, or None.
+    notebooks: folder of the source notebooks, default the repository's.
+    """
+    return [_read_stage(folder / path.stem, path, cfg) for path in _sources(notebooks)]
+
+
+def signature(folder, cfg=None, notebooks=None):
+    """All that read_run reads, as a list of hashes and reasons: quick, where reading takes seconds of imports."""
+    parts = []
+    for path in _sources(notebooks):
+        files = [path, folder / path.stem / "stage.json", folder / path.stem / path.name]
+        parts.append([sha256_file(file) if file.exists() else None for file in files])
+        parts.append(_stale(folder / path.stem, cfg) if files[1].exists() else None)
+    return parts
+
+
+def _sources(notebooks):
+    sources = sorted((notebooks or ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    if not sources:
+        raise ValueError("notebooks/ holds no stage such as 01_dataset.ipynb: the checkout is incomplete")
+    return sources
+
+
+def _read_stage(folder, path, cfg):
+    import nbformat
+
+    source = nbformat.read(path, as_version=4)
+    record = read_json(folder / "stage.json") if (folder / "stage.json").exists() else None
+    executed, notebook, same = folder / path.name, None, True
+    # A run in JupyterLab keeps no executed copy; one that lies there is an older run's.
+    if executed.exists() and not (record and record.get("interactive")):
+        notebook, same = chapters.merge(source, nbformat.read(executed, as_version=4))
+    state, why = _state(folder, record, notebook, cfg)
+    return Result(path.stem, chapters.title(source, path.stem), state, why, record, notebook, same)
+
+
+def _state(folder, record, notebook, cfg):
+    if record and not record.get("error"):
+        why = _stale(folder, cfg)
+        return ("stale", why) if why else ("fresh", "")
+    error = (record or {}).get("error") or (chapters.error_of(notebook) if notebook else None)
+    if error or notebook:
+        return "failed", error or "it was interrupted"
+    return "missing", "not run yet"
+
+
+def _stale(folder, cfg):
+    return execute.stale(folder, cfg, HashCache(folder.parent / ".hashes.json")) if cfg else ""
+
+
+def options(run, cfg=None):
+    """What follows a make target to reach this run: ' RECIPE=... SET="..."', or nothing for the default recipe."""
+    name, overrides = (cfg.name, cfg.overrides) if cfg else (run.partition("+")[0], {})
+    items = settings(overrides)
+    return (f" RECIPE={name}" if name != "tiny" else "") + (f' SET="{items}"' if items else "")
+
+
+def settings(overrides):
+    """Overrides as SET takes them: "sft.learning_rate=0.001 judge.questions=50"."""
+    return " ".join(f"{key}={shlex.quote(_flow(value))}" for key, value in _flat(overrides))
+
+
+def _flat(tree, prefix=""):
+    for key, value in tree.items():
+        yield from _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+
+
+def _flow(value):
+    import yaml
+
+    return re.sub(r"\n(\.\.\.\n)?$", "", yaml.safe_dump(value, default_flow_style=True, width=10**6))
+
+
+def headline(results):
+    """Rows of the headline table, from metrics["headline"] of each stage: result, first of its stage, and the texts."""
+    rows = []
+    for result in results:
+        for entry in (result.record or {}).get("metrics", {}).get("headline", []):
+            unit = entry.get("unit", "%")
+            bounds = {key: entry.get(key) for key in ("value", "low", "high")}
+            row = {"result": result, "first": not rows or rows[-1]["result"] is not result, "label": entry["label"]}
+            row["value"] = interval({"value": entry["value"]}, unit)
+            row["interval"] = interval(bounds, unit).removeprefix(row["value"]).strip(" ()")
+            row["n"] = f"{entry['n']:,}" if entry.get("n") else ""
+            rows.append(row)
+    return rows
+
+
+def times(results):
+    """Rows of the table of times, the last of them the total: title, page, state, wall, cpu, memory, parts."""
+    rows, wall, cpu, peak = [], 0.0, 0.0, 0
+    for result in results:
+        row = {"title": result.title, "page": result.page, "state": WORDS[result.state]}
+        if result.record:
+            spent, memory = dict(result.record["timings"]), result.record.get("peak_memory_mib") or 0
+            row |= {"wall": clock(spent["wall_s"]), "cpu": clock(spent["cpu_s"]), "memory": f"{memory:,} MiB"}
+            wall, cpu, peak = wall + spent.pop("wall_s"), cpu + spent.pop("cpu_s"), max(peak, memory)
+            row["parts"] = ", ".join(f"{name.replace('_', ' ')} {clock(s)}" for name, s in spent.items() if s >= 0.5)
+            if result.record.get("accepted"):
+                row["state"] += "; code edited since, accepted"
+        rows.append(row)
+    return [*rows, {"title": "Total", "wall": clock(wall), "cpu": clock(cpu), "memory": f"{peak:,} MiB"}]
+
+
+def facts(results):
+    """[(name, text)] of machine, code, software and seed; where stages differ, each text names its stages."""
+    tellers = {"Machine": hardware, "Code": code, "Software": software, "Seed": lambda record: str(record["seed"])}
+    rows = []
+    for name, tell in tellers.items():
+        told = {}
+        for result in results:
+            if result.record:
+                told.setdefault(tell(result.record), []).append(result.stage)
+        rows += [(name, text if len(told) == 1 else f"{text} ({', '.join(at)})") for text, at in told.items()]
+    return rows
+
+
+def hardware(record):
+    """In words: Intel Xeon, 2 cores, 23.5 GiB memory, no GPU."""
+    has = record["hardware"]
+    return f"{has['cpu']}, {has['cores']} cores, {has['memory_gib']} GiB memory, {has['gpu'] or 'no GPU'}"
+
+
+def code(record):
+    """In words: commit 0123456789, and whether files differed from it."""
+    commit = record["git"]["commit"]
+    return (f"commit {commit[:10]}" if commit else "no commit") + (", edited" if record["git"]["dirty"] else "")
+
+
+def software(record):
+    """In words: python 3.11.7, torch 2.13.0, ..."""
+    return ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+
+
+def clock(seconds):
+    """Seconds as people say them: 0.4 s, 58 s, 3 min 20 s, 2 h 05 min."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,90 @@
+"""Two training steps at the longest rows, measured before the real ones: what a plan could only estimate."""
+
+import copy
+import resource
+import sys
+import time
+
+import torch
+
+from lib.model import saving
+from lib.pipeline.machine import random_state
+
+STEPS = 2  # the second one has the optimizer's states in memory
+
+
+def longest(trainer):
+    """The batch that the trainer's collator makes of the longest training rows, on the trainer's device."""
+    data = trainer.train_dataset
+    lengths = [len(ids) for ids in data["input_ids"]]
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])[: trainer.args.per_device_train_batch_size]
+    batch = trainer.data_collator([data[row] for row in order])
+    return {name: value.to(trainer.args.device) for name, value in batch.items() if torch.is_tensor(value)}
+
+
+def probe(trainer, estimate=None):
+    """Measure STEPS optimizer steps at the longest rows and leave no trace in the model, the trainer or the dice.
+
+    trainer: a trl.SFTTrainer before train(). estimate: bytes that a plan expects of these steps, for comparison.
+    Returns {"tokens": of the batch, "peak_bytes", "seconds_per_step": of the last step, forward to update,
+    "estimate_bytes", "ratio": estimate to peak, None without an estimate or without a GPU}. On a GPU the peak is what
+    torch allocated there; on a CPU it is the process's largest resident size, everything else in it included.
+    None under FSDP and ZeRO-3, which spread the weights when training begins: whole ones would tell nothing.
+    """
+    if saving.sharded(trainer):
+        return None
+    model, args, cuda = trainer.model, trainer.args, torch.cuda.is_available()
+    batch = longest(trainer)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    kept = [p.detach().cpu().clone() for p in trained]
+    mode, counted = model.training, copy.deepcopy({name: trainer.__dict__.get(name) for name in _COUNTERS})
+    checkpointing = args.gradient_checkpointing and not getattr(model, "is_gradient_checkpointing", False)
+    with random_state():
+        try:
+            model.train()
+            if checkpointing:
+                model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+            seconds = _steps(trainer, trained, batch)
+            peak = torch.cuda.max_memory_allocated() if cuda else _resident()
+        finally:
+            if checkpointing:
+                model.gradient_checkpointing_disable()
+            with torch.no_grad():
+                for p, before in zip(trained, kept, strict=True):
+                    p.copy_(before)
+                    p.grad = None
+            model.train(mode)
+            trainer.__dict__.update({name: value for name, value in counted.items() if value is not None})
+    ratio = round(estimate / peak, 3) if estimate and cuda else None
+    return {
+        "tokens": batch["input_ids"].numel(),
+        "peak_bytes": peak,
+        "seconds_per_step": round(seconds, 4),
+        "estimate_bytes": estimate,
+        "ratio": ratio,
+    }
+
+
+_COUNTERS = ("_metrics", "_total_train_tokens")  # of TRL's trainers, which compute_loss adds to
+
+
+def _steps(trainer, trained, batch):
+    """Seconds of the last of STEPS steps with an optimizer of the trainer's kind; gradients are kept between two."""
+    kind, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
+    optimizer = kind(trained, **options)
+    for _ in range(STEPS):
+        begin = time.perf_counter()
+        with trainer.accelerator.autocast():
+            loss = trainer.compute_loss(trainer.model, dict(batch))
+        loss.backward()
+        optimizer.step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def _resident():
+    """Bytes of the largest resident size so far; Linux counts KiB, macOS bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
