@@ -43,7 +43,7 @@ def model(repo, revision=None):
 
     fields = {"base": repo, "revision": revision, "twin": None}
     cfg = recipe.load("tiny", {"model": fields, "qat": None, "judge.candidates": ["base", "sft"]})
-    tokenizer, weights = models.tokenizer(cfg), models.base(cfg).state_dict()
+    tokenizer, weights = loading.tokenizer(cfg), loading.base(cfg).state_dict()
     sums = {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in weights.items()}
     return {"vocabulary": len(tokenizer), "weights": sums}
 
@@ -58,7 +58,7 @@ def planned(name):
     from lib.plan import fit
 
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        plan.main(["--recipe", name, "--gpu", "t4"])
+        fit.main(["--recipe", name, "--gpu", "t4"])
     return said.getvalue()
 
 

@@ -25,7 +25,7 @@ def quiet():
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="IProgress not found")  # bars are lib.pipeline.terminal's
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch|transformers|trl|peft|datasets|torchao")
-    for name in ("torchao", "torch.utils._pytree", "trl", "peft", "datasets"):
+    for name in ("torchao", "torch.utils._pytree", "trl", "peft", "datasets", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -11,6 +11,7 @@ from lib.figures.markup import interval
 from lib.pipeline import recipe
 from lib.pipeline.files import ROOT, outputs_dir, read_json, write_text
 from lib.report import results
+from lib.report.pages import render
 
 LADDER = {  # rungs measured before the files of chapter 5: (name, stage, where in its metrics)
     "lookup, no model": ("02_baseline", "lookup", "accuracy"),
@@ -40,7 +41,7 @@ def build(outputs=None):
     values = {"run": "all runs", "title": "All runs", "here": "index.html", "pages": pages, "runs": told}
     values |= {"unread": unread, "stages": sorted({stage for records in runs.values() for stage in records})}
     values["rungs"] = list(dict.fromkeys(rung["name"] for run in told for rung in run["ladder"]))
-    page = pages.render("overview.html.j2", **values)
+    page = render("overview.html.j2", **values)
     return write_text(outputs / "report" / "index.html", page)
 
 
