@@ -98,7 +98,6 @@ class JudgeSection:
     orders: int = 2  # orders in which each question is shown: two and more tell how often the order decides
     repeats: int = 20  # calls made a second time under other codes
     exam: int = 12  # questions of the exam that a judge must pass first; 0 leaves it out
-    batch: bool = False  # the Batch API: half the price, up to a day
     benchmarks: list = field(default_factory=list)  # files of yours, [{name: healthbench, path, questions}]
 
 
