@@ -17,7 +17,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from lib.chat import encoding
-from lib.model import loading, saving
+from lib.model import adapter, loading, saving, unsloth
 from lib.pipeline import recipe
 
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -103,7 +103,7 @@ def test_what_trl_casts_over_four_bits_trains_in_float32(folder, tmp_path):
     trainer = SFTTrainer(model, args, None, encoding.rows(RECORDS, tokenizer, "think"), processing_class=tokenizer)
     trainable = [p for p in model.parameters() if p.requires_grad]
     assert {p.dtype for p in trainable} == {torch.bfloat16}  # if this fails, TRL has stopped and in_float32 can go
-    before = [p.clone() for p in loading.in_float32(model).parameters() if p.requires_grad]
+    before = [p.clone() for p in adapter.in_float32(model).parameters() if p.requires_grad]
     trainer.train()
     assert {p.dtype for p in trainable} == {torch.float32}
     assert any(not torch.equal(a, b) for a, b in zip(before, trainable, strict=True))
@@ -117,21 +117,21 @@ def test_a_merged_model_larger_than_the_gpu_is_placed_in_parts(monkeypatch):
 
 def test_a_cpu_trains_with_transformers_and_says_why(folder, monkeypatch, capsys):
     cfg, lora = over(folder, backend="auto"), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    assert loading.backend(cfg) == ("transformers", "model.backend is auto, and there is no CUDA or ROCm GPU")
-    assert type(loading.trainable(cfg, lora)).__module__.startswith("peft")
+    assert unsloth.backend(cfg) == ("transformers", "model.backend is auto, and there is no CUDA or ROCm GPU")
+    assert type(adapter.trainable(cfg, lora)).__module__.startswith("peft")
     assert capsys.readouterr().out.startswith("trained with transformers: model.backend is auto, and there is no")
     with pytest.raises(ValueError, match="model.backend is unsloth, but there is no CUDA or ROCm GPU: install req"):
-        loading.backend(over(folder, backend="unsloth"))
+        unsloth.backend(over(folder, backend="unsloth"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(sys.modules, "unsloth", None)  # not installed
-    assert loading.backend(cfg)[1].startswith("model.backend is auto, and `import unsloth` fails: ModuleNotFoundError")
+    assert unsloth.backend(cfg)[1].startswith("model.backend is auto, and `import unsloth` fails: ModuleNotFoundError")
     with pytest.raises(ValueError, match=r"its quantization is .*, not this recipe's \{'load_in_8bit': True\}"):
-        loading.backend(over(folder, backend="unsloth", quantization={"load_in_8bit": True}))
+        unsloth.backend(over(folder, backend="unsloth", quantization={"load_in_8bit": True}))
     monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace())
-    assert loading.backend(cfg)[0] == loading.backend(over(folder, quantization=NF4))[0] == "unsloth"
-    assert loading.backend(over(folder, backend="transformers"))[0] == "transformers"
+    assert unsloth.backend(cfg)[0] == unsloth.backend(over(folder, quantization=NF4))[0] == "unsloth"
+    assert unsloth.backend(over(folder, backend="transformers"))[0] == "transformers"
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert loading.backend(cfg)[0] == "transformers"
+    assert unsloth.backend(cfg)[0] == "transformers"
 
 
 def test_unsloth_gets_the_recipe_s_base_and_adapter(folder, tmp_path, monkeypatch):
@@ -155,20 +155,20 @@ def test_unsloth_gets_the_recipe_s_base_and_adapter(folder, tmp_path, monkeypatc
 
     fast = SimpleNamespace(from_pretrained=from_pretrained, get_peft_model=peft_model, for_inference=for_inference)
     monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=fast))
-    monkeypatch.setattr(loading, "backend", lambda cfg: ("unsloth", "a test says so"))
+    monkeypatch.setattr(unsloth, "backend", lambda cfg: ("unsloth", "a test says so"))
     lora = {"r": 4, "lora_alpha": 8, "target_modules": ["v_proj", "q_proj"], "task_type": "CAUSAL_LM"}
     cfg = recipe.load(
         "tiny",
         {"model": {"base": str(folder), "twin": None}, "lora": lora, "qat": None, "judge.candidates": ["base", "sft"]},
     )
-    model = loading.trainable(cfg, LoraConfig(**cfg.lora))
+    model = adapter.trainable(cfg, LoraConfig(**cfg.lora))
     assert (asked["model_name"], asked["load_in_4bit"], asked["load_in_16bit"]) == (str(folder), False, True)
     assert asked["use_exact_model_name"] and asked["targets"] == ["q_proj", "v_proj"]
     assert (asked["dtype"], asked["use_gradient_checkpointing"]) == (torch.float32, False)
-    assert loading.trained(cfg, model, tmp_path / "adapter") is model and asked["inference"] is model
+    assert adapter.trained(cfg, model, tmp_path / "adapter") is model and asked["inference"] is model
     expected = model(ROW).logits
     monkeypatch.delitem(sys.modules, "unsloth")  # chapter 4 is another process
-    monkeypatch.setattr(loading, "backend", lambda cfg: ("transformers", ""))
+    monkeypatch.setattr(unsloth, "backend", lambda cfg: ("transformers", ""))
     torch.testing.assert_close(loading.adapted(loading.base(cfg), tmp_path / "adapter")(ROW).logits, expected)
     path = tmp_path / "adapter" / "adapter_model.safetensors"
     save_file({f"other.{name}": tensor for name, tensor in load_file(path).items()}, path)

@@ -63,6 +63,28 @@ def whole_folder(folder):
         os.replace(partial, folder)
 
 
+def kept_folder(folder, write):
+    """A folder of the cache that is named by its content, written whole by write(path) where it is missing.
+
+    Where another process finishes the same folder first, that one is taken.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True
+    ) as scratch:
+        made = Path(scratch, folder.name)
+        write(made)
+        try:
+            os.replace(made, folder)
+        except OSError:
+            if not folder.exists():
+                raise
+    return folder
+
+
 def write_json(path, value):
     """Write `value` as indented JSON, atomically. Raises ValueError on NaN or infinity, which JSON cannot hold."""
     return write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
