@@ -10,8 +10,6 @@ import re
 from lib.model import shapes
 from lib.plan import memory
 
-GIB = 2**30
-
 
 def load():
     """params/prices.yaml."""
