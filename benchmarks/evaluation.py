@@ -8,7 +8,6 @@ same number of tokens, in turns. The loop's answers are compared with ours token
 of the loop's model say how close the two tokens were. Results go to outputs/bench/evaluation.json.
 """
 
-import argparse
 import statistics
 import sys
 import time
@@ -92,14 +91,12 @@ def table(found):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", default="tiny")
-    parser.add_argument("--set", default="", dest="overrides", help='"section.key=value ..."')
+    parser = recipe.parser(__doc__)
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     machine.quiet()
-    cfg = recipe.load(args.recipe, recipe.parse_set(args.overrides))
+    cfg = recipe.chosen(args)
     try:
         model, tokenizer, prompts = load(cfg, args.questions)
     except ValueError as error:

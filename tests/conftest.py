@@ -1,5 +1,6 @@
 """One finished run of all stages, made once for all tests that ask for it."""
 
+import os
 import shutil
 import sys
 
@@ -8,6 +9,18 @@ from pipeline import LAUNCH, SHARED, STAGES, folder, make
 
 from lib.evaluation import endpoint
 from lib.judge import verdicts
+
+for name in (
+    "RECIPE",
+    "SET",
+    "OVERLAY",
+    "OUTPUTS",
+    "GPU",
+    "LAUNCH",
+    "MAKEFLAGS",
+    "MAKELEVEL",
+):  # make exports what it was given
+    os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

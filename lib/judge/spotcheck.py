@@ -3,7 +3,6 @@
 make spotcheck                 writes outputs/<run>/spotcheck/sheet.csv, and reads it back once it is filled in
 """
 
-import argparse
 import csv
 import io
 import itertools
@@ -123,12 +122,10 @@ def report(answers, key):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", default="tiny")
-    parser.add_argument("--set", default="")
+    parser = recipe.parser(__doc__)
     parser.add_argument("--pairs", type=int, default=40)
     args = parser.parse_args()
-    cfg = recipe.load(args.recipe, recipe.parse_set(args.set))
+    cfg = recipe.chosen(args)
     stage = outputs_dir() / cfg.run_name / "06_judge"
     if not (stage / "stage.json").exists():
         raise SystemExit(f"no finished 06_judge in {stage.parent}: run make 06_judge RECIPE={args.recipe} first")

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from lib.chat import encoding
 from lib.model import padding, saving, twin, unsloth
 from lib.pipeline import hub, ranks
-from lib.pipeline.files import ROOT, cache_dir, kept_folder, sha256_json
+from lib.pipeline.files import ROOT, cache_dir, kept_folder, rooted, sha256_json
 
 CLINIC = "data/clinic.yaml"
 KEPT_FREE = 0.8  # share of the free memory of a GPU that weights may take; the rest is for computing
@@ -34,7 +34,7 @@ def source(cfg, progress=None):
 
 def _in_16_bits(cfg, progress=None):
     if cfg.model["base"] != "twin":
-        return padded(cfg.model["base"], cfg.model["revision"])
+        return padded(rooted(cfg.model["base"]), cfg.model["revision"])
     cfg.reads.add(CLINIC)
     return padded(twin.build(cfg.model["twin"], ROOT / CLINIC, cfg.run["seed"], progress))
 

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from lib.pipeline import architectures
+from lib.pipeline.files import rooted
 
 
 def config(base, twin=None):
@@ -29,8 +30,8 @@ def config(base, twin=None):
         sizes = {key: value for key, value in twin.items() if key not in TRAINING_KEYS}
         own = {"vocab_size": twin["vocab_size"], "tie_word_embeddings": True, **family.fields}
         return family.config(**own | sizes)
-    if (Path(base) / "config.json").exists():
-        return AutoConfig.from_pretrained(base)
+    if (Path(rooted(base)) / "config.json").exists():
+        return AutoConfig.from_pretrained(rooted(base))
     return AutoConfig.for_model(**architectures.published(base))
 
 

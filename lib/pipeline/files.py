@@ -22,8 +22,14 @@ def cache_dir():
 
 
 def outputs_dir():
-    """Where runs are written: OUTPUTS from the environment, else outputs/ in the repository."""
-    return Path(os.environ.get("OUTPUTS") or ROOT / "outputs").resolve()
+    """Where runs are written: OUTPUTS from the environment, counted from the repository's root; else outputs/."""
+    return Path(ROOT, os.path.expanduser(os.environ.get("OUTPUTS") or "outputs")).resolve()
+
+
+def rooted(base):
+    """A model's folder as a recipe names it, from the repository's root on, as a path; a hub id stays as it is."""
+    folder = Path(ROOT, os.path.expanduser(str(base)))
+    return str(folder) if folder.is_dir() else base
 
 
 def write_text(path, text):

@@ -4,7 +4,7 @@ Memory by part and phase (memory.py), hours, dollars and disk (budget.py), and w
 not fit. One GPU; what is assumed is printed, and stands in params/prices.yaml.
 """
 
-import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +16,7 @@ machine.quiet()  # before the libraries below are loaded, which say what they la
 
 from lib.model import shapes  # noqa: E402
 from lib.pipeline import hub, recipe  # noqa: E402
+from lib.pipeline.files import rooted  # noqa: E402
 from lib.pipeline.run import setting  # noqa: E402
 from lib.plan import budget, memory  # noqa: E402
 
@@ -109,7 +110,7 @@ def access(model, assumed, look=hub.look):
     refused: why it may not be read, and what to do. look(base, revision) asks. Never raises.
     """
     base = model["base"]
-    if base == "twin" or "/" not in base or Path(base).is_dir():
+    if base == "twin" or "/" not in base or Path(rooted(base)).is_dir():
         return {"gated": False, "token": None, "reachable": None, "refused": None}
     known = {"gated": base.startswith(tuple(assumed["gated"])), "token": setting("HF_TOKEN") is not None}
     try:
@@ -192,15 +193,13 @@ def report(sections, shape, name, assumed):
 
 def main(arguments=None):
     """The command line; returns the exit status, 1 when training does not fit on the GPU."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", default="tiny")
-    parser.add_argument("--gpu", default="a100-80gb", help="an entry of gpus in params/prices.yaml")
-    parser.add_argument("--set", default="", help='overrides, "section.key=value ..."')
+    parser = recipe.parser(__doc__)
+    parser.add_argument("--gpu", default=os.environ.get("GPU"), help="an entry of gpus in params/prices.yaml")
     given = parser.parse_args(arguments)
     try:
         assumed = budget.load()
         gpu = memory.gpu(given.gpu or "a100-80gb", assumed)
-        sections = on(recipe.load(given.recipe, recipe.parse_set(given.set)).sections(), gpu)
+        sections = on(recipe.chosen(given).sections(), gpu)
         shape = shapes.config(sections["model"]["base"], sections["model"]["twin"])
         if shapes.experts(shape) and sections["model"]["dtype"] == "float32":
             raise ValueError("torch multiplies stacked experts in bfloat16 only: add SET=model.dtype=bfloat16")

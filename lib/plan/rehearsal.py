@@ -1,6 +1,5 @@
 """What a rehearsal changes of its recipe, and what it cannot show: `python -m lib.plan.rehearsal --recipe qwen3_8b`."""
 
-import argparse
 import sys
 
 import pandas as pd
@@ -38,13 +37,10 @@ def sizes(real, other):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m lib.plan.rehearsal", description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", required=True)
-    parser.add_argument("--set", default="", dest="overrides", help='"section.key=value ..."')
-    args = parser.parse_args(argv)
+    args = recipe.parser(__doc__, prog="python -m lib.plan.rehearsal").parse_args(argv)
+    args.recipe = args.recipe and name(args.recipe)
     try:
-        overrides = recipe.parse_set(args.overrides)
-        other = recipe.load(name(args.recipe), overrides)
+        other = recipe.chosen(args)
         real = recipe.load(args.recipe.removesuffix(f"@{OVERLAY}"))
     except ValueError as error:
         print(f"rehearsal    FAILED: {error}", file=sys.stderr)

@@ -4,7 +4,6 @@ python -m lib.report --recipe tiny --set "sft.learning_rate=1e-3"     writes out
 python -m lib.report publish                                          refreshes outputs/published/ and the README
 """
 
-import argparse
 import sys
 
 from markupsafe import Markup, escape
@@ -15,13 +14,11 @@ from lib.report import chapters, results
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m lib.report", description=__doc__.splitlines()[0])
+    parser = recipe.parser(__doc__, prog="python -m lib.report")
     parser.add_argument("action", nargs="?", default="build", choices=["build", "publish"])
-    parser.add_argument("--recipe", default="tiny")
-    parser.add_argument("--set", default="", dest="overrides", help='"section.key=value ..."')
     args = parser.parse_args(argv)
     try:
-        cfg = recipe.load(args.recipe, recipe.parse_set(args.overrides))
+        cfg = recipe.chosen(args)
         if args.action == "build":
             build(outputs_dir() / cfg.run_name, cfg)
         else:
