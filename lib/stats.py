@@ -122,3 +122,12 @@ def mcnemar(a, b):
     n = only_a + only_b
     tail = sum(comb(n, k) for k in range(min(only_a, only_b) + 1))
     return {"only_a": only_a, "only_b": only_b, "p": min(1.0, 2 * tail / 2**n)}
+
+
+def mean(values, seed=42):
+    """Mean over questions with its 95 % bootstrap interval: {"value", "low", "high", "n"}.
+
+    values: one number per question. Raises ValueError when there is none.
+    """
+    low, high = bootstrap(values, seed=seed)
+    return {"value": fmean(values), "low": low, "high": high, "n": len(values)}

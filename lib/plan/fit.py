@@ -181,7 +181,7 @@ def report(sections, shape, name, assumed):
     rows.append(["total", "", f"{sum(s['hours'] for s in spent):.2f}", f"{sum(s['usd'] for s in spent):.2f}"])
     _table(f"Time on one {name}", ["stage", "what", "hours", "USD"], rows)
     for j in budget.judging(sections, assumed):
-        price = "no price known" if j["usd"] is None else f"{j['usd']:.2f} USD, {j['usd_batch']:.2f} in batches"
+        price = "no price known" if j["usd"] is None else f"{j['usd']:.2f} USD"
         print(f"06_judge  {j['judge']}: {j['calls']} calls, {price} (judge.max_usd {sections['judge']['max_usd']})")
     left = budget.disk(sections, shape, assumed)
     rows = [[what, f"{size / GIB:.2f}"] for what, size in left.items()]
