@@ -94,14 +94,14 @@ def test_a_quote_may_differ_in_case_marks_and_gaps(quote):
     ("change", "message"),
     [
         ("I like it.", "not JSON"),
-        (json.dumps([verdict()]), r"the reply is .*, expected object"),
-        (verdict(depth=6), "score is 6, expected 1 to 5"),
-        (verdict(depth=True), "score is 'True', expected integer"),
-        (verdict(depth="4"), "score is '4', expected integer"),
-        (verdict() | {"tone": 3}, r"has the fields \[.*'tone'\], expected"),
-        ({"reasoning_depth": verdict()["reasoning_depth"]}, r"the reply has the fields \['reasoning_depth'\]"),
-        (verdict() | {"hallucinations": "none"}, "hallucinations is 'none', expected array"),
-        (verdict() | {"hallucinations": ["the moon"]}, "an entry of hallucinations is 'the moon', expected object"),
+        (json.dumps([verdict()]), "the reply: Input should be a valid dictionary"),
+        (verdict(depth=6), "score: .* less than or equal to 5, found '6'"),
+        (verdict(depth=True), "score: .* valid integer, found 'True'"),
+        (verdict(depth="4"), "score: .* valid integer, found '4'"),
+        (verdict() | {"tone": 3}, "tone: Extra inputs are not permitted"),
+        ({"reasoning_depth": verdict()["reasoning_depth"]}, "factual_correctness: Field required"),
+        (verdict() | {"hallucinations": "none"}, "hallucinations: .* valid list, found 'none'"),
+        (verdict() | {"hallucinations": ["the moon"]}, "hallucinations.0: .*, found 'the moon'"),
         (verdict(quote="give heparin"), "reasoning_depth: the quote 'give heparin' does not stand in the answer"),
         (verdict(quote=""), "reasoning_depth: the quote '' does not stand"),
         (verdict(false=["Mars causes strokes"]), "hallucinations: the quote 'Mars causes strokes' does not"),
@@ -122,7 +122,7 @@ def test_nothing_need_be_quoted_beside_the_lowest_score():
 def test_every_criterion_is_judged_once(numbers):
     reply = met(True, True, True, True)
     reply["criteria"] = [reply["criteria"][0] | {"number": n} for n in numbers]
-    with pytest.raises(protocol.ContentFault, match="expected each of 1 to 4 once|number is 5, expected 1 to 4"):
+    with pytest.raises(protocol.ContentFault, match="expected each of 1 to 4 once"):
         rubric.parse(json.dumps(reply), HEALTHBENCH[0], "Call an ambulance.")
 
 
@@ -143,12 +143,8 @@ def test_healthbench_by_hand(item, flags, by_hand):
 
 def closed(schema):
     """Whether every object of a JSON schema requires all of its fields and no other, as strict servers ask."""
-    if schema["type"] == "array":
-        return closed(schema["items"])
-    if schema["type"] != "object":
-        return True
-    strict = schema["required"] == list(schema["properties"]) and schema["additionalProperties"] is False
-    return strict and all(map(closed, schema["properties"].values()))
+    objects = [schema, *schema.get("$defs", {}).values()]
+    return all(o["required"] == list(o["properties"]) and o["additionalProperties"] is False for o in objects)
 
 
 def test_the_schemas_are_strict_and_allow_what_parse_allows():

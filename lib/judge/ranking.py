@@ -77,9 +77,11 @@ def pairwise(rows, seed=42):
     """
     scores, found = by_question(shares(rows), "score"), []
     for a, b in combinations(scores, 2):
-        mean = stats.mean(scores[a] - scores[b], seed)
+        differences = (scores[a] - scores[b]).tolist()
+        low, high = stats.bootstrap(differences, seed=seed)
         p = stats.paired_permutation(scores[a], scores[b], seed=seed)
-        found.append({"a": a, "b": b, "difference": mean["value"], "low": mean["low"], "high": mean["high"], "p": p})
+        mean = sum(differences) / len(differences)
+        found.append({"a": a, "b": b, "difference": mean, "low": low, "high": high, "p": p})
     for pair, adjusted in zip(found, stats.holm([pair["p"] for pair in found]), strict=True):
         pair["p_holm"] = adjusted
     return found
