@@ -56,8 +56,10 @@ def test_an_honest_judge_orders_the_models(store):
     assert [row["model"] for row in table] == ["q4", "qat", "sft", "base"]
     assert (table[0]["W"]["value"], table[0]["T"]["value"], table[0]["score"]["value"]) == (1.0, 1.0, 8.0)
     assert table[1]["W"]["value"] == pytest.approx(2 / 3)
-    schema = server.bodies[0]["response_format"]["json_schema"]["schema"]
-    codes = schema["properties"]["verdicts"]["required"]
+    forms = server.bodies[0]["response_format"]["json_schema"]["schema"]["$defs"]
+    codes = forms["Codes"]["required"]
+    assert forms["Verdict"]["required"] == list(forms["Verdict"]["properties"])
+    assert not any(form["additionalProperties"] for form in forms.values())
     assert codes == [code for code, _ in shown(server.bodies[0])]
     assert len({code for body in server.bodies for code, _ in shown(body)}) > len(MODELS)  # fresh codes per call
 

@@ -178,7 +178,7 @@ def report(sections, shape, name, assumed):
     rows.loc["total"] = ["", *rows[["hours", "usd"]].sum()]
     _table(f"Time on one {name}", rows.rename(columns={"usd": "USD"}).rename_axis(None))
     for j in budget.judging(sections, assumed):
-        price = "no price known" if j["usd"] is None else f"{j['usd']:.2f} USD, {j['usd_batch']:.2f} in batches"
+        price = "no price known" if j["usd"] is None else f"{j['usd']:.2f} USD"
         print(f"06_judge  {j['judge']}: {j['calls']} calls, {price} (judge.max_usd {sections['judge']['max_usd']})")
     left = pd.Series(budget.disk(sections, shape, assumed)) / GIB
     left.loc["total"] = left.sum()
