@@ -1,6 +1,6 @@
 """How fast are the frozen questions answered, beside a loop over them without a cache? python -m benchmarks.evaluation
 
-ours  generate.transformers as chapters 2 and 3 call it: batched by length, with a key-value cache, rows leave when done
+ours  generate.transformers as chapters 2 and 3 call it: batched by length, with a key-value cache
 loop  model.generate() on one question after another with use_cache=False, as a first script often has it
 
 Both answer the same questions of a finished run with its merged model, greedy, until the same stop tokens, up to the
@@ -15,7 +15,7 @@ import time
 import torch
 
 from lib.chat import encoding
-from lib.evaluation import decode, generate
+from lib.evaluation import batching, generate
 from lib.model import loading
 from lib.pipeline import machine, recipe
 from lib.pipeline.files import outputs_dir, read_jsonl, write_json
@@ -74,7 +74,7 @@ def gap(model, tokenizer, prompt, how, one, other):
     ends = [tokenizer.eos_token_id]  # a shorter answer ended where the other went on
     first, second = first + ends, second + ends
     at = next(i for i, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1])
-    with decode.evaluation(model):
+    with batching.evaluation(model):
         logits = model(torch.tensor([asked + first[:at]], device=model.device)).logits[0, -1].float()
     return {"id": prompt["id"], "token": at, "gap": abs(float(logits[first[at]] - logits[second[at]]))}
 
