@@ -124,7 +124,6 @@ def _combinations(recipe):
         (recipe["chat"]["temperature"], "chat.temperature", 0, 2),
         (recipe["chat"]["top_p"], "chat.top_p", 0.01, 1),
         (recipe["run"]["threads"], "run.threads", 1, 1024),
-        (qat["refresh_every"] if qat else 1, "qat.refresh_every", 1, 10**6),
         (data["test_questions"], "data.test_questions", 1, 10**6),
         (recipe["chat"]["max_new_tokens"], "chat.max_new_tokens", 1, 10**6),
         (recipe["chat"]["batch_size"], "chat.batch_size", 1, 10**4),
@@ -156,13 +155,6 @@ def _combinations(recipe):
         _benchmarks(judge["benchmarks"])
     if qat and not all(type(seed) is int for seed in qat["seeds"]):
         raise ValueError(f"qat.seeds should list whole numbers, found {qat['seeds']!r}")
-    if qat and qat["refresh_every"] > 1:
-        saved = (recipe["sft"] | qat).get("save_steps")
-        if saved is None or saved % qat["refresh_every"]:
-            raise ValueError(
-                f"qat.refresh_every is {qat['refresh_every']} and qat.save_steps {saved}: make it a multiple, so "
-                "that a resumed run searches for scales at the same steps as an uninterrupted one"
-            )
     trained = recipe["sft"] | (qat or {})
     spread = [key for key in ("fsdp", "deepspeed") if trained.get(key)]
     if spread and (spread == ["fsdp"] or trained["deepspeed"]["zero_optimization"]["stage"] == 3):

@@ -77,7 +77,6 @@ class QatSection:
     scheme: typing.Literal["q4_0", "q8_0", "q4_k_m", "q5_k_m", "mxfp4_moe", "int4_weight_only"] = "q4_0"
     seeds: list = field(default_factory=list)
     distill: bool = True
-    refresh_every: int = 1
 
 
 @dataclass
