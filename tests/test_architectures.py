@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from lib.chat import encoding, turns
 from lib.export import gguf, release, serve
-from lib.model import loading, saving, twin
+from lib.model import families, loading, saving, twin
 from lib.qat import grids, rounding
 
 TEXTS = [f"A patient aged {n} with fever, chest pain and {n % 7} days of cough isn't well." for n in range(200)]
@@ -38,12 +38,12 @@ def exported(request, tmp_path_factory):
     """(LoRA model as after training, its tokenizer, folder of its merge, the merge as bf16 file)."""
     folder = tmp_path_factory.mktemp("family")
     name, shape, adapter = FAMILIES[request.param]
-    family, effort = twin.FAMILIES[name], "high" if name == "gptoss" else None
+    family, effort = families.FAMILIES[name], "high" if name == "gptoss" else None
     twin.train_tokenizer(family, TEXTS, 600, folder / "base")
     loaded = loading.read_tokenizer(folder / "base")
     tokenizer = turns.prepare(loaded, FORMATS.get(name, "instruction"), DATE, effort)
     torch.manual_seed(0)
-    model = family.model(twin._config(family, shape, tokenizer)).eval()
+    model = family.model(families.config(shape | {"architecture": name}, tokenizer)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:  # biases, norms and sinks: ones and zeros would hide a mix-up
