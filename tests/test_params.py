@@ -175,7 +175,7 @@ def differences(published, cfg, beside):
 
 
 def test_every_system_has_its_recipe():
-    assert set(PUBLISHED) | {"tiny"} == set(NAMES)
+    assert set(PUBLISHED) | {"tiny", "my_model"} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -11,7 +11,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from lib.pipeline.files import ROOT
-from lib.report import chapters, pages, publish, results
+from lib.report import chapters, front, pages, publish, results
 
 STAGES = ("01_dataset", "02_baseline", "03_sft")
 BADGE = (
@@ -72,7 +72,9 @@ def executed(tmp_path_factory):
             (folder / "stage.json").write_text(json.dumps(record(stage)))
         except papermill.PapermillExecutionError:
             assert fails
-    (root / "README.md").write_text(f"# R\n\n{publish.START}\nold\n{publish.END}\n\nafter\n")
+    (root / "docs").mkdir()
+    for page in ("README.md", "docs/results.md"):
+        (root / page).write_text(f"# R\n\n{publish.START}\nold\n{publish.END}\n\nafter\n")
     return root
 
 
@@ -210,16 +212,21 @@ def test_published_notebooks_and_readme(repository):
     nbformat.validate(copy)
     assert "papermill" not in json.dumps(copy) and str(root) not in json.dumps(copy) and copy.cells[3].outputs
     assert (target / "01_dataset-1.png").read_bytes().startswith(b"\x89PNG")
-    readme = (root / "README.md").read_text()
+    first, readme = (root / "README.md").read_text(), (root / "docs" / "results.md").read_text()
+    assert "| [1](outputs/published/01_dataset.ipynb) | 01_dataset accuracy | 84.2 % | 79.0-88.3 | 240 |" in first
+    assert first.count("](outputs/published/") == 4 and "old" not in first and "![" not in first
     assert "old" not in readme and readme.startswith("# R\n") and readme.endswith(f"{publish.END}\n\nafter\n")
-    link = "[1. The stage dataset](outputs/published/01_dataset.ipynb)"
+    link = "[1. The stage dataset](../outputs/published/01_dataset.ipynb)"
     assert f"| {link} | 01_dataset accuracy | 84.2 % | 79.0-88.3 | 240 |" in readme
     assert r"| | loss \| held out | 1.235 nats | | |" in readme
     assert "Measured by `make all` on A CPU, 2 cores, 23.5 GiB memory, no GPU, in 2 min 02 s after set-up" in readme
-    assert "![Accuracy of two models](outputs/published/01_dataset-1.png)" in readme
+    assert "![Accuracy of two models](../outputs/published/01_dataset-1.png)" in readme
     again = {p.name: p.read_bytes() for p in target.iterdir()}
     publish.publish(root / "outputs" / "tiny", root=root)
-    assert again == {p.name: p.read_bytes() for p in target.iterdir()} and readme == (root / "README.md").read_text()
+    assert (
+        again == {p.name: p.read_bytes() for p in target.iterdir()}
+        and readme == (root / "docs" / "results.md").read_text()
+    )
 
 
 def test_publish_refuses_too_much_and_a_readme_without_marks(repository, monkeypatch):
@@ -288,3 +295,21 @@ def test_the_make_command_of_a_run():
     assert results.options("tiny") == ""
     options = results.options("x", Recipe)
     assert options == """ RECIPE=qwen3_8b SET="sft.learning_rate=0.001 judge.candidates='[base, sft]'\""""
+
+
+def test_the_front_page_shows_six_rows_of_a_run():
+    """The wanted ones in the order of the chapters, and others where a recipe has no QAT; lines fit the README."""
+    labels = {"02_baseline": ["Accuracy: lookup", "Accuracy: base, by likelihood", "Accuracy: base, generated"],
+              "03_sft": ["SFT accuracy, held-out questions", "SFT format compliance"],
+              "04_qat": ["price of rounding to q4_0", "share of it recovered (trained on the file's grid)"],
+              "05_export": ["q4_k_m served, accuracy", "qat q4_0 served, accuracy"]}  # fmt: skip
+    records = [
+        record(stage, metrics={"headline": [{"label": label, "value": 0.5} for label in of]})
+        for stage, of in labels.items()
+    ]
+    shown = [entry["label"] for _, entry in front.rows(records)]
+    assert shown == [*labels["02_baseline"][:2], labels["03_sft"][0], *labels["04_qat"], labels["05_export"][1]]
+    without = [entry["label"] for _, entry in front.rows([r for r in records if r["stage"] != "04_qat"])]
+    assert len(without) == 6 and without[2] == "Accuracy: base, generated"
+    block = front.block(records, "Measured by `make all` on a machine with a long name, " * 4)
+    assert max(map(len, block.splitlines())) <= 120 and block.count("\n| [") == 6

@@ -1,4 +1,4 @@
-"""The published copy of the default run: executed notebooks that GitHub renders, and the README's results."""
+"""The published copy of the default run: executed notebooks that GitHub renders, and the results in README and docs."""
 
 import base64
 import html
@@ -8,18 +8,18 @@ import shutil
 import pandas as pd
 
 from lib.pipeline.files import ROOT, write_text
-from lib.report import chapters, results
+from lib.report import chapters, front, results
 
 LIMIT_MIB = 4
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 
 
 def publish(folder, cfg=None, root=ROOT):
-    """Rewrite outputs/published/ and the README's results block from a finished run.
+    """Rewrite outputs/published/ and the results in README.md (six rows) and docs/results.md (all, and the figures).
 
-    folder: outputs/<run>. root: the repository that holds notebooks/, outputs/published/ and README.md.
+    folder: outputs/<run>. root: the repository that holds notebooks/, outputs/published/, README.md and docs/.
     Raises ValueError, before anything is written, when a stage is not finished and up to date, when the copies exceed
-    LIMIT_MIB, when one shows a path of this machine, or when the README has no results block.
+    LIMIT_MIB, when one shows a path of this machine, or when a page has no results block.
     """
     run, files, figures = results.read_run(folder, cfg, root / "notebooks"), {}, []
     for result in run:
@@ -33,15 +33,18 @@ def publish(folder, cfg=None, root=ROOT):
             files[name] = base64.b64decode(figure["png"])
             figures.append((name, figure["alt"]))
     mib = _checked_size(files)
-    block = results_block(run, figures, f"make all{results.options(folder.name, cfg)}")
-    readme = with_results((root / "README.md").read_text(encoding="utf-8"), block)
+    command = f"make all{results.options(folder.name, cfg)}"
+    full = results_block(run, figures, command).replace("](outputs/", "](../outputs/")
+    blocks = {"README.md": front.block([r.record for r in run], _origin(run, command)), "docs/results.md": full}
+    pages = {name: with_results((root / name).read_text(encoding="utf-8"), text, name) for name, text in blocks.items()}
     target = root / "outputs" / "published"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for name, content in files.items():
         (target / name).write_bytes(content)
-    write_text(root / "README.md", readme)
-    print(f"publish      {folder.name}: {len(run)} notebooks, {mib:.2f} MiB, README.md")
+    for name, text in pages.items():
+        write_text(root / name, text)
+    print(f"publish      {folder.name}: {len(run)} notebooks, {mib:.2f} MiB, {', '.join(pages)}")
     return target
 
 
@@ -71,8 +74,6 @@ def results_block(run, figures, command):
 
     run: list of results.Result. figures: [(file in outputs/published/, alternative text)].
     """
-    last = run[-1].record
-    wall = results.clock(sum(result.record["timings"]["wall_s"] for result in run))
     frame = pd.DataFrame(results.headline(run), columns=["stage", "title", "label", "value", "interval", "n"])
     links = "[" + frame["title"].map(_plain) + "](outputs/published/" + frame.pop("stage") + ".ipynb)"
     frame["title"] = links.where(frame["title"] != "", "")
@@ -80,8 +81,7 @@ def results_block(run, figures, command):
     frame.columns = ["Stage", "Measure", "Value", "95 % interval", "n"]
     table = frame.to_markdown(index=False, disable_numparse=True, colalign=["left", "left", "right", "right", "right"])
     lines = [
-        f"Measured by `{command}` on {results.hardware(last)}, in {wall} after set-up ({results.code(last)}, "
-        f"Python {last['versions']['python']}); written by `make publish` from the run's stage.json files.",
+        _origin(run, command),
         "",
         re.sub("(?<= ) +|(?<=--)-+", "", table),  # as long as its text: the padding would double the file's lines
     ]
@@ -90,14 +90,24 @@ def results_block(run, figures, command):
     return "\n".join(lines)
 
 
+def _origin(run, command):
+    """Where results come from: command, machine, time, code."""
+    last = run[-1].record
+    wall = results.clock(sum(result.record["timings"]["wall_s"] for result in run))
+    return (
+        f"Measured by `{command}` on {results.hardware(last)}, in {wall} after set-up ({results.code(last)}, "
+        f"Python {last['versions']['python']}); written by `make publish` from the run's stage.json files."
+    )
+
+
 def _plain(text):
     """Text in which Markdown, a table's cell and HTML see nothing of theirs."""
     return re.sub(r"([\\`*|\[\]])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
-def with_results(readme, block):
-    """The README's text with `block` between its result marks. Raises ValueError unless each stands once, in order."""
+def with_results(readme, block, name="README.md"):
+    """A page's text with `block` between its result marks. Raises ValueError unless each stands once, in order."""
     if readme.count(START) != 1 or readme.count(END) != 1 or readme.index(START) > readme.index(END):
-        raise ValueError(f"README.md should hold the lines {START} and, below it, {END}, each once: results go between")
+        raise ValueError(f"{name} should hold the lines {START} and, below it, {END}, each once: results go between")
     before, after = readme.split(START)[0], readme.split(END)[1]
     return f"{before}{START}\n{block}\n{END}{after}"
