@@ -19,8 +19,8 @@ for name in (
     "LAUNCH",
     "MAKEFLAGS",
     "MAKELEVEL",
-):  # make exports what it was given
-    os.environ.pop(name, None)
+):
+    os.environ.pop(name, None)  # make exports what it was given
 
 
 @pytest.fixture(scope="session")

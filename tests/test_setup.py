@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.pipeline import setup, toolchain
+from lib.pipeline import compilers, setup, toolchain
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,6 +30,7 @@ def clone(tmp_path):
     for name in (
         "lib/__init__.py",
         "lib/pipeline/__init__.py",
+        "lib/pipeline/compilers.py",
         "lib/pipeline/files.py",
         "lib/pipeline/ranks.py",
         "lib/pipeline/setup.py",
@@ -50,7 +51,7 @@ def run_setup(folder, *args, **env):
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("name", ["files", "setup", "toolchain"])
+@pytest.mark.parametrize("name", ["clean", "compilers", "files", "ranks", "setup", "toolchain"])
 def test_an_old_python_can_read_the_file_and_say_so(name):
     ast.parse((ROOT / "lib" / "pipeline" / f"{name}.py").read_text(), feature_version=(3, 6))
 
@@ -155,31 +156,31 @@ def test_the_cache_key_follows_pin_and_flags(monkeypatch, tmp_path):
 def program(tmp_path, monkeypatch):
     """Put a program that prints a text on a PATH that holds nothing else."""
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setattr(toolchain, "_program", lambda name, home: shutil.which(name))
+    monkeypatch.setattr(compilers, "_program", lambda name, home: shutil.which(name))
     (tmp_path / "bin").mkdir()
 
     def add(name, text):
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n/bin/cat <<'END'\n{text}\nEND\n")
         (tmp_path / "bin" / name).chmod(0o755)
-        toolchain.gpu_flags.cache_clear()
+        compilers.gpu_flags.cache_clear()
 
-    toolchain.gpu_flags.cache_clear()
+    compilers.gpu_flags.cache_clear()
     yield add
-    toolchain.gpu_flags.cache_clear()
+    compilers.gpu_flags.cache_clear()
 
 
 def test_llama_cpp_is_built_for_the_gpus_there_are_and_cached_apart(program):
     without = toolchain.key()
-    assert toolchain.gpu_flags() == []
+    assert compilers.gpu_flags() == []
     program("nvcc", "")
-    assert toolchain.gpu_flags() == [] and toolchain.key() == without  # a compiler, and no GPU
+    assert compilers.gpu_flags() == [] and toolchain.key() == without  # a compiler, and no GPU
     program("nvidia-smi", "9.0\n8.6\n9.0")
     cuda = toolchain.key()
-    assert toolchain.gpu_flags()[::2] == ["-DGGML_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=86;90"]
+    assert compilers.gpu_flags()[::2] == ["-DGGML_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=86;90"]
     program("nvidia-smi", "NVIDIA-SMI has failed because it could not communicate with the driver.")
     program("hipcc", "")
     program("rocm_agent_enumerator", "gfx000\ngfx942\ngfx942")
-    assert toolchain.gpu_flags() == ["-DGGML_HIP=ON", "-DGPU_TARGETS=gfx942"]
+    assert compilers.gpu_flags() == ["-DGGML_HIP=ON", "-DGPU_TARGETS=gfx942"]
     assert len({without, cuda, toolchain.key()}) == 3
 
 

@@ -1,11 +1,12 @@
 """A stage seen from its notebook: its recipe, its folder, what it reads, and the stage.json that makes it count."""
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
 import time
+
+from filelock import FileLock, Timeout
 
 from lib.pipeline import fingerprint, machine, ranks, recipe, stop
 from lib.pipeline.files import ROOT, HashCache, outputs_dir, read_json, sha256_file, sha256_json, write_json
@@ -159,7 +160,7 @@ class Stage:
     def close(self):
         """Give the stage's lock back, so that another kernel or Make can run it."""
         if self._lock:
-            self._lock.close()
+            self._lock.lock.release()
 
     def checkpoints(self):
         """The folder for training checkpoints, which survives a restart of the stage."""
@@ -213,20 +214,13 @@ def setting(name):
 
 
 def lock(folder, name=".lock", wait_s=0):
-    """Hold folder/name until the returned file is closed or the process ends. Raises RuntimeError when taken."""
-    file = open(folder / name, "a+")
-    until = time.monotonic() + wait_s
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        except BlockingIOError:
-            if time.monotonic() >= until:
-                file.close()
-                raise RuntimeError(
-                    f"{folder.name} of run {folder.parent.name} is already running: wait for it, or close its kernel"
-                ) from None
-            time.sleep(0.2)
+    """Hold folder/name until the block of the returned lock or the process ends. Raises RuntimeError when taken."""
+    try:
+        return FileLock(folder / name, timeout=wait_s, thread_local=False).acquire(poll_interval=0.2)
+    except Timeout:
+        raise RuntimeError(
+            f"{folder.name} of run {folder.parent.name} is already running: wait for it, or close its kernel"
+        ) from None
 
 
 def clear(folder, stage):

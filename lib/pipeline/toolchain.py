@@ -4,7 +4,6 @@ Standard library only: setup.py runs this before anything is installed. programs
 """
 
 import contextlib
-import functools
 import hashlib
 import os
 import platform
@@ -17,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from lib.pipeline.compilers import gpu_flags, jobs
 from lib.pipeline.files import ROOT, cache_dir
 
 PINS = ROOT / "toolchain.txt"
@@ -47,8 +47,6 @@ PATCHES = {  # file: (line, what follows it); each must be found exactly once
         'set(CMAKE_CXX_FLAGS_RELEASE "-O3 -DNDEBUG")\n',
     ),
 }
-GIB_PER_COMPILER = 1.0  # measured peak of one compiler process is below this; more jobs than memory means swapping
-GIB_PER_GPU_COMPILER = 3.0  # nvcc and hipcc, assumed
 
 
 class BuildError(Exception):
@@ -73,41 +71,6 @@ def key():
         libc or "",
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
-@functools.cache
-def gpu_flags():
-    """cmake flags for the GPUs of this machine; none where there is no GPU, or not its compiler (nvcc, hipcc).
-
-    Only for the GPUs that are here: kernels for every kind take an hour to compile. Programs built so put as many
-    layers on the GPU as fit, of their own accord. Written from llama.cpp's build notes; never run, for want of a GPU.
-    """
-    nvcc, hipcc = (_program(name, home) for name, home in (("nvcc", "/usr/local/cuda"), ("hipcc", "/opt/rocm")))
-    if nvcc:
-        kinds = re.findall(
-            r"^(\d+)\.(\d+)$", _says("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"), re.M
-        )
-        if kinds:
-            kinds = ";".join(sorted({major + minor for major, minor in kinds}))
-            return ["-DGGML_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DCMAKE_CUDA_ARCHITECTURES={kinds}"]
-    if hipcc:
-        kinds = re.findall(r"^gfx[1-9]\w*$", _says(_program("rocm_agent_enumerator", "/opt/rocm") or ""), re.M)
-        if kinds:
-            return ["-DGGML_HIP=ON", f"-DGPU_TARGETS={';'.join(sorted(set(kinds)))}"]
-    return []
-
-
-def _program(name, home):
-    """Path of a program: on PATH, or where its vendor installs it."""
-    return shutil.which(name) or shutil.which(name, path=f"{home}/bin")
-
-
-def _says(*command):
-    """What a program prints; nothing where it is missing, fails or hangs."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ""
 
 
 def folder():
@@ -217,13 +180,6 @@ def compile_programs(source, build_dir, sink):
             say(f"llama.cpp: {done.group(1)} of {done.group(2)} files compiled ({time.monotonic() - start:.0f} s)")
 
     command(["ninja", "-C", str(build_dir), "-j", str(jobs()), *PROGRAMS], sink, "compile llama.cpp", report)
-
-
-def jobs():
-    """Parallel compilers: one per core, fewer where memory is short."""
-    memory_gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    each = GIB_PER_GPU_COMPILER if gpu_flags() else GIB_PER_COMPILER
-    return max(1, min(os.cpu_count() or 1, int(memory_gib / each)))
 
 
 def install(source, build_dir, target, sink):

@@ -1,0 +1,92 @@
+"""What is valid key by key in a recipe and cannot work together."""
+
+from lib.pipeline import schema
+from lib.pipeline.files import ROOT
+
+
+def check(recipe):
+    """Refuse what is valid key by key and cannot work together."""
+    data, model, export, judge, qat = (recipe[k] for k in ("data", "model", "export", "judge", "qat"))
+    for value, where, low, high in (
+        (data["eval_fraction"], "data.eval_fraction", 0, 0.5),
+        (data["max_cut"], "data.max_cut", 0, 1),
+        (recipe["chat"]["temperature"], "chat.temperature", 0, 2),
+        (recipe["chat"]["top_p"], "chat.top_p", 0.01, 1),
+        (recipe["run"]["threads"], "run.threads", 1, 1024),
+        (data["test_questions"], "data.test_questions", 1, 10**6),
+        (recipe["chat"]["max_new_tokens"], "chat.max_new_tokens", 1, 10**6),
+        (recipe["chat"]["batch_size"], "chat.batch_size", 1, 10**4),
+        (judge["orders"] if judge else 1, "judge.orders", 1, 20),
+        (judge["exam"] if judge else 0, "judge.exam", 0, 1000),
+    ):
+        if not low <= value <= high:
+            raise ValueError(f"{where} should be between {low} and {high}, found {value}")
+    if not data["sources"]:
+        raise ValueError("data.sources is empty: name at least one source")
+    for source in data["sources"] + data["test_sources"] + data["truth_sources"]:
+        if not isinstance(source, dict) or "name" not in source:
+            raise ValueError(f"an entry of data.sources should read {{name: medreason, ...}}, found {source!r}")
+    _subset(data["drop_overlaps"], schema.OVERLAPS, "data.drop_overlaps")
+    if not model["base"]:
+        raise ValueError("model.base is missing: a hub id, a folder, or twin")
+    if (model["base"] == "twin") != (model["twin"] is not None):
+        raise ValueError(
+            f"model.base is {model['base']!r} and model.twin is {model['twin']!r}: "
+            "'twin' needs its sizes there, other bases must leave it out"
+        )
+    if model["checkpoint_4bit"] and not (model["quantization"] or {}).get("load_in_4bit"):
+        raise ValueError("model.checkpoint_4bit saves the base in 4 bits: say which in model.quantization, or drop it")
+    _subset(export["quantizations"], schema.QUANTIZATIONS, "export.quantizations")
+    if judge:
+        candidates = ["base", "sft", *(["qat"] if qat else []), *export["quantizations"]]
+        ours = [name for name in judge["candidates"] if not name.startswith("api:")]  # api:MODEL is asked at a server
+        _subset(ours, candidates, "judge.candidates (with this qat and export; api:MODEL for a hosted one)")
+        _benchmarks(judge["benchmarks"])
+    if qat and not all(type(seed) is int for seed in qat["seeds"]):
+        raise ValueError(f"qat.seeds should list whole numbers, found {qat['seeds']!r}")
+    trained = recipe["sft"] | (qat or {})
+    spread = [key for key in ("fsdp", "deepspeed") if trained.get(key)]
+    if spread and (spread == ["fsdp"] or trained["deepspeed"]["zero_optimization"]["stage"] == 3):
+        remedy = "qat: null" if qat else "data.stages: []" if len(data["stages"]) > 1 else None
+        if remedy:  # chapter 4 rounds W + BA; after each stage chapter 3 asks questions, each rank its own number
+            raise ValueError(
+                f"{remedy.partition(':')[0]} needs whole weight matrices on each rank, which sft.{spread[0]} spreads "
+                f"over them: set {remedy}"
+            )
+    if (trained.get("fsdp_config") or {}).get("activation_checkpointing"):
+        raise ValueError(
+            "fsdp_config.activation_checkpointing wraps layers, and PEFT then saves an adapter without tensors: set it "
+            "to false and sft.gradient_checkpointing to true"
+        )
+    if recipe["lora"] and qat and model["quantization"]:
+        raise ValueError(
+            "qat over a 4-bit base (model.quantization) is not supported: set qat: null or load the base in 16 bits"
+        )
+
+
+def _benchmarks(entries):
+    """Refuse an entry of judge.benchmarks that names no known benchmark or no file: chapter 6 is hours away."""
+    for entry in entries:
+        if not isinstance(entry, dict) or not {"name", "path"} <= set(entry) <= {"name", "path", "questions"}:
+            raise ValueError(
+                f"judge.benchmarks: found {entry!r}, expected {{name: healthbench, path: FILE, questions: 50}}"
+            )
+        _subset([entry["name"]], schema.GRADED, "judge.benchmarks")
+        if not isinstance(entry["path"], str) or not (ROOT / entry["path"]).exists():
+            raise ValueError(
+                f"judge.benchmarks, {entry['name']}: no file {entry['path']!r}, from the repository's root on; "
+                "data/README.md says what it should hold"
+            )
+        if type(entry.get("questions", 1)) is not int or entry.get("questions", 1) < 1:
+            raise ValueError(
+                f"judge.benchmarks, {entry['name']}: questions is {entry['questions']!r}, expected 1 or more"
+            )
+    names = [entry["name"] for entry in entries]
+    if len(set(names)) < len(names):
+        raise ValueError(f"judge.benchmarks names {max(names, key=names.count)} twice: put its rows into one file")
+
+
+def _subset(found, allowed, where):
+    for name in found:
+        if name not in allowed:
+            raise ValueError(f"unknown {name!r} in {where}{schema.nearest(str(name), list(allowed))}")
