@@ -1,6 +1,6 @@
 import pytest
 
-from lib.judge import ranking
+from lib.judge import ranking, tables
 
 
 def row(question, model, score, rank, order="a>b>c", judge="j", is_llm=True):
@@ -53,3 +53,11 @@ def test_pairs_by_hand():
     pairs = {(p["a"], p["b"]): p for p in ranking.pairwise(rows)}
     assert pairs["a", "b"]["difference"] == 2.0 and pairs["a", "b"]["p"] == pytest.approx(2 / 64)
     assert pairs["a", "b"]["p_holm"] == pytest.approx(3 * 2 / 64) and pairs["b", "c"]["p_holm"] == 1.0
+
+
+def test_neighbours_told_apart_and_tied_in_words():
+    rows = [row(f"q{i}", m, s, 1) for i in range(8) for m, s in (("a", 8), ("b", 6), ("c", 6))]
+    text = tables.neighbours(ranking.table(rows), ranking.pairwise(rows), 8)
+    assert "order by mean score is a, b, c. Told apart at the 5 % level: a and b. Not told apart: b and c" in text
+    alone = [r for r in rows if r["model"] == "a"]
+    assert "one candidate only" in tables.neighbours(ranking.table(alone, 1), ranking.pairwise(alone), 8)

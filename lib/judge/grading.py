@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from lib.chat import encoding
+from lib.evaluation import generate, screens
 from lib.judge import panel, protocol, rubric
+from lib.pipeline import files
 
 TOKENS_OUT = {"case": 400, "healthbench": 0, "medsafety": 100}  # for the estimate before a call
 TOKENS_PER_CRITERION = 50
@@ -47,6 +50,28 @@ def tasks(items, texts):
         if missing := [item["id"] for item in items if item["id"] not in found]:
             raise ValueError(f"{model} has no answer to {', '.join(missing[:3])} ({len(missing)} in all): generate it")
     return [Task(item, model, found[item["id"]]) for item in items for model, found in texts.items()]
+
+
+def asked(name, items, models, stage, tokenizer, running):
+    """Answers of models to a benchmark, asked through the server as a user would ask: {model: {item id: text}}.
+
+    name, items: of lib.evaluation.cases.load_benchmark. models: {model: GGUF file of 05_export}. running:
+    lib.export.serve.running, given room for the longest question. Writes <name>_<model>.jsonl below the stage.
+    """
+    chat, slots, threads = stage.recipe.chat, stage.recipe.export["slots"], stage.recipe.run["threads"]
+    texts = [encoding.render(item["messages"], tokenizer, True, chat["date"]) for item in items]
+    room = max(len(tokenizer(text)["input_ids"]) for text in texts) + chat["max_new_tokens"] + 16
+    drawn = {key: chat[key] for key in ("temperature", "top_p")} | {"extra_body": {"top_k": 0, "min_p": 0.0}}
+    found = {}
+    for model, file in models.items():
+        path, kept = stage.input("05_export")[file], f"{name}_{model}.jsonl"
+        drawn |= {"identity": files.sha256_file(path), "keep": stage.dir / "cache" / kept, "slots": slots}
+        drawn["seed"] = stage.recipe.run["seed"]
+        with stage.timer(f"{name} {model}"), running(path, slots, room, threads) as url:
+            answers = generate.server(url, items, chat["max_new_tokens"], **drawn)
+        files.write_jsonl(stage.dir / kept, answers)
+        found[model] = screens.texts(answers, chat["format"])
+    return found
 
 
 def estimate(judge, work):

@@ -3,12 +3,14 @@
 A hosted model may also be a candidate: it answers the same questions, within the judge's cap.
 """
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from lib.evaluation import generate
 from lib.evaluation.endpoint import LOOPBACK
 from lib.judge import panel
+from lib.pipeline.files import sha256_file
 
 ENVIRONMENT = ("OPENAI_API_KEY", "JUDGE_BASE_URL", "JUDGE_API_KEY", "JUDGE_MODEL", "JUDGE_USD_PER_MTOK")
 HOSTED = ("OPENAI_API_KEY", "API_BASE_URL", "API_KEY")  # what reaches a hosted candidate
@@ -110,6 +112,21 @@ def warnings(judges, models):
                 f"{one.name} and {', '.join(kin)} come from {vendor(one.model)}: a judge may favour its own kind"
             )
     return found
+
+
+@contextlib.contextmanager
+def reachable(one, stage, running):
+    """The judge with an address: a GGUF file is served while it is asked, and named by its content.
+
+    running: lib.export.serve.running. A file is one of 05_export's, else one of the repository or of this machine.
+    """
+    if not one.file:
+        yield one
+        return
+    exported = stage.input("05_export")
+    path = exported[one.file] if one.file in exported.json["outputs"] else stage.file(one.file)
+    with running(path, ctx=8192, threads=stage.recipe.run["threads"]) as url:
+        yield replace(one, base_url=url, label=f"{path.name} {sha256_file(path)[:8]}")
 
 
 def hosted_answers(model, prompts, max_new_tokens, environ, store, keep, *, prices, max_usd, timeout_s, progress=None):

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, create_model
 
 from lib.dataset import answers as reading
+from lib.pipeline.files import read_jsonl
 
 MAX_INVALID = 0.05  # above this share of questions without a verdict a panel is INCOMPLETE
 EMPTY, NOT_GIVEN = "(no answer)", "(not given)"
@@ -61,6 +62,23 @@ NAMES = re.compile(r"\b(?:chatgpt|gpt-[\w.]+|qwen[\w.]*|deepseek[\w-]*|llama-?\d
 
 class ContentFault(ValueError):
     """A reply that arrived but is no valid verdict."""
+
+
+def gather(stage, candidates):
+    """(answers, left out) of a recipe's candidates: {name: what its chapter wrote}, and names without answers.
+
+    Hosted candidates, api:MODEL, are in neither. stage: 06_judge.
+    """
+    homes = {"base": "02_baseline", "sft": "03_sft"}  # all others answered through the server, in 05_export
+    answers, left_out = {}, []
+    for name in [name for name in candidates if not name.startswith("api:")]:
+        upstream = stage.input(homes.get(name, "05_export"))
+        file = "answers.jsonl" if name in homes else f"answers_{name}.jsonl"
+        if file in upstream.json["outputs"]:
+            answers[name] = read_jsonl(upstream[file])
+        else:
+            left_out.append(name)
+    return answers, left_out
 
 
 def items(records, answers, fmt, limit, seed):
