@@ -27,7 +27,7 @@ from lib.pipeline.files import sha256_json
 
 NEW_LIMIT = ("o1", "o3", "o4", "gpt-5")  # models of OpenAI that refuse max_tokens
 # What a model's own generation_config may ask for besides; an answer depends on the recipe alone.
-PLAIN = {"num_beams": 1, "top_k": 0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "use_cache": True}
+PLAIN = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "use_cache": True}
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|return|>", "<|call|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
 
 
@@ -120,8 +120,8 @@ class _Clock(StoppingCriteria):
 
 def _drawing(temperature, top_p):
     if not temperature:
-        return PLAIN | {"do_sample": False, "temperature": 1.0, "top_p": 1.0}
-    return PLAIN | {"do_sample": True, "temperature": temperature, "top_p": top_p}
+        return PLAIN | {"do_sample": False}
+    return PLAIN | {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
 
 
 def _continue(model, prompts, how):
