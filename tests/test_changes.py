@@ -1,6 +1,6 @@
 import pytest
 
-from lib.evaluation import changes, metrics
+from lib.evaluation import metrics
 
 FMT = "think"
 
@@ -16,7 +16,7 @@ def answer(number, text, finish="stop"):
 
 def scored(texts, records):
     given = [answer(i, text) for i, text in enumerate(texts)]
-    return changes.with_overlap(metrics.score(given, records, FMT), given, records, FMT)
+    return metrics.with_overlap(metrics.score(given, records, FMT), given, records, FMT)
 
 
 RECORDS = [record(i) for i in range(12)]
@@ -25,7 +25,7 @@ GOOD, BAD = "<think>x</think>Give warfarin.\nAnswer: B", "<think>x</think>Rest.\
 
 def test_changes_by_hand():
     before, after = scored([BAD] * 12, RECORDS), scored([GOOD] * 9 + [BAD] * 3, RECORDS)
-    table = {row["measure"]: row for row in changes.before_after(before, after)}
+    table = {row["measure"]: row for row in metrics.before_after(before, after)}
     accuracy = table["accuracy"]
     assert (accuracy["before"], accuracy["after"], accuracy["change"], accuracy["n"]) == (0.0, 0.75, 0.75, 12)
     assert 0.4 < accuracy["low"] < 0.75 < accuracy["high"] <= 1.0 and accuracy["p"] == pytest.approx(2 / 2**9)
@@ -33,7 +33,7 @@ def test_changes_by_hand():
     assert table["exact match"]["after"] == 0.75 and table["ROUGE-L"]["after"] > table["ROUGE-L"]["before"]
     assert "reasoning length" not in table  # no tokenizer counted
     with pytest.raises(ValueError, match="not of the same questions"):
-        changes.before_after(before, after[:5])
+        metrics.before_after(before, after[:5])
 
 
 def test_a_benchmark_with_fixed_labels_has_macro_f1_and_a_majority():
@@ -42,7 +42,7 @@ def test_a_benchmark_with_fixed_labels_has_macro_f1_and_a_majority():
     records += [record(8, options=("x", "y")), record(9, options=("z", "w"))]
     records += [record(10, options=(), letter=None) | {"answer": None}]
     rows = scored(["Answer: A"] * 10 + ["no idea"], records)
-    found = {row["source"]: row for row in changes.by_source(rows, records)}
+    found = {row["source"]: row for row in metrics.by_source(rows, records)}
     assert found["pubmedqa"]["accuracy"]["value"] == 0.75 and found["pubmedqa"]["majority"] == "yes"
     assert found["pubmedqa"]["majority_share"]["value"] == 0.75
     assert found["pubmedqa"]["macro_f1"]["value"] == pytest.approx((6 * 2 / (6 * 2 + 2)) / 3, abs=0.01)

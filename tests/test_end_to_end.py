@@ -61,7 +61,7 @@ def test_two_judges_sit_the_exam_and_fill_every_table(run, tmp_path):
     (agreed,) = metrics["habits"]["agreement"]
     assert agreed["first_place"]["value"] == 1.0
     assert [len(table) for table in metrics["cases"].values()] == [2, 2]
-    assert len(metrics["screens"]) == 5
+    assert len(metrics["screens"]) == 3
     graded = {(row["judge"], row["kind"], row["model"]): row for row in metrics["benchmarks"]}
     assert len(graded) == 2 * 2 * 2 and {model for _, _, model in graded} == {"base", "q4_k_m"}
     for (_, kind, _), row in graded.items():

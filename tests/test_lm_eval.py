@@ -17,7 +17,7 @@ from tiny_qwen import byte_tokenizer, random_model
 from tokenizers.processors import TemplateProcessing
 
 from lib.dataset import clinic_rows, ingest
-from lib.evaluation import probability
+from lib.evaluation import multiple_choice
 
 DEFINITIONS = Path(lm_eval.tasks.__file__).parent
 QUICK, FULL = 40, 240  # items of each task
@@ -74,8 +74,8 @@ def load(folder, name, rows, definition):
 
 
 def own_prompt(record):
-    """A record as the row of a task that asks as probability.likelihood does."""
-    prompt = probability.LIKELIHOOD_PROMPT.format(question=record["instruction"])
+    """A record as the row of a task that asks as multiple_choice.likelihood does."""
+    prompt = multiple_choice.LIKELIHOOD_PROMPT.format(question=record["instruction"])
     return {"prompt": prompt, "options": record["options"], "label": LETTERS.index(record["letter"])}
 
 
@@ -132,7 +132,7 @@ def best(scores):
 def test_sums_and_picks_agree_item_by_item(judged, tasks, task):
     model, tokenizer, samples = judged
     pairs, theirs = zip(*map(requests, samples[task]), strict=True)
-    ours = probability.option_loglikelihoods(model, tokenizer, pairs)
+    ours = multiple_choice.option_loglikelihoods(model, tokenizer, pairs)
     for sample, options, expected in zip(samples[task], ours, theirs, strict=True):
         sums = [option["sum"] for option in options]
         assert sums == pytest.approx(expected, abs=1e-3)
@@ -151,7 +151,7 @@ def test_sums_and_picks_agree_item_by_item(judged, tasks, task):
 def test_likelihood_is_the_sum_per_token_of_the_harness(judged, records):
     model, tokenizer, samples = judged
     records = records[: len(samples["own"])]
-    rows = probability.likelihood(model, tokenizer, records)
+    rows = multiple_choice.likelihood(model, tokenizer, records)
     assert len({row["picked"] for row in rows}) == 4  # a model with one answer to everything would agree too
     for row, record, sample in zip(rows, records, samples["own"], strict=True):
         (context, texts), sums = requests(sample)
@@ -189,7 +189,7 @@ def ask(model, tokenizer, pairs, longest=LONGEST):
 def test_borders_between_context_and_continuation_agree(name):
     tokenizer = TOKENIZERS[name]()
     model = random_model(tokenizer, seed=1)
-    ours = probability.option_loglikelihoods(model, tokenizer, [(context, [text]) for context, text in BORDERS])
+    ours = multiple_choice.option_loglikelihoods(model, tokenizer, [(context, [text]) for context, text in BORDERS])
     assert [option["sum"] for (option,) in ours] == pytest.approx(ask(model, tokenizer, BORDERS), abs=1e-3)
 
 
@@ -199,8 +199,7 @@ def test_the_harness_cuts_a_long_context_on_the_left_and_we_do_not():
     model = random_model(tokenizer, seed=1)
     context, text = "A patient with fever. " * 9 + "Answer:", " B"
     kept = context[-(longest + 1 - len(text)) :]  # the last token is only predicted, so one more than the length
-    whole, cut = (
-        probability.option_loglikelihoods(model, tokenizer, [(c, [text])])[0][0]["sum"] for c in (context, kept)
-    )
+    found = multiple_choice.option_loglikelihoods(model, tokenizer, [(context, [text]), (kept, [text])])
+    whole, cut = (options[0]["sum"] for options in found)
     assert ask(model, tokenizer, [(context, text)], longest) == pytest.approx([cut], abs=1e-3)
     assert abs(whole - cut) > 0.1

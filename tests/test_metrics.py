@@ -6,7 +6,7 @@ import torch
 from tiny_qwen import byte_tokenizer, random_model
 
 from lib.chat import encoding, lossmask
-from lib.evaluation import metrics, probability
+from lib.evaluation import metrics, multiple_choice, probability
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,12 @@ def test_answers_must_belong_to_the_records():
         metrics.score([answer(1, "x")], [record(0)], "think")
 
 
+def test_chance_is_taken_over_the_questions_with_a_letter():
+    records = [record(0), record(1, "A", ("Yes", "No")), record(2, None), record(3, None, (), "warfarin")]
+    assert metrics.chance(records) == (1 / 4 + 1 / 2) / 2
+    assert metrics.chance(records[2:]) is None
+
+
 def test_latency_by_hand():
     given = [{"first_s": s / 4, "seconds": s, "tokens": 4, "finish": "stop"} for s in (4, 1, 3, 2)]
     missing = {"first_s": 99, "seconds": 99, "tokens": 0, "finish": "error"}
@@ -99,7 +105,7 @@ def log_probabilities(model, ids):
 
 def test_likelihood_equals_one_option_at_a_time(model, tokenizer):
     records = [record(0), record(12345), record(2, "A", ("Yes", "No")), record(3, "C", ("a b c", "d", "eee"))]
-    rows = probability.likelihood(model, tokenizer, records, batch_size=3)
+    rows = multiple_choice.likelihood(model, tokenizer, records, batch_size=3)
     for row, rec in zip(rows, records, strict=True):
         prompt = tokenizer(rec["instruction"] + "\n\nAnswer:")["input_ids"]
         expected = []
@@ -113,7 +119,7 @@ def test_likelihood_equals_one_option_at_a_time(model, tokenizer):
 
 def test_likelihood_wants_options(model, tokenizer):
     with pytest.raises(ValueError, match="1 records have no options.*q7"):
-        probability.likelihood(model, tokenizer, [record(7, None, ())])
+        multiple_choice.likelihood(model, tokenizer, [record(7, None, ())])
 
 
 def test_perplexity_equals_the_sum_over_single_rows(model, tokenizer):
@@ -179,7 +185,8 @@ def test_perplexity_by_part_names_only_what_is_labelled():
 
 
 def test_option_loglikelihoods_by_hand(model, tokenizer):
-    found = probability.option_loglikelihoods(model, tokenizer, [("Answer:", [" A", " µg"]), ("Is it so? ", ["yes"])])
+    pairs = [("Answer:", [" A", " µg"]), ("Is it so? ", ["yes"])]
+    found = multiple_choice.option_loglikelihoods(model, tokenizer, pairs)
     for (context, text), option in zip(
         [("Answer:", " A"), ("Answer:", " µg"), ("Is it so?", " yes")], [*found[0], *found[1]], strict=True
     ):
@@ -191,4 +198,4 @@ def test_option_loglikelihoods_by_hand(model, tokenizer):
 @pytest.mark.parametrize("pair", [("", [" A"]), ("Answer:", [""]), ("Answer:", [])])
 def test_option_loglikelihoods_wants_text(model, tokenizer, pair):
     with pytest.raises(ValueError, match="no token in the context"):
-        probability.option_loglikelihoods(model, tokenizer, [pair])
+        multiple_choice.option_loglikelihoods(model, tokenizer, [pair])

@@ -23,11 +23,11 @@ from lib.evaluation import batching
 from lib.evaluation.endpoint import client, stream
 from lib.evaluation.kept import Kept
 from lib.pipeline import ranks
-from lib.pipeline.files import sha256_json, write_jsonl
+from lib.pipeline.files import sha256_json
 
 NEW_LIMIT = ("o1", "o3", "o4", "gpt-5")  # models of OpenAI that refuse max_tokens
 # What a model's own generation_config may ask for besides; an answer depends on the recipe alone.
-PLAIN = {"num_beams": 1, "top_k": 0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "use_cache": True}
+PLAIN = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "use_cache": True}
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|return|>", "<|call|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
 
 
@@ -94,19 +94,16 @@ def transformers(
 def ask(stage, name, model, tokenizer, prompts):
     """Greedy or drawn answers of a chapter's model, as its recipe's chat section says: `transformers` with its values.
 
-    The answers come in prompt order and lie in the stage's NAME.jsonl; meanwhile they are kept as they come, so that a
-    chapter that was killed asks for the rest only.
+    They are kept under the name as they come, so that a chapter that was killed asks for the rest only.
     """
     chat = stage.recipe.chat
     fields = {"seed": stage.recipe.run["seed"], "top_p": chat["top_p"], "date": chat["date"]}
     fields |= {"effort": chat["reasoning_effort"], "keep": stage.dir / "cache" / f"{name}.jsonl"}
     chosen = (chat["max_new_tokens"], chat["batch_size"], chat["temperature"])
     with stage.timer(f"generate {name}"):
-        found = transformers(
+        return transformers(
             model, tokenizer, prompts, *chosen, progress=lambda *at: stage.progress(*at, name), **fields
         )
-    write_jsonl(stage.dir / f"{name}.jsonl", found)
-    return found
 
 
 class _Clock(StoppingCriteria):
@@ -123,8 +120,8 @@ class _Clock(StoppingCriteria):
 
 def _drawing(temperature, top_p):
     if not temperature:
-        return PLAIN | {"do_sample": False, "temperature": 1.0, "top_p": 1.0}
-    return PLAIN | {"do_sample": True, "temperature": temperature, "top_p": top_p}
+        return PLAIN | {"do_sample": False}
+    return PLAIN | {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
 
 
 def _continue(model, prompts, how):

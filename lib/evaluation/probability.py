@@ -1,116 +1,27 @@
-"""What a model's probabilities say without generating anything: likely options, perplexity, what a merge changed."""
+"""How surprised a model is by a text, and how far two are apart, merged or not, quantized or not.
 
+Two bases are never in memory together: 8 billion parameters take 16 GB in 16 bits. What is kept of each is its logits.
+"""
+
+import gc
 import math
+import time
 from collections import Counter, defaultdict
+from statistics import median
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import DynamicCache
 
+from lib import stats
 from lib.chat.turns import IGNORE_INDEX
-from lib.dataset import answers as reading
 from lib.evaluation import batching
+from lib.figures.markup import interval
+from lib.model import loading, shapes
+from lib.pipeline import machine
 
-LIKELIHOOD_PROMPT = "{question}\n\nAnswer:"  # plain text, no chat template: a base model was not taught one
+ROWS, LABELLED = 32, 96  # conversations, and the tokens of each that count: logits of 150,000 words stay below 1 GiB
+MIB = 2**20
 LOGITS_AT_ONCE = 2**28  # numbers: one gigabyte in float32, whatever the vocabulary
-
-
-def likelihood(model, tokenizer, records, batch_size=16, progress=None):
-    """The option that a model finds most likely, per record with options: rows {"id", "picked", "correct", "scores"}.
-
-    The score of an option is the mean log-probability (nats per token) of " <option text>" after
-    LIKELIHOOD_PROMPT with the whole question, options listed in it as the record lists them. The mean, not the sum,
-    so that long options are not punished. Nothing is generated, so a model that knows the answer but not the
-    format still shows it. The question is read once, its cache shared by its options.
-    """
-    if missing := [record["id"] for record in records if not record["options"]]:
-        raise ValueError(f"{len(missing)} records have no options to compare, the first is {missing[0]}")
-    pairs = [
-        (LIKELIHOOD_PROMPT.format(question=record["instruction"]), [f" {option}" for option in record["options"]])
-        for record in records
-    ]
-    rows = []
-    found = option_loglikelihoods(model, tokenizer, pairs, batch_size, progress)
-    for record, options in zip(records, found, strict=True):
-        scores = [option["sum"] / option["tokens"] for option in options]
-        picked = reading.LETTERS[max(range(len(scores)), key=scores.__getitem__)]
-        correct = picked == record["letter"] if record["letter"] else None
-        rows.append({"id": record["id"], "picked": picked, "correct": correct, "scores": scores})
-    return rows
-
-
-def option_loglikelihoods(model, tokenizer, pairs, batch_size=16, progress=None):
-    """How likely each continuation of a context is: per pair a list of {"sum", "tokens", "bytes"}, in the order given.
-
-    pairs: (context, [continuations]), plain text; a continuation brings its own leading blank (" B").
-    sum: log-probability in nats, over `tokens` tokens: those that context and continuation together have beyond the
-    context's. bytes: of the continuation in UTF-8, without its leading blank. A context is read once, its cache shared
-    by its continuations. The tokenizer puts the beginning-of-sequence token where it always does. Blanks that end a
-    context are counted with the continuation, as in EleutherAI's lm-evaluation-harness, with which sums agree
-    (tests/test_lm_eval.py). Raises ValueError when a context or a continuation has no token.
-    """
-    ids = [_option_ids(tokenizer, context, continuations) for context, continuations in pairs]
-    order = sorted(range(len(pairs)), key=lambda i: (-len(ids[i][0]), i))
-    found = [None] * len(pairs)
-    with batching.evaluation(model):
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            for i, sums in zip(chosen, _option_sums(model, [ids[i] for i in chosen]), strict=True):
-                found[i] = [
-                    {"sum": total, "tokens": len(tokens), "bytes": len(text.lstrip().encode())}
-                    for total, tokens, text in zip(sums, ids[i][1], pairs[i][1], strict=True)
-                ]
-            if progress:
-                progress(min(start + batch_size, len(order)), len(order))
-    return found
-
-
-def _option_ids(tokenizer, context, continuations):
-    """(context ids, list of continuation ids); a continuation's are those that the whole text has beyond the context's.
-
-    A continuation is not tokenized alone: SentencePiece would begin it with a blank of its own.
-    """
-    ids = tokenizer(context.rstrip())["input_ids"]
-    options = [tokenizer(context + text)["input_ids"][len(ids) :] for text in continuations]
-    if not ids or not options or not all(options):
-        raise ValueError(f"no token in the context {context[-40:]!r} or in one of its continuations {continuations}")
-    return ids, options
-
-
-def _option_sums(model, pairs):
-    """Log-probability of each option in nats: list (questions) of lists (options). pairs: (prompt ids, option ids)."""
-    count = max(len(options) for _, options in pairs)
-    prompts, mask, positions = batching.left_pad([prompt for prompt, _ in pairs], model.device)
-    cache = DynamicCache(config=model.config)
-    first = model(
-        input_ids=prompts,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits
-    cache.batch_repeat_interleave(count)
-    flat = [option for _, options in pairs for option in options + [options[0]] * (count - len(options))]
-    width = max(map(len, flat))
-    targets = torch.full((len(flat), width), IGNORE_INDEX, device=model.device)
-    for row, option in enumerate(flat):
-        targets[row, : len(option)] = torch.tensor(option, device=model.device)
-    logits = first.repeat_interleave(count, 0)
-    if width > 1:
-        used = (targets != IGNORE_INDEX).long()
-        tokens, offsets = targets.clamp(min=0)[:, :-1], torch.arange(1, width, device=model.device)
-        rest = model(
-            input_ids=tokens,
-            attention_mask=torch.cat([mask.repeat_interleave(count, 0), used[:, :-1]], dim=1),
-            position_ids=positions[:, -1:].repeat_interleave(count, 0) + offsets,
-            past_key_values=cache,
-            use_cache=True,
-        ).logits
-        logits = torch.cat([logits, rest], dim=1)
-    losses = cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none")
-    sums = -losses.sum(1).view(len(pairs), count)
-    return [sums[i, : len(options)].tolist() for i, (_, options) in enumerate(pairs)]
 
 
 def perplexity(model, rows, batch_size=32):
@@ -179,13 +90,7 @@ def _token_losses(model, rows, batch_size):
 
 def next_token_logits(model, rows):
     """A model's logits before each labelled token of (input_ids, labels) rows: (tokens, vocabulary) float32, CPU."""
-    found = []
-    with batching.evaluation(model):
-        for ids, labels in rows:
-            kept = torch.tensor(labels[1:]) != IGNORE_INDEX
-            logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, :-1]
-            found.append(logits.float().cpu()[kept])
-    return torch.cat(found)
+    return torch.cat(_forward(model, rows)["logits"]).float()
 
 
 def changed_by_merging(before, after, limit=0.01):
@@ -213,3 +118,133 @@ def changed_by_merging(before, after, limit=0.01):
         "flipped": len(leads),
         "lead": float(leads.max()) if len(leads) else 0.0,
     }
+
+
+def excerpt(conversations):
+    """The first ROWS conversations, each cut behind its LABELLED-th labelled token: (input_ids, labels) pairs.
+
+    conversations: as `chat.tokenize` yields them.
+    """
+    found = []
+    for ids, labels in conversations[:ROWS]:
+        labelled = [n for n, label in enumerate(labels) if label != IGNORE_INDEX]
+        stop = labelled[:LABELLED][-1] + 1 if labelled else 0
+        found += [(ids[:stop], labels[:stop])] if stop > 1 else []
+    return found
+
+
+def kind(quantization):
+    """The name of a recipe's model.quantization: nf4, fp4 or int8."""
+    return "int8" if quantization.get("load_in_8bit") else quantization.get("bnb_4bit_quant_type", "fp4")
+
+
+def read(model, rows):
+    """What a model makes of rows: {"logits", "targets", "seconds": one entry a row, "mib"}.
+
+    rows: from `excerpt`. logits: (labelled tokens, vocabulary) in the model's dtype, on the CPU; targets: the tokens
+    that followed. seconds: of one forward pass over the whole row, alone in its batch. mib: of all weights, the scales
+    of quantized ones included and shared ones once.
+    """
+    return _forward(model, rows) | {"mib": _mib(model)}
+
+
+def _forward(model, rows):
+    found = {"logits": [], "targets": [], "seconds": []}
+    with batching.evaluation(model):
+        for ids, labels in rows:
+            following = torch.tensor(labels[1:])
+            kept = following != IGNORE_INDEX
+            given = torch.tensor([ids], device=model.device)
+            _wait()
+            started = time.perf_counter()
+            logits = model(input_ids=given, use_cache=False).logits
+            _wait()
+            found["seconds"].append(time.perf_counter() - started)
+            found["logits"].append(logits[0, :-1].cpu()[kept])
+            found["targets"].append(following[kept])
+    return found
+
+
+def obstacle(cfg):
+    """Why the recipe's base cannot be loaded unquantized here, in words; None where it can.
+
+    Call it when the quantized one has been given up: what no name refers to any more is freed first.
+    """
+    gc.collect()
+    torch.cuda.empty_cache()
+    config = loading.config(cfg)
+    if getattr(config, "quantization_config", None):
+        return f"{cfg.model['base']} is kept quantized itself: the weights that it was made from are not at hand"
+    count = sum(shapes.parts(shapes.model(config)).values())
+    size = count * getattr(torch, loading.precision(cfg)).itemsize
+    free = machine.free_bytes()
+    if size <= loading.KEPT_FREE * free:
+        return None
+    return (
+        f"in {loading.precision(cfg)} its {count:,} parameters take {size / MIB:,.0f} MiB, more than "
+        f"{loading.KEPT_FREE:.0%} of the {free / MIB:,.0f} MiB that are free on this device"
+    )
+
+
+def quantized_or_not(small, full):
+    """The quantized base against the unquantized one: {"quantized", "unquantized", "divergence", "same_top", ...}.
+
+    small, full: from `read`, of the same rows. The first two hold perplexity, mib and seconds (the median row's).
+    divergence: Kullback-Leibler divergence of the quantized base from the other; loss_change: of the mean loss, both
+    in nats a token; same_top: the share of tokens before which both find the same next one likeliest. Each has a 95 %
+    interval over resampled rows, n of them. Raises ValueError where the rows differ.
+    """
+    if [t.tolist() for t in small["targets"]] != [t.tolist() for t in full["targets"]]:
+        raise ValueError("the two bases read different rows: give `read` the same ones for both")
+    per_row = []
+    for ours, theirs, target in zip(small["logits"], full["logits"], full["targets"], strict=True):
+        ours, theirs = (logits.double().log_softmax(-1) for logits in (ours, theirs))
+        divergence = (theirs.exp() * (theirs - ours)).sum(-1)
+        losses = [cross_entropy(logs, target, reduction="sum") for logs in (ours, theirs)]
+        same = ours.argmax(-1) == theirs.argmax(-1)
+        per_row.append([len(target), float(divergence.sum()), float(same.sum()), *map(float, losses)])
+    tokens = sum(row[0] for row in per_row)
+    of = {
+        name: {
+            "perplexity": math.exp(sum(row[column] for row in per_row) / tokens),
+            "mib": found["mib"],
+            "seconds": median(found["seconds"]),
+        }
+        for name, found, column in (("quantized", small, 3), ("unquantized", full, 4))
+    }
+    return of | {
+        "divergence": _mean([row[1] for row in per_row], per_row, "nats"),
+        "same_top": _mean([row[2] for row in per_row], per_row, "%"),
+        "loss_change": _mean([row[3] - row[4] for row in per_row], per_row, "nats"),
+        "tokens": tokens,
+    }
+
+
+def in_words(cost):
+    """One sentence on what `compare` found."""
+    small, full, change = cost["quantized"], cost["unquantized"], cost["loss_change"]
+    price = "worse" if change["low"] > 0 else "better" if change["high"] < 0 else "neither worse nor better for certain"
+    return (
+        f"Quantized, the weights take {small['mib'] / full['mib']:.0%} of the memory, and a row "
+        f"{small['seconds'] / full['seconds']:.2f} times as long. The likeliest next token is another one "
+        f"{1 - cost['same_top']['value']:.1%} of the time, and the loss per token changes by "
+        f"{interval(change, 'nats')}: {price}."
+    )
+
+
+def _mean(sums, per_row, unit):
+    """A mean over tokens with its interval over rows: {"value", "low", "high", "n", "unit"}. sums: one a row."""
+    pairs = [[total, row[0]] for total, row in zip(sums, per_row, strict=True)]
+    low, high = stats.bootstrap(pairs, lambda drawn: drawn[:, 0].sum() / drawn[:, 1].sum())
+    value = sum(sums) / sum(row[0] for row in per_row)
+    return {"value": value, "low": low, "high": high, "n": len(pairs), "unit": unit}
+
+
+def _mib(model):
+    held = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values() if torch.is_tensor(tensor)}
+    return sum(held.values()) / MIB
+
+
+def _wait():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
