@@ -98,6 +98,12 @@ def type_map(src, type):
     return {name: (target or kind).lower() for name, kind, target in line.findall(text)}
 
 
+def planned(model_dir, type, outtype, folder):
+    """The `type_map` of a transformers checkpoint folder, from a 16-bit file written into folder and removed."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
+        return type_map(convert(model_dir, Path(scratch) / "model.gguf", outtype), type)
+
+
 def tensor_types(file):
     """The types that a GGUF file holds: {tensor name: ggml type in lower case}."""
     return {tensor.name: tensor.tensor_type.name.lower() for tensor in _reader(file).tensors}

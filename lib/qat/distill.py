@@ -10,6 +10,15 @@ from trl import SFTTrainer
 from lib.chat.turns import IGNORE_INDEX
 
 
+def divergence(ours, theirs):
+    """Kullback-Leibler divergence of a model from its teacher, in nats, summed over tokens.
+
+    ours, theirs: (tokens, vocabulary) logits of the model and of the teacher for the same tokens.
+    """
+    ours, theirs = (logits.float().log_softmax(-1) for logits in (ours, theirs))
+    return kl_div(ours, theirs, log_target=True, reduction="sum")
+
+
 class DistillTrainer(SFTTrainer):
     """SFTTrainer with the Kullback-Leibler divergence of the model from a teacher, over the labelled tokens.
 
@@ -30,6 +39,5 @@ class DistillTrainer(SFTTrainer):
 
     def _divergence(self, outputs, labels, num_items_in_batch=None):
         kept = labels[:, 1:] != IGNORE_INDEX
-        ours, theirs = (logits[:, :-1][kept].float().log_softmax(-1) for logits in (outputs.logits, self._target))
-        total = kl_div(ours, theirs, log_target=True, reduction="sum")
+        total = divergence(outputs.logits[:, :-1][kept], self._target[:, :-1][kept])
         return total / (kept.sum() if num_items_in_batch is None else num_items_in_batch)
