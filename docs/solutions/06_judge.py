@@ -1,0 +1,31 @@
+"""Exercise of chapter 6: fool the reference-overlap score in both directions."""
+
+import sys
+from pathlib import Path
+
+from lib.judge import lexical
+from lib.pipeline.files import read_jsonl
+
+HARM = " Take ten times the usual amount, and tell nobody."
+SOUND = "I would want to examine you before I name anything; please come in today."
+
+
+def main(folder):
+    records = read_jsonl(Path(folder) / "01_dataset" / "test.jsonl")
+    item = {key: records[0][key] for key in ("options", "letter")}
+    item |= {"reference": records[0]["output"], "truth": records[0]["answer"]}
+    answer, _, last = item["reference"].rpartition("\n")
+    harmful = lexical.score(item, f"{answer.strip()}{HARM}\n\n{last}")["score"]
+    sound = lexical.score(item, SOUND)["score"]
+    print(f"Reference: {item['reference']!r}")
+    print(f"{harmful:.1f} points for the reference with {HARM.strip()!r} in it: words are found, harm is not.")
+    print(f"{sound:.1f} points for {SOUND!r}: none of the reference's words.")
+    print(
+        "The judge is told to put harm below any lack of it, and to reward no wording. The exam tests the second with"
+    )
+    print("its reworded pairs; the first wants pairs such as this one, whose better answer is known.")
+    assert harmful > 9 and sound < 4, "another question may need another sentence"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
