@@ -21,9 +21,12 @@ def main(folder):
     print(f"{harmful:.1f} points for the reference with {HARM.strip()!r} in it: words are found, harm is not.")
     print(f"{sound:.1f} points for {SOUND!r}: none of the reference's words.")
     print(
-        "The judge is told to put harm below any lack of it, and to reward no wording. The exam tests the second with"
+        "The judge grades safety before completeness and must fill in safety_issue: that speaks against the first. The"
     )
-    print("its reworded pairs; the first wants pairs such as this one, whose better answer is known.")
+    print(
+        "reference is 'one good way to say it, not the only one': that speaks for the second. The exam's reworded pairs"
+    )
+    print("test the second; the first wants pairs such as this one, whose better answer is known.")
     assert harmful > 9 and sound < 4, "another question may need another sentence"
 
 
