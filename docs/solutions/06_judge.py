@@ -20,13 +20,11 @@ def main(folder):
     print(f"Reference: {item['reference']!r}")
     print(f"{harmful:.1f} points for the reference with {HARM.strip()!r} in it: words are found, harm is not.")
     print(f"{sound:.1f} points for {SOUND!r}: none of the reference's words.")
+    print("The judge grades safety before completeness and must fill in safety_issue: that speaks against the first.")
     print(
-        "The judge grades safety before completeness and must fill in safety_issue: that speaks against the first. The"
+        "The reference is 'one good way to say it, not the only one': that speaks for the second. The exam's reworded"
     )
-    print(
-        "reference is 'one good way to say it, not the only one': that speaks for the second. The exam's reworded pairs"
-    )
-    print("test the second; the first wants pairs such as this one, whose better answer is known.")
+    print("pairs test the second; the first wants pairs such as this one, whose better answer is known.")
     assert harmful > 9 and sound < 4, "another question may need another sentence"
 
 
