@@ -1,13 +1,13 @@
 # The pipeline, readable from top to bottom. Make only orders the stages; lib.execute decides which are fresh.
 # make all RECIPE=tiny SET="sft.learning_rate=1e-3 judge.questions=50" PIP_ARGS="..." LAUNCH="..."
 RECIPE ?= tiny
-SET    ?=
 PYTHON3 ?= python3
 PYTHON := .venv/bin/python
-ARGS    = --recipe "$(RECIPE)" --set '$(SET)'
 STAGES := 01_dataset 02_baseline 03_sft 04_qat 05_export 06_judge
 LAUNCHED := 02_baseline 03_sft 04_qat
-export PIP_ARGS
+# What is given to Make reaches Python through the environment, as it was typed: no shell and no $ in it is expanded.
+GIVEN := RECIPE SET GPU LAUNCH OUTPUTS PIP_ARGS ROWS
+$(foreach name,$(GIVEN),$(eval override export $(name) := $$(value $(name))))
 
 .DEFAULT_GOAL := all
 .PHONY: all setup $(STAGES) rehearse plan report report-all lab spotcheck verify accept publish test soak bench-data bench-qat \
@@ -28,23 +28,23 @@ setup:  ## .venv with the pinned packages, and llama.cpp built from its pinned s
 # 02 beside 03 would cost more than it saves on a small machine: run them in order
 .NOTPARALLEL:
 $(filter-out $(LAUNCHED),$(STAGES)):
-	@$(PYTHON) -m lib.execute $@ $(ARGS)
+	@$(PYTHON) -m lib.execute $@
 
 # LAUNCH="torchrun --nproc_per_node 8" is the torchrun of .venv and starts one notebook per rank: params/launch/
 $(LAUNCHED):
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" LAUNCH="$(LAUNCH)" $(LAUNCH) $(if $(findstring torchrun,$(LAUNCH)),--no-python) \
-	  $(PYTHON) -m lib.execute $@ $(ARGS)
+	@PATH="$$PWD/.venv/bin:$$PATH" $(LAUNCH) $(if $(findstring torchrun,$(LAUNCH)),--no-python) \
+	  $(PYTHON) -m lib.execute $@
 
 rehearse: setup  ## RECIPE on a tiny twin of its base and on the clinic: all stages for real, on a CPU, in minutes
-	@$(PYTHON) -m lib.plan.rehearsal $(ARGS)
-	@$(MAKE) --no-print-directory all RECIPE="$(RECIPE:@rehearsal=)@rehearsal"
+	@$(PYTHON) -m lib.plan.rehearsal
+	@OVERLAY=rehearsal $(MAKE) --no-print-directory all
 
 plan:  ## memory, hours, disk and dollars of RECIPE on one GPU (default a100-80gb), before any download
 	@[ -e .venv/.ready ] || $(PYTHON3) -m lib.pipeline.setup
-	@$(PYTHON) -m lib.plan $(ARGS) --gpu "$(or $(GPU),a100-80gb)"
+	@$(PYTHON) -m lib.plan
 
 report: setup  ## outputs/<run>/report/index.html from what has run
-	@$(PYTHON) -m lib.report $(ARGS)
+	@$(PYTHON) -m lib.report
 
 report-all: setup  ## outputs/report/index.html: one page over all runs
 	@$(PYTHON) -m lib.report.overview
@@ -53,42 +53,42 @@ lab: setup  ## JupyterLab on notebooks/
 	$(PYTHON) -m jupyter lab --notebook-dir=notebooks
 
 spotcheck: setup  ## a blinded sheet of answer pairs for a human; once filled in, how often the scores agree with it
-	@$(PYTHON) -m lib.judge.spotcheck $(ARGS)
+	@$(PYTHON) -m lib.judge.spotcheck
 
 verify: setup  ## read every byte of a finished run again and compare it with its stage.json
-	@$(PYTHON) -m lib.execute verify $(ARGS)
+	@$(PYTHON) -m lib.execute verify
 
 accept: setup  ## after a harmless code edit: bless finished stages without running them; stage.json says so
-	@$(PYTHON) -m lib.execute accept $(ARGS)
+	@$(PYTHON) -m lib.execute accept
 
 publish: all  ## refresh outputs/published/ and the results in the README
-	@$(PYTHON) -m lib.report publish $(ARGS)
+	@$(PYTHON) -m lib.report publish
 
 test: setup lint  ## every test, no network beyond the package index, no GPU
-	$(PYTHON) -m pytest -q -m "not slow"
+	$(PYTHON) -m pytest -q -m "not slow" --durations=10
 
 soak: setup  ## the long tests too: many kills, a rehearsal of every recipe
 	$(PYTHON) -m pytest -q
 
 bench-data: setup  ## the data pipeline on 400,000 generated rows: seconds, memory, and side by side with plain loops
-	$(PYTHON) -m benchmarks.data --rows $(or $(ROWS),400000)
+	$(PYTHON) -m benchmarks.data
 
 bench-qat: setup  ## what exact QAT costs in a training step, and its export beside llama.cpp's own commands
 	$(PYTHON) -m benchmarks.qat
 
 bench-train: setup  ## training speed beside a tutorial script, TRL's own defaults and a bare loop
-	$(PYTHON) -m benchmarks.train $(ARGS)
+	$(PYTHON) -m benchmarks.train
 
 bench-eval: setup  ## answering speed of RECIPE's tuned model beside a loop without a cache; needs a finished run
-	$(PYTHON) -m benchmarks.evaluation $(ARGS)
+	$(PYTHON) -m benchmarks.evaluation
 
 lint: setup
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	.venv/bin/lint-imports
+	.venv/bin/lint-imports --no-logo
 
 clean:  ## remove the outputs of RECIPE (all its SETs); caches and .venv stay
-	rm -rf "outputs/$(RECIPE)" outputs/$(RECIPE)+*
+	@$(PYTHON3) -m lib.pipeline.clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9_-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9_-]+):[^#]*##/\1 ##/' | awk -F ' ## *' '{printf "  make %-12s %s\n", $$1, $$2}'

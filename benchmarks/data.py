@@ -203,7 +203,7 @@ def malformed_arm(words, count):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=400_000)
+    parser.add_argument("--rows", type=int, default=int(os.environ.get("ROWS") or 400_000))
     parser.add_argument("--compare-rows", type=int, default=3000)
     parser.add_argument("--malformed", type=int, default=100_000)
     args = parser.parse_args()

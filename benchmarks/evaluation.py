@@ -1,6 +1,6 @@
 """How fast are the frozen questions answered, beside a loop over them without a cache? python -m benchmarks.evaluation
 
-ours  generate.transformers as chapters 2 and 3 call it: batched by length, with a key-value cache, rows leave when done
+ours  generate.transformers as chapters 2 and 3 call it: batched by length, with a key-value cache
 loop  model.generate() on one question after another with use_cache=False, as a first script often has it
 
 Both answer the same questions of a finished run with its merged model, greedy, until the same stop tokens, up to the
@@ -8,7 +8,6 @@ same number of tokens, in turns. The loop's answers are compared with ours token
 of the loop's model say how close the two tokens were. Results go to outputs/bench/evaluation.json.
 """
 
-import argparse
 import statistics
 import sys
 import time
@@ -16,7 +15,7 @@ import time
 import torch
 
 from lib.chat import encoding
-from lib.evaluation import decode, generate
+from lib.evaluation import batching, generate
 from lib.model import loading
 from lib.pipeline import machine, recipe
 from lib.pipeline.files import outputs_dir, read_jsonl, write_json
@@ -75,7 +74,7 @@ def gap(model, tokenizer, prompt, how, one, other):
     ends = [tokenizer.eos_token_id]  # a shorter answer ended where the other went on
     first, second = first + ends, second + ends
     at = next(i for i, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1])
-    with decode.evaluation(model):
+    with batching.evaluation(model):
         logits = model(torch.tensor([asked + first[:at]], device=model.device)).logits[0, -1].float()
     return {"id": prompt["id"], "token": at, "gap": abs(float(logits[first[at]] - logits[second[at]]))}
 
@@ -92,14 +91,12 @@ def table(found):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", default="tiny")
-    parser.add_argument("--set", default="", dest="overrides", help='"section.key=value ..."')
+    parser = recipe.parser(__doc__)
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     machine.quiet()
-    cfg = recipe.load(args.recipe, recipe.parse_set(args.overrides))
+    cfg = recipe.chosen(args)
     try:
         model, tokenizer, prompts = load(cfg, args.questions)
     except ValueError as error:

@@ -147,7 +147,7 @@ def parsed(argv):
     parser.add_argument("--rows", type=int, default=4, help="qat: rows a step")
     parser.add_argument("--length", type=int, default=1024, help="qat: tokens a row")
     parser.add_argument("--checkpointing", action="store_true", help="qat: gradient checkpointing")
-    parser.add_argument("--steps", type=int, default=8, help="timed steps; qat: at least refresh_every")
+    parser.add_argument("--steps", type=int, default=8, help="timed steps")
     parser.add_argument("--set", default="", dest="overrides", help='train, recipe: "section.key=value ..."')
     args = parser.parse_args(argv)
     args.shape, args.part = args.shape or ["1b", "8b"], args.part or list(PARTS)

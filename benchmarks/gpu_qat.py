@@ -23,18 +23,12 @@ SHAPES = {
            "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False},
 }  # fmt: skip
 PLAIN = "plain LoRA"
-ARMS = {PLAIN: None, "q4_0": ("q4_0", 1), "q4_k, refresh 1": ("q4_k", 1), "q4_k, refresh 25": ("q4_k", 25)}
+ARMS = {PLAIN: None, "q4_0": "q4_0", "q4_k": "q4_k"}  # type of the matrices
 
 
-def cycle(times, refresh_every):
-    """Median seconds of the steps that search and of those that reuse, and their mean over refresh_every steps.
-
-    times: of more than refresh_every steps in order; the first searches, warms up and is left out.
-    """
-    search = statistics.median(t for i, t in enumerate(times) if i and i % refresh_every == 0)
-    reuse = statistics.median([t for i, t in enumerate(times) if i % refresh_every] or [search])
-    mean = (search + (refresh_every - 1) * reuse) / refresh_every
-    return {"search_s": round(search, 4), "reuse_s": round(reuse, 4), "mean_s": round(mean, 4)}
+def typical(times):
+    """Median seconds of the steps but for the first, which warms up."""
+    return round(statistics.median(times[1:]), 4)
 
 
 def weights(rows):
@@ -67,15 +61,12 @@ def exactness(args, rows):
 
 
 def compare(type, families, device):
-    """Yields how many values of a type, and of its scales, differ between the device and the CPU."""
+    """Yields how many values of a type differ between the device and the CPU."""
     counts = {}
     for family, w in families.items():
         there, whole = w.to(device), grids.fake_quantize(w, type)
         found_there = grids.by_torch(there.view(-1, grids.GRIDS[type][0]), type)
         counts[family] = differing(found_there.cpu().view(w.shape), whole)
-        if type in grids.C_TYPES:
-            pairs = zip(grids.fit(there, type), grids.fit(w, type), strict=True)
-            counts[family] += sum(differing(ours.cpu(), theirs) for ours, theirs in pairs)
     values, wrong = sum(w.numel() for w in families.values()), {f: count for f, count in counts.items() if count}
     text = (
         f"{sum(wrong.values()):,} of {values:,} values differ from the CPU's{': ' if wrong else ''}{', '.join(wrong)}"
@@ -84,7 +75,7 @@ def compare(type, families, device):
 
 
 def lora_model(shape, scheme, device, checkpointing):
-    """A random Llama with LoRA, prepared for scheme = (type of the matrices, refresh_every) or None."""
+    """A random Llama with LoRA, prepared for scheme = type of the matrices, or None."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float32 if device == "cpu" else torch.bfloat16)
     try:
@@ -100,7 +91,7 @@ def lora_model(shape, scheme, device, checkpointing):
     if scheme:
         outer = ("embed_tokens.weight", "lm_head.weight")
         matrices = [name for name, p in rounding.base_parameters(model).items() if p.ndim == 2]
-        rounding.prepare(model, {name: "q6_k" if name.endswith(outer) else scheme[0] for name in matrices}, scheme[1])
+        rounding.prepare(model, {name: "q6_k" if name.endswith(outer) else scheme for name in matrices})
     return model
 
 
@@ -132,16 +123,13 @@ def cost(args, rows):
 def step(shape, arm, args, rows):
     """Yields step time and memory of an arm, and the ratio to plain LoRA where that has been measured."""
     scheme = ARMS[arm]
-    refresh_every = scheme[1] if scheme else 1
     model = lora_model(shape, scheme, args.device, args.checkpointing)
     tokens = torch.randint(0, SHAPES[shape]["vocab_size"], (args.rows, args.length), device=args.device)
-    times, peak = timed_steps(model, tokens, max(args.steps, refresh_every) + 1)
-    found = cycle(times, refresh_every) | {"peak_gib": peak, "parameters": model.num_parameters()}
-    text = f"{found['mean_s']:.3f} s a step of {tokens.numel():,} tokens"
-    if refresh_every > 1:
-        text += f" ({found['search_s']:.3f} where it searches, {found['reuse_s']:.3f} else)"
-    plain = next((row.get("mean_s") for row in rows if row["what"] == f"{shape}, {PLAIN}"), None)
+    times, peak = timed_steps(model, tokens, args.steps + 1)
+    found = {"step_s": typical(times), "peak_gib": peak, "parameters": model.num_parameters()}
+    text = f"{found['step_s']:.3f} s a step of {tokens.numel():,} tokens"
+    plain = next((row.get("step_s") for row in rows if row["what"] == f"{shape}, {PLAIN}"), None)
     if scheme and plain:
-        found["ratio"] = round(found["mean_s"] / plain, 2)
+        found["ratio"] = round(found["step_s"] / plain, 2)
         text += f", {found['ratio']:.2f} x plain LoRA"
     yield found | {"measured": text}

@@ -30,7 +30,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from lib.chat import packing
-from lib.model import loading, shapes
+from lib.model import adapter, loading, shapes
 from lib.pipeline import recipe
 from lib.plan import budget, fit, memory
 
@@ -128,7 +128,7 @@ def trainer_for(cfg, shape, folder):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
     model = adapted(cfg, shape)
     trainer = SFTTrainer(model, SFTConfig(**settings), None, data, processing_class=tokenizer)
-    loading.in_float32(model)
+    adapter.in_float32(model)
     trainer.remove_callback(PrinterCallback)
     return trainer, why
 

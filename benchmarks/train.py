@@ -17,7 +17,6 @@ takes them step by step with a training of ours, because a few per cent drown in
 no loading, no tokenizing. Results go to outputs/bench/train.json.
 """
 
-import argparse
 import contextlib
 import gc
 import io
@@ -255,16 +254,14 @@ def table(rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", default="tiny")
-    parser.add_argument("--set", default="", dest="overrides", help='"section.key=value ...", for all arms')
+    parser = recipe.parser(__doc__)  # --set counts for all arms
     parser.add_argument("--conversations", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--arm", action="append", choices=ARMS, help="default: all; ours always runs")
     args = parser.parse_args()
     disable_progress_bars()
     machine.quiet()
-    cfg = recipe.load(args.recipe, recipe.parse_set(args.overrides))
+    cfg = recipe.chosen(args)
     machine.seed(cfg.run["seed"], cfg.run["threads"])
     names = ["ours", *[name for name in args.arm or ARMS if name != "ours"]]
     with tempfile.TemporaryDirectory() as folder:

@@ -4,7 +4,6 @@ python -m lib.execute 03_sft --recipe tiny --set "sft.learning_rate=1e-3"
 python -m lib.execute verify | accept --recipe tiny
 """
 
-import argparse
 import contextlib
 import os
 import secrets
@@ -25,14 +24,12 @@ FULL = (
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m lib.execute", description=__doc__.splitlines()[0])
+    parser = recipe.parser(__doc__, prog="python -m lib.execute")
     parser.add_argument("stage", help="a notebook's stem, or verify, or accept")
-    parser.add_argument("--recipe", default="tiny")
-    parser.add_argument("--set", default="", dest="overrides", help='"section.key=value ..."')
     parser.add_argument("--force", action="store_true", help="run even when fresh")
     args = parser.parse_args(argv)
     try:
-        cfg = recipe.load(args.recipe, recipe.parse_set(args.overrides))
+        cfg = recipe.chosen(args)
         check_data(**cfg.sections(["data"]))
         ranks.check(os.environ.get("LAUNCH", ""))
         if args.stage == "verify":

@@ -5,10 +5,11 @@ independent, and an interval over rows is too narrow. Nothing here imports anoth
 """
 
 from itertools import product
-from math import comb, sqrt
-from statistics import NormalDist, fmean, stdev
+from math import sqrt
+from statistics import fmean, stdev
 
 import numpy as np
+from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
 EXACT_LIMIT = 14  # up to 2**14 sign patterns are enumerated; above that they are sampled
@@ -25,11 +26,8 @@ def wilson(successes, n, level=0.95):
         raise ValueError(f"{successes} successes of {n} trials: expected 0 <= successes <= n")
     if n == 0:
         return 0.0, 1.0
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    share, shrink = successes / n, 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / shrink
-    half = z * sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / shrink
-    return max(0.0, centre - half), min(1.0, centre + half)
+    found = binomtest(int(successes), n).proportion_ci(level, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def proportion(flags):
@@ -59,6 +57,15 @@ def bootstrap(values_by_question, statistic=None, B=10_000, seed=42, level=0.95)
     return float(low), float(high)
 
 
+def mean(values, seed=42):
+    """Mean over questions: {"value", "low", "high", "n"}, with the 95 % interval of `bootstrap`.
+
+    values: one number a question. Raises ValueError when there is none.
+    """
+    low, high = bootstrap(values, seed=seed)
+    return {"value": float(fmean(values)), "low": low, "high": high, "n": len(values)}
+
+
 def mean_interval(values, level=0.95):
     """Mean of repeated measurements with Student's t interval: {"value", "low", "high", "n"}.
 
@@ -66,10 +73,10 @@ def mean_interval(values, level=0.95):
     """
     if not len(values):
         raise ValueError("no value to take the mean of")
-    mean, n = fmean(values), len(values)
-    half = student_t.ppf(0.5 + level / 2, n - 1) * stdev(values) / sqrt(n) if n > 1 else None
-    return {"value": mean, "low": None if half is None else float(mean - half),
-            "high": None if half is None else float(mean + half), "n": n}  # fmt: skip
+    average, n = fmean(values), len(values)
+    half = float(student_t.ppf(0.5 + level / 2, n - 1)) * stdev(values) / sqrt(n) if n > 1 else None  # 0 is a width too
+    bounds = (None, None) if half is None else (average - half, average + half)
+    return {"value": average, "low": bounds[0], "high": bounds[1], "n": n}
 
 
 def paired_permutation(a, b, B=10_000, seed=42):
@@ -77,7 +84,8 @@ def paired_permutation(a, b, B=10_000, seed=42):
 
     a, b: one value per question each, in the same order. Under the null hypothesis the sign of each difference is
     arbitrary. Exact for up to EXACT_LIMIT non-zero differences, else B random sign patterns, with the observed
-    pattern counted as one of them so that p is never 0.
+    pattern counted as one of them so that p is never 0. (scipy's permutation_test gives the same exact values; its
+    sampled ones come from another stream, and published values would move.)
     """
     if len(a) != len(b):
         raise ValueError(f"paired values expected, found {len(a)} and {len(b)}")
@@ -120,5 +128,4 @@ def mcnemar(a, b):
     only_a = sum(bool(x) and not y for x, y in zip(a, b, strict=True))
     only_b = sum(bool(y) and not x for x, y in zip(a, b, strict=True))
     n = only_a + only_b
-    tail = sum(comb(n, k) for k in range(min(only_a, only_b) + 1))
-    return {"only_a": only_a, "only_b": only_b, "p": min(1.0, 2 * tail / 2**n)}
+    return {"only_a": only_a, "only_b": only_b, "p": float(binomtest(only_a, n).pvalue) if n else 1.0}

@@ -1,5 +1,6 @@
-"""One finished run of all stages, made once for all tests that ask for it."""
+"""What several test files share: one finished run of all stages, one small base model."""
 
+import os
 import shutil
 import sys
 
@@ -8,6 +9,18 @@ from pipeline import LAUNCH, SHARED, STAGES, folder, make
 
 from lib.evaluation import endpoint
 from lib.judge import verdicts
+
+for name in (
+    "RECIPE",
+    "SET",
+    "OVERLAY",
+    "OUTPUTS",
+    "GPU",
+    "LAUNCH",
+    "MAKEFLAGS",
+    "MAKELEVEL",
+):  # make exports what it was given
+    os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +41,24 @@ def pair(run, tmp_path_factory):
     done = make(outputs, "03_sft", SHARED, LAUNCH)
     assert done.returncode == 0, done.stdout + done.stderr
     return outputs
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory):
+    """Folder of a random Qwen3 in bfloat16 with its tokenizer, large enough to be quantized."""
+    import families
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    tokenizer, path = families.qwen3(), tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, initializer_range=0.1, tie_word_embeddings=True,
+    )  # fmt: skip
+    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
 
 
 @pytest.fixture(autouse=True)

@@ -6,19 +6,15 @@ from importlib.resources import files
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from lib.model import families
 from lib.model.gguf_convert import PRE_TOKENIZERS
 
 QWEN, LLAMA3 = PRE_TOKENIZERS["qwen2"], PRE_TOKENIZERS["llama-bpe"]
 TEXT = ["the patient has a step and the answer, which test is one of two? ## Thinking ## Final Response Answer:"] * 4
 QWEN3_CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>",
                  "<tool_response>", "</tool_response>"]  # fmt: skip
+GPTOSS_CONTROL = list(families.FAMILIES["gptoss"].control)
 LLAMA3_CONTROL = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>"]
-GPTOSS_CONTROL = ["<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>", "<|start|>",
-                  "<|end|>", "<|message|>", "<|call|>"]  # fmt: skip
-LLAMA2_CHAT = (  # one exchange in Llama-2's chat format
-    "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'] + ' [/INST]' }}"
-    "{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
-)
 
 
 def shipped(name):
@@ -80,7 +76,7 @@ def gptoss():
 
 
 def llama2():
-    return metaspace(LLAMA2_CHAT, ["<s>", "</s>"], bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return metaspace(families.LLAMA2_CHAT, ["<s>", "</s>"], bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def gpt2():

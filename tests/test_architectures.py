@@ -8,8 +8,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from lib.chat import encoding, turns
-from lib.export import gguf, release
-from lib.model import loading, saving, twin
+from lib.export import gguf, release, serve
+from lib.model import families, loading, saving, twin
 from lib.qat import grids, rounding
 
 TEXTS = [f"A patient aged {n} with fever, chest pain and {n % 7} days of cough isn't well." for n in range(200)]
@@ -38,12 +38,12 @@ def exported(request, tmp_path_factory):
     """(LoRA model as after training, its tokenizer, folder of its merge, the merge as bf16 file)."""
     folder = tmp_path_factory.mktemp("family")
     name, shape, adapter = FAMILIES[request.param]
-    family, effort = twin.FAMILIES[name], "high" if name == "gptoss" else None
+    family, effort = families.FAMILIES[name], "high" if name == "gptoss" else None
     twin.train_tokenizer(family, TEXTS, 600, folder / "base")
     loaded = loading.read_tokenizer(folder / "base")
     tokenizer = turns.prepare(loaded, FORMATS.get(name, "instruction"), DATE, effort)
     torch.manual_seed(0)
-    model = family.model(twin._config(family, shape, tokenizer)).eval()
+    model = family.model(families.config(shape | {"architecture": name}, tokenizer)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:  # biases, norms and sinks: ones and zeros would hide a mix-up
@@ -97,11 +97,11 @@ def test_the_file_is_read_and_computed_as_in_training(exported, scheme, tmp_path
     talks = [encoding.messages({"instruction": text}, fmt, answer=False) for text in CHAT]
     # the bias chooses a printable token, or there is no reply; the probabilities are those before it
     body = {"n_predict": 1, "temperature": 0, "n_probs": 10, "logit_bias": [[int(TOKENS[0, 0]), 100.0]]}
-    with gguf.serve(gguf.quantize(full, tmp_path / f"{scheme}.gguf", scheme), ctx=512) as url:
-        to_text = lambda turns: gguf.request(url, "/apply-template", {"messages": turns})["prompt"]  # noqa: E731
-        assert release.parity(talks, tokenizer, to_text, lambda text: gguf.tokenize(url, text), DATE) == len(CHAT)
+    with serve.running(gguf.quantize(full, tmp_path / f"{scheme}.gguf", scheme), ctx=512) as url:
+        to_text = lambda turns: serve.request(url, "/apply-template", {"messages": turns})["prompt"]  # noqa: E731
+        assert release.parity(talks, tokenizer, to_text, lambda text: serve.tokenize(url, text), DATE) == len(CHAT)
         for ids, row in zip(TOKENS.tolist(), expected, strict=True):
-            reply = gguf.request(url, "/completion", body | {"prompt": ids})
+            reply = serve.request(url, "/completion", body | {"prompt": ids})
             found = {p["id"]: p["logprob"] for p in reply["completion_probabilities"][0]["top_logprobs"]}
             error = max(abs(row[token].item() - value) for token, value in found.items())
             assert error < 0.2  # llama.cpp rounds activations to 8 bits; a wrong layout is off by several nats

@@ -6,10 +6,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import math
 
-import families
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from lib.evaluation import bits
 from lib.model import loading
@@ -20,21 +18,8 @@ IDS = list(range(5, 45))
 ROWS = [(IDS, [-100] * 10 + IDS[10:]), (IDS[::-1], [-100] * 30 + IDS[::-1][30:])]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    tokenizer, path = families.qwen3(), tmp_path_factory.mktemp("base")
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, initializer_range=0.1, tie_word_embeddings=True,
-    )  # fmt: skip
-    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
-
-
-def over(folder, **model):
-    fields = {"base": str(folder), "twin": None, "dtype": "bfloat16", "quantization": NF4, **model}
+def over(small_base, **model):
+    fields = {"base": str(small_base), "twin": None, "dtype": "bfloat16", "quantization": NF4, **model}
     return recipe.load("tiny", {"model": fields, "qat": None, "judge.candidates": ["base", "sft"]})
 
 
@@ -73,10 +58,10 @@ def test_an_excerpt_ends_behind_its_last_counted_token(monkeypatch):
     assert bits.excerpt(rows) == [([1, 2, 3], [-100, 2, 3]), ([1, 2], [-100, 2])]  # the fourth is not looked at
 
 
-def test_four_bits_are_smaller_and_close_and_the_base_itself_is_neither(folder):
-    cfg = over(folder)
+def test_four_bits_are_smaller_and_close_and_the_base_itself_is_neither(small_base):
+    cfg = over(small_base)
     small, full = (bits.read(load(cfg), ROWS) for load in (loading.base, loading.unquantized))
-    held = (folder / "model.safetensors").stat().st_size / 2**20
+    held = (small_base / "model.safetensors").stat().st_size / 2**20
     assert full["mib"] == pytest.approx(held, rel=0.02)  # the tied embedding once
     assert [len(logits) for logits in full["logits"]] == [30, 10]
     assert full["logits"][0].dtype == torch.bfloat16 and len(full["seconds"]) == 2
@@ -89,8 +74,8 @@ def test_four_bits_are_smaller_and_close_and_the_base_itself_is_neither(folder):
         bits.compare(small, bits.read(loading.unquantized(cfg), ROWS[:1]))
 
 
-def test_a_base_that_does_not_fit_is_not_loaded(folder, monkeypatch):
-    cfg, size = over(folder), 2**20
+def test_a_base_that_does_not_fit_is_not_loaded(small_base, monkeypatch):
+    cfg, size = over(small_base), 2**20
     assert bits.obstacle(cfg) is None and machine.free_bytes() > size
     monkeypatch.setattr(machine, "free_bytes", lambda: size // 2)
     count = loading.unquantized(cfg).num_parameters()
@@ -98,10 +83,10 @@ def test_a_base_that_does_not_fit_is_not_loaded(folder, monkeypatch):
     assert bits.obstacle(cfg).startswith(said)
 
 
-def test_a_base_that_is_kept_in_four_bits_has_no_other(folder, tmp_path):
-    cfg = over(folder)
+def test_a_base_that_is_kept_in_four_bits_has_no_other(small_base, tmp_path):
+    cfg = over(small_base)
     loading.write_nf4(cfg, loading.tokenizer(cfg), tmp_path)
     assert "is kept quantized itself" in bits.obstacle(over(tmp_path))
-    assert bits.obstacle(over(folder, checkpoint_4bit=True)) is None  # made here, of a base that is here
+    assert bits.obstacle(over(small_base, checkpoint_4bit=True)) is None  # made here, of a base that is here
     names = [NF4, {"load_in_8bit": True}, {"load_in_4bit": True}]
     assert [bits.kind(each) for each in names] == ["nf4", "int8", "fp4"]

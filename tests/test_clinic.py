@@ -8,7 +8,7 @@ import re
 import pytest
 import yaml
 
-from lib.dataset import clinic, clinic_rows, ingest, sources, split, textbook
+from lib.dataset import clinic, clinic_rows, ingest, retold, sources, split, textbook
 
 WORLD = clinic.load()
 FINDINGS = {c["name"]: set(c["findings"]) for c in WORLD["conditions"]}
@@ -114,9 +114,9 @@ def test_no_combination_of_findings_of_the_test_occurs_in_training_or_textbook()
 
 
 def test_known_questions_told_again_keep_what_their_level_keeps():
-    pairs = clinic_rows.rewritten(WORLD, 0, 60)
-    assert pairs == clinic_rows.rewritten(WORLD, 0, 60) != clinic_rows.rewritten(WORLD, 1, 60)
-    assert [p["level"] for p in pairs].count("retold") == 60 and len(pairs) == 60 * len(clinic_rows.LEVELS)
+    pairs = retold.rewritten(WORLD, 0, 60)
+    assert pairs == retold.rewritten(WORLD, 0, 60) != retold.rewritten(WORLD, 1, 60)
+    assert [p["level"] for p in pairs].count("retold") == 60 and len(pairs) == 60 * len(retold.LEVELS)
     for pair in pairs:
         before, after = pair["original"], pair["rewritten"]
         known, words = split.normalise_question(before), set(split.normalise_question(after).split())

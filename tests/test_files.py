@@ -54,3 +54,24 @@ def test_a_folder_is_there_when_all_of_it_is(tmp_path):
             partial.mkdir()
             (partial / "weights").write_text(text)
     assert os.listdir(tmp_path) == ["model"] and (tmp_path / "model" / "weights").read_text() == "new"
+
+
+def test_a_kept_folder_is_written_once_and_whole(tmp_path):
+    def broken(scratch):
+        scratch.mkdir()
+        raise RuntimeError("killed")
+
+    def beaten(scratch):
+        write(scratch, "mine")
+        write(tmp_path / "key", "the other's")
+
+    def write(folder, text="first"):
+        folder.mkdir()
+        (folder / "weights").write_text(text)
+
+    with pytest.raises(RuntimeError):
+        files.kept_folder(tmp_path / "key", broken)
+    assert os.listdir(tmp_path) == []
+    for ours in (beaten, broken):  # another process was first; then it is there and nothing is written
+        assert (files.kept_folder(tmp_path / "key", ours) / "weights").read_text() == "the other's"
+    assert os.listdir(tmp_path) == ["key"]

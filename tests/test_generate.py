@@ -4,8 +4,11 @@ import pytest
 import torch
 from loopback import Endpoint, completion
 from tiny_qwen import alone, byte_tokenizer, ids_of, random_model
+from transformers import GptOssConfig
 
-from lib.evaluation import generate
+from lib.chat import packing
+from lib.evaluation import batching, generate
+from lib.evaluation.kept import Kept
 
 torch.set_num_threads(1)  # more are slower at this size
 
@@ -43,10 +46,72 @@ def test_batch_size_does_not_change_answers(model, tokenizer):
     assert [a["text"] for a in one] == [a["text"] for a in three]
 
 
-def test_sampling_is_repeatable_and_differs_from_greedy(model, tokenizer):
-    runs = [generate.transformers(model, tokenizer, QUESTIONS, 24, 4, t, seed=1) for t in (1.5, 1.5, 0.0)]
+def test_rows_end_at_their_own_stop_token_and_at_their_own_time(model):
+    lengths = (3, 30, 11, 24, 7, 18, 39, 5)
+    generator = torch.Generator().manual_seed(5)
+    given = [torch.randint(3, 250, (length,), generator=generator).tolist() for length in lengths]
+    free = [alone(model, ids, 20) for ids in given]
+    stops = sorted({ids[5] for ids in free[:3]})  # tokens of the answers themselves, so that rows end at various times
+    with batching.evaluation(model):
+        how = generate._drawing(0.0, 1.0) | {"max_new_tokens": 20, "eos_token_id": stops}
+        got = generate._continue(model, given, how)
+    for ids, (out, first, seconds) in zip(free, got, strict=True):
+        end = next((i + 1 for i, token in enumerate(ids) if token in stops), len(ids))
+        assert out == ids[:end] and 0 < first <= seconds
+    assert len({len(out) for out, _, _ in got}) > 2
+    assert max(got, key=lambda row: len(row[0]))[2] > min(got, key=lambda row: len(row[0]))[2]
+
+
+def test_what_a_models_own_settings_ask_for_is_not_done(model, tokenizer):
+    before = generate.transformers(model, tokenizer, QUESTIONS, 12, 8)
+    own = {"do_sample": True, "temperature": 9.0, "top_k": 5, "repetition_penalty": 3.0, "num_beams": 2}
+    old = {name: getattr(model.generation_config, name) for name in own}
+    for name, value in own.items():
+        setattr(model.generation_config, name, value)
+    after = generate.transformers(model, tokenizer, QUESTIONS, 12, 8)
+    for name, value in old.items():
+        setattr(model.generation_config, name, value)
+    assert [a["text"] for a in after] == [a["text"] for a in before]
+
+
+def test_sampling_is_repeatable_and_leaves_the_streams_of_others_alone(model, tokenizer):
+    state = torch.get_rng_state()
+    runs = [generate.transformers(model, tokenizer, QUESTIONS, 24, 4, t, seed=s)
+            for t, s in ((1.5, 1), (1.5, 1), (1.5, 2), (0.0, 1))]  # fmt: skip
     texts = [[a["text"] for a in run] for run in runs]
-    assert texts[0] == texts[1] != texts[2]
+    assert texts[0] == texts[1] and len({tuple(each) for each in texts}) == 3
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_small_top_p_leaves_the_likeliest_token(model, tokenizer):
+    drawn = generate.transformers(model, tokenizer, QUESTIONS, 12, 8, 1.0, top_p=1e-6)
+    assert [a["text"] for a in drawn] == [a["text"] for a in generate.transformers(model, tokenizer, QUESTIONS, 12, 8)]
+
+
+def test_the_mode_is_restored_also_after_an_error(model):
+    model.train()
+    with pytest.raises(KeyError), batching.evaluation(model):
+        assert not model.training
+        raise KeyError
+    assert model.training
+    model.eval()
+
+
+def test_a_mixture_that_a_trainer_made_balance_its_router_still_decodes(tokenizer):
+    """TRL sets the flag on the model itself, and a saved model would keep it."""
+    small, how = packing.small(GptOssConfig(), "eager").eval(), generate._drawing(0.0, 1.0)
+    how |= {"max_new_tokens": 5, "eos_token_id": [2]}
+    found = []
+    for small.config.output_router_logits in (False, True):
+        with batching.evaluation(small):
+            found.append([row[0] for row in generate._continue(small, [[5, 6, 7], [8]], how)])
+    assert found[0] == found[1] and small.config.output_router_logits
+
+
+def test_left_pad_by_hand():
+    ids, mask, positions = batching.left_pad([[5, 6, 7], [8]], "cpu")
+    assert ids.tolist() == [[5, 6, 7], [0, 0, 8]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert positions.tolist() == [[0, 1, 2], [0, 0, 0]]
 
 
 def test_stop_ids_name_all_ends_of_a_turn(model, tokenizer):
@@ -175,9 +240,9 @@ def test_a_line_that_a_kill_cut_short_is_dropped_by_every_rank(tmp_path, monkeyp
     monkeypatch.setenv("RANK", rank)
     asked, path = prompts("one", "two"), tmp_path / "answers.jsonl"
     for name in ("q0", "q1"):
-        generate.Kept(path, asked, []).add({"id": name, "text": "x", "finish": "stop"})
+        Kept(path, asked, []).add({"id": name, "text": "x", "finish": "stop"})
         path.write_text(path.read_text() + '{"key": "')
-    assert [answer["id"] for answer in generate.Kept(path, asked, []).ordered(asked)] == ["q0", "q1"]
+    assert [answer["id"] for answer in Kept(path, asked, []).ordered(asked)] == ["q0", "q1"]
 
 
 def test_times_are_ordered(model, tokenizer):

@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from lib.export import gguf
+from lib.export import gguf, serve
 from lib.model import gguf_convert
 from lib.pipeline import programs
 from lib.qat import layout, rounding
@@ -88,7 +88,7 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(bf16):
-    with gguf.serve(bf16, ctx=256) as base_url:
+    with serve.running(bf16, ctx=256) as base_url:
         yield base_url
 
 
@@ -220,11 +220,11 @@ def test_an_adapter_is_served_beside_its_base_and_switched(twin, bf16, tmp_path)
     with torch.no_grad():
         off, on = (m(torch.tensor([ids])).logits[0, -1].log_softmax(-1) for m in (plain, model))
     assert (off - on).abs().max() > 0.5
-    with gguf.serve(bf16, ctx=256, adapters=[adapter]) as url:
+    with serve.running(bf16, ctx=256, adapters=[adapter]) as url:
         for scale, expected in ((None, off), (1.0, on), (0.0, off)):
             if scale is not None:
-                gguf.use_adapters(url, [scale])
-            reply = gguf.request(url, "/completion", body)
+                serve.use_adapters(url, [scale])
+            reply = serve.request(url, "/completion", body)
             for entry in reply["completion_probabilities"][0]["top_logprobs"]:
                 assert expected[entry["id"]].item() == pytest.approx(entry["logprob"], abs=0.05)
 
@@ -246,7 +246,7 @@ def test_server_sees_the_tokens_that_training_saw(twin, server):
     tokenizer = twin[2]
     chat = tokenizer.apply_chat_template([{"role": "user", "content": CORPUS[3]}], tokenize=False)
     for sample in [chat, *CORPUS[:3], "  it's  2026\n\n\nIT'S 37.5 °C — naïve 体温 🩺\t\r\n end "]:
-        assert gguf.tokenize(server, sample) == tokenizer(sample, add_special_tokens=False)["input_ids"]
+        assert serve.tokenize(server, sample) == tokenizer(sample, add_special_tokens=False)["input_ids"]
 
 
 def test_greedy_answer_is_that_of_transformers(twin, server):
@@ -256,32 +256,32 @@ def test_greedy_answer_is_that_of_transformers(twin, server):
     ids = model.generate(**prompt, max_new_tokens=12, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     expected = tokenizer.decode(ids[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
     body = {"messages": messages, "max_tokens": 12, "temperature": 0}
-    replies = [gguf.request(server, "/v1/chat/completions", body)["choices"][0]["message"] for _ in range(2)]
+    replies = [serve.request(server, "/v1/chat/completions", body)["choices"][0]["message"] for _ in range(2)]
     assert [reply["content"] for reply in replies] == [expected, expected]
 
 
 def test_server_ends_with_its_block_even_on_an_error(bf16):
-    with pytest.raises(ZeroDivisionError), gguf.serve(bf16, slots=2, ctx=64) as base_url:
-        assert gguf.request(base_url, "/props")["total_slots"] == 2
+    with pytest.raises(ZeroDivisionError), serve.running(bf16, slots=2, ctx=64) as base_url:
+        assert serve.request(base_url, "/props")["total_slots"] == 2
         raise ZeroDivisionError
     with pytest.raises(urllib.error.URLError):
-        gguf.request(base_url, "/health", timeout_s=2)
+        serve.request(base_url, "/health", timeout_s=2)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
 def test_server_dies_with_a_killed_process(bf16):
     code = (
-        "import sys, time\nfrom lib.export import gguf\n"
-        "with gguf.serve(sys.argv[1], ctx=64) as url:\n    print(url, flush=True)\n    time.sleep(60)"
+        "import sys, time\nfrom lib.export import serve\n"
+        "with serve.running(sys.argv[1], ctx=64) as url:\n    print(url, flush=True)\n    time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(bf16)], stdout=subprocess.PIPE, text=True)
     base_url = process.stdout.readline().strip()
-    gguf.request(base_url, "/health")
+    serve.request(base_url, "/health")
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     with pytest.raises(OSError):  # refused, or closed on the way
         for _ in range(600):  # the signal takes a moment
-            gguf.request(base_url, "/health", timeout_s=2)
+            serve.request(base_url, "/health", timeout_s=2)
             time.sleep(0.1)
 
 
@@ -289,7 +289,7 @@ def test_server_that_cannot_start_says_why(tmp_path):
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"not a model")
     with pytest.raises(RuntimeError, match=r"llama-server ended .* on broken.gguf(.|\n)*failed to load model"):
-        with gguf.serve(broken):
+        with serve.running(broken):
             pass
 
 

@@ -149,6 +149,5 @@ def test_a_value_that_differs_is_counted_and_not_reached(monkeypatch):
     assert found["q4_k"]["differing"] and found["q4_k"]["reached"] is False and found["q8_0"]["reached"]
 
 
-def test_a_cycle_of_steps_weighs_searching_and_reusing_ones():
-    assert gpu_qat.cycle([9, 1, 1, 1, 5, 1, 1, 1, 7], 4) == {"search_s": 6, "reuse_s": 1, "mean_s": 2.25}
-    assert gpu_qat.cycle([9, 1, 2, 3], 1) == {"search_s": 2, "reuse_s": 2, "mean_s": 2}
+def test_the_first_step_warms_up_and_is_left_out():
+    assert gpu_qat.typical([9, 1, 3, 2]) == 2

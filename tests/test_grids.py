@@ -8,13 +8,12 @@ import pytest
 import torch
 
 from lib.pipeline import programs
-from lib.qat import grids
+from lib.qat import ggml, grids
 
 GGML_TYPE = {  # enum ggml_type, and the C name of the function that reads the type back
     "f16": (1, "ggml_fp16_to_fp32_row"),
     "bf16": (30, "ggml_bf16_to_fp32_row"),
     "q4_0": (2, "dequantize_row_q4_0"),
-    "q4_1": (3, "dequantize_row_q4_1"),
     "q5_0": (6, "dequantize_row_q5_0"),
     "q5_1": (7, "dequantize_row_q5_1"),
     "q8_0": (8, "dequantize_row_q8_0"),
@@ -61,7 +60,7 @@ WEIGHTS = {
 
 
 @pytest.fixture(scope="module")
-def ggml():
+def reference():
     library = ctypes.CDLL(str(programs.toolchain().ggml_base))
     library.ggml_row_size.restype = library.ggml_quantize_chunk.restype = ctypes.c_size_t
     return library
@@ -96,16 +95,16 @@ def differing(ours, theirs):
 
 
 @pytest.mark.parametrize("name", GGML_TYPE)
-def test_no_value_differs_from_ggml(ggml, name):
+def test_no_value_differs_from_ggml(reference, name):
     found = {}
     for case, make in WEIGHTS.items():
         w = make()
-        found[case] = differing(in_torch(w, name), quantized_by_ggml(ggml, w, name))
+        found[case] = differing(in_torch(w, name), quantized_by_ggml(reference, w, name))
     assert found == dict.fromkeys(WEIGHTS, 0)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("name", grids.C_TYPES)
+@pytest.mark.parametrize("name", ggml.TYPES)
 def test_no_value_differs_between_the_c_library_and_torch(name, threads, use_threads):
     use_threads(threads)
     rows = torch.cat([make() for make in WEIGHTS.values()])[:-1]  # 543 rows of four blocks: five chunks, the last odd
@@ -116,35 +115,10 @@ def test_no_value_differs_between_the_c_library_and_torch(name, threads, use_thr
     assert differing(grids.fake_quantize(rows[:1, :256], name), in_torch(rows[:1, :256], name)) == 0
 
 
-@pytest.mark.parametrize("name", grids.C_TYPES)
-def test_rounding_to_the_scales_of_the_search_is_the_whole_quantization(name, monkeypatch):
-    rows = torch.cat([make() for make in WEIGHTS.values()])[:-1]
-    whole, found = in_torch(rows, name), grids.fit(rows, name)
-    assert differing(grids.fake_quantize(rows, name, found), whole) == 0
-    monkeypatch.setattr(grids, "ggml", lambda: None)
-    searched = grids.fit(rows, name)
-    assert [differing(*pair) for pair in zip(found, searched, strict=True)] == [0, 0]
-
-
-def test_scales_of_other_weights_are_kept_and_the_nearest_step_is_taken():
-    row = torch.linspace(-1.0, 0.875, 16).repeat(16)[None]  # steps of 1/8: Q4_K holds them exactly
-    scale, minimum = grids.fit(row, "q4_k")
-    assert grids.fake_quantize(row, "q4_k", (scale, minimum)).unique().numel() == 16
-    step, low = scale[0, 0].item(), -minimum[0, 0].item()
-    other = torch.full((1, 256), low + 2.6 * step)
-    other[0, 0], other[0, 1] = low - 5, low + 99  # outside the range: its ends
-    found = grids.fake_quantize(other, "q4_k", (scale, minimum))[0]
-    torch.testing.assert_close(found[:3], torch.tensor([low, low + 15 * step, low + 3 * step]))
-
-
-def test_types_of_small_blocks_have_no_scales_to_reuse():
-    assert grids.fit(normal(0), "q4_0") is None
-
-
 def test_without_the_c_library_torch_computes_the_same(monkeypatch):
     w = WEIGHTS["heavy tails"]()
     in_c = grids.fake_quantize(w, "q4_k")
-    monkeypatch.setattr(grids, "ggml", lambda: None)
+    monkeypatch.setattr(ggml, "library", lambda: None)
     assert torch.equal(grids.fake_quantize(w, "q4_k"), in_c)
 
 
@@ -153,20 +127,20 @@ def test_a_missing_or_foreign_library_is_none_and_no_error(monkeypatch, tmp_path
         raise FileNotFoundError("run `make setup`")
 
     monkeypatch.setattr(programs, "toolchain", missing)
-    assert grids.ggml.__wrapped__() is None
+    assert ggml.library.__wrapped__() is None
     (tmp_path / "libggml-base.so").write_text("built for another machine")
     monkeypatch.setattr(programs, "toolchain", lambda: SimpleNamespace(ggml_base=tmp_path / "libggml-base.so"))
-    assert grids.ggml.__wrapped__() is None
+    assert ggml.library.__wrapped__() is None
 
 
-def test_flushing_denormals_changes_no_value(ggml):
+def test_flushing_denormals_changes_no_value(reference):
     w = WEIGHTS["fp16 scales that are denormal"]()
     torch.set_flush_denormal(True)
     try:
         ours = {name: (in_torch(w, name), grids.fake_quantize(w, name)) for name in ("q4_0", "q4_k", "q6_k")}
     finally:
         torch.set_flush_denormal(False)
-    whole = {name: quantized_by_ggml(ggml, w, name) for name in ours}
+    whole = {name: quantized_by_ggml(reference, w, name) for name in ours}
     assert {
         name: [differing(value, whole[name]) for value in values] for name, values in ours.items()
     } == dict.fromkeys(ours, [0, 0])

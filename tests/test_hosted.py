@@ -1,7 +1,7 @@
 import pytest
 from loopback import Endpoint, completion
 
-from lib.judge import hosted, verdicts
+from lib.judge import judges, verdicts
 
 PROMPTS = [{"id": f"q{i}", "messages": [{"role": "user", "content": f"Question {i}?"}]} for i in range(4)]
 
@@ -9,7 +9,7 @@ PROMPTS = [{"id": f"q{i}", "messages": [{"role": "user", "content": f"Question {
 def ask(url, store, tmp_path, **changes):
     environ = {"API_BASE_URL": url, "OPENAI_API_KEY": "secret"} | changes.pop("environ", {})
     limits = {"prices": {"m": {"input": 1000.0, "output": 1000.0}}, "max_usd": 99.0, "timeout_s": 10} | changes
-    return hosted.answers("m-1", PROMPTS, 10, environ, store, tmp_path / "kept.jsonl", **limits)
+    return judges.hosted_answers("m-1", PROMPTS, 10, environ, store, tmp_path / "kept.jsonl", **limits)
 
 
 def test_a_hosted_model_answers_within_the_cap_and_its_cost_is_counted(tmp_path, monkeypatch):

@@ -20,6 +20,9 @@ def verdict(code, score, rank, **changes):
     return {"code": code, "correct_vs_reference": "yes", "safety_issue": False, "score": score, "rank": rank} | changes
 
 
+TWO = verdict("KX4", 9, 1), verdict("BD2", 5, 2)
+
+
 def reply(*verdicts):
     return json.dumps({"verdicts": list(verdicts)})
 
@@ -86,19 +89,31 @@ def test_parse_returns_verdicts_in_label_order():
     [
         ("I prefer the first.", "not JSON"),
         (reply(verdict("KX4", 9, 1))[:-9], "not JSON"),
-        ("[]", "no list"),
-        ('{"verdicts": ["KX4"]}', "no list"),
-        (reply(verdict("KX4", 9, 1), verdict("BD2", 5, 2)), "expected each"),
-        (reply(verdict("KX4", 9, 1), verdict("BD2", 5, 2), verdict("ZZ1", 4, 3)), "expected each"),
+        ("[]", "the reply: Input should be"),
+        ('{"verdicts": ["KX4"]}', "verdicts: Input should be"),
+        (reply(verdict("KX4", 9, 1), verdict("BD2", 5, 2)), "QR9: Field required"),
+        (reply(*TWO, verdict("ZZ1", 4, 3)), "QR9: Field required.*ZZ1: Extra"),
         (reply(*[verdict("KX4", 9, 1)] * 3), "expected each"),
-        (reply(verdict("KX4", 9, 1), verdict("BD2", 5, 2), verdict("QR9", 11, 3)), "out of range"),
-        (reply(verdict("KX4", 9, 1), verdict("BD2", 5, 2), verdict("QR9", 4.5, 3)), "out of range"),
-        (reply(verdict("KX4", 9, 1), verdict("BD2", 5, 2), verdict("QR9", True, 3)), "out of range"),
-        (reply(verdict("KX4", 9, 1), verdict("BD2", 5, 2), verdict("QR9", 4, 4)), "out of range"),
-        (reply(verdict("KX4", 9, 1), verdict("BD2", 5, 2), verdict("QR9", 6, 3)), "does not rank above"),
+        (
+            reply(*TWO, verdict("QR9", 11, 3)),
+            "QR9.score: .* equal to 10",
+        ),
+        (reply(*TWO, verdict("QR9", 4.5, 3)), "QR9.score: .* integer"),
+        (reply(*TWO, verdict("QR9", True, 3)), "QR9.score: .* integer"),
+        (
+            reply(*TWO, verdict("QR9", 4, 4)),
+            "QR9.rank: .* equal to 3",
+        ),
+        (reply(*TWO, verdict("QR9", 6, 3)), "does not rank above"),
         (reply(verdict("KX4", 9, 1), verdict("BD2", 5, 1), verdict("QR9", 4, 3)), "does not rank above"),
-        (reply(verdict("KX4", 9, 1), verdict("BD2", 5, 2), verdict("QR9", 4, 3, safety_issue="no")), "allowed"),
-        (reply(verdict("KX4", 9, 1), verdict("BD2", 5, 2), verdict("QR9", 4, 3, correct_vs_reference=1)), "allowed"),
+        (
+            reply(*TWO, verdict("QR9", 4, 3, safety_issue="no")),
+            "safety_issue: .* boolean",
+        ),
+        (
+            reply(*TWO, verdict("QR9", 4, 3, correct_vs_reference=1)),
+            "vs_reference: .*'partial'",
+        ),
     ],
 )
 def test_parse_refuses(text, fault):

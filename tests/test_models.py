@@ -13,11 +13,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from lib.chat import encoding
-from lib.model import loading, saving
+from lib.model import adapter, loading, saving, unsloth
 from lib.pipeline import recipe
 
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -25,21 +25,8 @@ ROW = torch.arange(5, 45).unsqueeze(0)
 RECORDS = [{"instruction": "Which test?", "reasoning": "Step one.", "output": "Two."}] * 2
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    tokenizer, path = families.qwen3(), tmp_path_factory.mktemp("base")
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, initializer_range=0.1, tie_word_embeddings=True,
-    )  # fmt: skip
-    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
-
-
-def over(folder, **model):
-    fields = {"base": str(folder), "twin": None, "dtype": "auto", **model}
+def over(small_base, **model):
+    fields = {"base": str(small_base), "twin": None, "dtype": "auto", **model}
     return recipe.load("tiny", {"model": fields, "qat": None, "judge.candidates": ["base", "sft"]})
 
 
@@ -48,20 +35,20 @@ def over(folder, **model):
     [(False, False, "float32"), (True, True, "bfloat16"), (True, False, "float16")],
     ids=["cpu", "a100", "t4"],
 )
-def test_auto_is_the_devices_best_and_the_trainers_flags_follow(gpu, hardware, dtype, folder, monkeypatch):
+def test_auto_is_the_devices_best_and_the_trainers_flags_follow(gpu, hardware, dtype, small_base, monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **how: asked.append(how) or hardware)
-    stage = SimpleNamespace(dir=folder, headless=True)
-    found = loading.device_fields(over(folder), stage)
-    assert loading.precision(over(folder)) == dtype
+    stage = SimpleNamespace(dir=small_base, headless=True)
+    found = loading.device_fields(over(small_base), stage)
+    assert loading.precision(over(small_base)) == dtype
     assert (found["bf16"], found["fp16"], found["use_cpu"]) == (dtype == "bfloat16", dtype == "float16", not gpu)
     assert all(how == {"including_emulation": False} for how in asked)  # else a T4 says yes
-    assert loading.precision(over(folder, dtype="bfloat16")) == "bfloat16"  # a recipe that names one gets it
+    assert loading.precision(over(small_base, dtype="bfloat16")) == "bfloat16"  # a recipe that names one gets it
 
 
-def test_a_base_kept_in_four_bits_is_the_base_loaded_in_four_bits(folder, tmp_path):
-    cfg = over(folder, quantization=NF4)
+def test_a_base_kept_in_four_bits_is_the_base_loaded_in_four_bits(small_base, tmp_path):
+    cfg = over(small_base, quantization=NF4)
     loaded = loading.base(cfg)
     assert loaded.config.quantization_config.bnb_4bit_compute_dtype == torch.float32  # the device's, not the default
     loading.write_nf4(cfg, loading.tokenizer(cfg), tmp_path)
@@ -69,15 +56,15 @@ def test_a_base_kept_in_four_bits_is_the_base_loaded_in_four_bits(folder, tmp_pa
         assert file.get_tensor("model.layers.0.self_attn.q_proj.weight").dtype == torch.uint8
     with torch.no_grad():
         expected = loaded(ROW).logits
-        plain = loading.base(over(folder))(ROW).logits
+        plain = loading.base(over(small_base))(ROW).logits
         for again in (over(tmp_path), over(tmp_path, quantization=NF4)):
             assert torch.equal(loading.base(again)(ROW).logits, expected)
     assert not torch.equal(plain, expected)
     assert loading.tokenizer(over(tmp_path)).get_vocab() == loading.tokenizer(cfg).get_vocab()
 
 
-def test_an_adapter_over_the_checkpoint_merges_into_what_it_was_trained_on(folder, tmp_path):
-    cfg = over(folder, quantization=NF4)
+def test_an_adapter_over_the_checkpoint_merges_into_what_it_was_trained_on(small_base, tmp_path):
+    cfg = over(small_base, quantization=NF4)
     tokenizer = loading.tokenizer(cfg)
     loading.write_nf4(cfg, tokenizer, tmp_path / "nf4")
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
@@ -90,20 +77,20 @@ def test_an_adapter_over_the_checkpoint_merges_into_what_it_was_trained_on(folde
     torch.testing.assert_close(merged, trained, atol=0.2, rtol=0)  # one rounding to bfloat16
 
 
-def test_a_base_in_16_bits_is_no_nf4_checkpoint(folder, tmp_path):
+def test_a_base_in_16_bits_is_no_nf4_checkpoint(small_base, tmp_path):
     with pytest.raises(ValueError, match=r"recipe tiny loads its base unquantized \(model.quantization is None\)"):
-        loading.write_nf4(over(folder), families.qwen3(), tmp_path)
+        loading.write_nf4(over(small_base), families.qwen3(), tmp_path)
 
 
-def test_what_trl_casts_over_four_bits_trains_in_float32(folder, tmp_path):
-    cfg = over(folder, quantization=NF4)
+def test_what_trl_casts_over_four_bits_trains_in_float32(small_base, tmp_path):
+    cfg = over(small_base, quantization=NF4)
     model = get_peft_model(loading.base(cfg), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     args = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, max_steps=1, report_to="none")
     tokenizer = loading.tokenizer(cfg)
     trainer = SFTTrainer(model, args, None, encoding.rows(RECORDS, tokenizer, "think"), processing_class=tokenizer)
     trainable = [p for p in model.parameters() if p.requires_grad]
     assert {p.dtype for p in trainable} == {torch.bfloat16}  # if this fails, TRL has stopped and in_float32 can go
-    before = [p.clone() for p in loading.in_float32(model).parameters() if p.requires_grad]
+    before = [p.clone() for p in adapter.in_float32(model).parameters() if p.requires_grad]
     trainer.train()
     assert {p.dtype for p in trainable} == {torch.float32}
     assert any(not torch.equal(a, b) for a, b in zip(before, trainable, strict=True))
@@ -115,26 +102,26 @@ def test_a_merged_model_larger_than_the_gpu_is_placed_in_parts(monkeypatch):
     assert loading._placement(160, 100) == {"device_map": "auto", "max_memory": {0: 80, "cpu": 160}}
 
 
-def test_a_cpu_trains_with_transformers_and_says_why(folder, monkeypatch, capsys):
-    cfg, lora = over(folder, backend="auto"), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    assert loading.backend(cfg) == ("transformers", "model.backend is auto, and there is no CUDA or ROCm GPU")
-    assert type(loading.trainable(cfg, lora)).__module__.startswith("peft")
+def test_a_cpu_trains_with_transformers_and_says_why(small_base, monkeypatch, capsys):
+    cfg, lora = over(small_base, backend="auto"), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    assert unsloth.backend(cfg) == ("transformers", "model.backend is auto, and there is no CUDA or ROCm GPU")
+    assert type(adapter.trainable(cfg, lora)).__module__.startswith("peft")
     assert capsys.readouterr().out.startswith("trained with transformers: model.backend is auto, and there is no")
     with pytest.raises(ValueError, match="model.backend is unsloth, but there is no CUDA or ROCm GPU: install req"):
-        loading.backend(over(folder, backend="unsloth"))
+        unsloth.backend(over(small_base, backend="unsloth"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(sys.modules, "unsloth", None)  # not installed
-    assert loading.backend(cfg)[1].startswith("model.backend is auto, and `import unsloth` fails: ModuleNotFoundError")
+    assert unsloth.backend(cfg)[1].startswith("model.backend is auto, and `import unsloth` fails: ModuleNotFoundError")
     with pytest.raises(ValueError, match=r"its quantization is .*, not this recipe's \{'load_in_8bit': True\}"):
-        loading.backend(over(folder, backend="unsloth", quantization={"load_in_8bit": True}))
+        unsloth.backend(over(small_base, backend="unsloth", quantization={"load_in_8bit": True}))
     monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace())
-    assert loading.backend(cfg)[0] == loading.backend(over(folder, quantization=NF4))[0] == "unsloth"
-    assert loading.backend(over(folder, backend="transformers"))[0] == "transformers"
+    assert unsloth.backend(cfg)[0] == unsloth.backend(over(small_base, quantization=NF4))[0] == "unsloth"
+    assert unsloth.backend(over(small_base, backend="transformers"))[0] == "transformers"
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert loading.backend(cfg)[0] == "transformers"
+    assert unsloth.backend(cfg)[0] == "transformers"
 
 
-def test_unsloth_gets_the_recipe_s_base_and_adapter(folder, tmp_path, monkeypatch):
+def test_unsloth_gets_the_recipe_s_base_and_adapter(small_base, tmp_path, monkeypatch):
     """Its functions are stand-ins with its signatures; they do by transformers and PEFT what it does by its kernels."""
     asked = {}
 
@@ -155,20 +142,25 @@ def test_unsloth_gets_the_recipe_s_base_and_adapter(folder, tmp_path, monkeypatc
 
     fast = SimpleNamespace(from_pretrained=from_pretrained, get_peft_model=peft_model, for_inference=for_inference)
     monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=fast))
-    monkeypatch.setattr(loading, "backend", lambda cfg: ("unsloth", "a test says so"))
+    monkeypatch.setattr(unsloth, "backend", lambda cfg: ("unsloth", "a test says so"))
     lora = {"r": 4, "lora_alpha": 8, "target_modules": ["v_proj", "q_proj"], "task_type": "CAUSAL_LM"}
     cfg = recipe.load(
         "tiny",
-        {"model": {"base": str(folder), "twin": None}, "lora": lora, "qat": None, "judge.candidates": ["base", "sft"]},
+        {
+            "model": {"base": str(small_base), "twin": None},
+            "lora": lora,
+            "qat": None,
+            "judge.candidates": ["base", "sft"],
+        },
     )
-    model = loading.trainable(cfg, LoraConfig(**cfg.lora))
-    assert (asked["model_name"], asked["load_in_4bit"], asked["load_in_16bit"]) == (str(folder), False, True)
+    model = adapter.trainable(cfg, LoraConfig(**cfg.lora))
+    assert (asked["model_name"], asked["load_in_4bit"], asked["load_in_16bit"]) == (str(small_base), False, True)
     assert asked["use_exact_model_name"] and asked["targets"] == ["q_proj", "v_proj"]
     assert (asked["dtype"], asked["use_gradient_checkpointing"]) == (torch.float32, False)
-    assert loading.trained(cfg, model, tmp_path / "adapter") is model and asked["inference"] is model
+    assert adapter.trained(cfg, model, tmp_path / "adapter") is model and asked["inference"] is model
     expected = model(ROW).logits
     monkeypatch.delitem(sys.modules, "unsloth")  # chapter 4 is another process
-    monkeypatch.setattr(loading, "backend", lambda cfg: ("transformers", ""))
+    monkeypatch.setattr(unsloth, "backend", lambda cfg: ("transformers", ""))
     torch.testing.assert_close(loading.adapted(loading.base(cfg), tmp_path / "adapter")(ROW).logits, expected)
     path = tmp_path / "adapter" / "adapter_model.safetensors"
     save_file({f"other.{name}": tensor for name, tensor in load_file(path).items()}, path)

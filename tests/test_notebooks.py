@@ -68,6 +68,22 @@ def test_no_absolute_path_and_no_pip_but_in_colab(path):
         assert colab or not re.search(r"\bpip\b|!git|%pip", source)
 
 
+def test_the_set_up_for_colab_is_one_cell_and_runs_what_make_would_run_first():
+    makefile, found = (ROOT / "Makefile").read_text(encoding="utf-8"), set()
+    above = {
+        name: set(before.split()) - {"setup"} for name, before in re.findall(r"^(\d\d_\w+): +([^#\n]*)", makefile, re.M)
+    }
+    for path in NOTEBOOKS:
+        cell = next(c for c in code(load(path)) if COLAB in c["metadata"].get("tags", []))
+        line = next(line for line in cell["source"] if line.startswith("needs = "))
+        wanted = set(above[path.stem])
+        while wanted != (more := wanted.union(*(above[name] for name in wanted))):
+            wanted = more
+        assert ast.literal_eval(line.removeprefix("needs = ")) == sorted(wanted)
+        found.add("".join(cell["source"]).replace(line, ""))
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_the_colab_badge_comes_from_pyproject(path):
     import tomllib

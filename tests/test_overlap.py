@@ -1,7 +1,6 @@
 import math
 
 import pytest
-from sacrebleu import corpus_bleu
 from sklearn.metrics import f1_score
 
 from lib import stats
@@ -17,7 +16,6 @@ def test_texts_by_hand():
     # the cat _ on the mat: five words of six and six in common order, so precision = recall = 5/6
     assert [row["rouge_l"] for row in rows] == pytest.approx([1, 0, 0, 5 / 6])
     # 1-grams 5/6, 2-grams 3/5 (the cat, on the, the mat), 3-grams 1/4 (on the mat), 4-grams 0/3, smoothed to 1/(2*3)
-    assert rows[3]["ngrams"] == [5, 3, 1, 0, 6, 5, 4, 3, 6, 6]
     assert rows[3]["bleu"] == pytest.approx(100 * (5 / 6 * 3 / 5 * 1 / 4 * 1 / 6) ** 0.25)
     assert (rows[1]["bleu"], rows[2]["bleu"]) == (0, 0)
 
@@ -28,36 +26,11 @@ def test_a_short_answer_pays_the_brevity_penalty():
     assert row["rouge_l"] == pytest.approx(2 * 1 * (1 / 3) / (1 + 1 / 3))
 
 
-def test_summary():
-    rows = overlap.texts(ANSWERS, REFERENCES)
-    found = overlap.summary(rows)
-    assert {name: part["n"] for name, part in found.items()} == dict.fromkeys(
-        ("exact", "rouge_l", "bleu", "corpus_bleu"), 4
-    )
-    assert found["exact"]["value"] == 1 / 4
-    # Wilson for 1 of 4: centre (0.25 + 1.9208/4) / (1 + 3.8415/4) = 0.3725, half 0.3270
-    assert (found["exact"]["low"], found["exact"]["high"]) == pytest.approx((0.0456, 0.6994), abs=2e-4)
-    assert found["rouge_l"]["value"] == pytest.approx((1 + 5 / 6) / 4)
-    assert found["corpus_bleu"]["value"] == pytest.approx(corpus_bleu(ANSWERS, [REFERENCES]).score)
-    assert all(part["low"] <= part["value"] <= part["high"] for part in found.values())
-    # of 4 resampled questions all are number 2 or 3, both without a match, in 1 of 16: more than 2.5 %
-    assert (found["rouge_l"]["low"], found["corpus_bleu"]["low"]) == (0, 0)
-
-
-def test_equal_answers_leave_no_doubt_but_for_their_number():
-    found = overlap.summary(overlap.texts(["one two three four five"] * 3, ["one two three four five"] * 3))
-    for name in ("bleu", "corpus_bleu"):
-        assert (found[name]["low"], found[name]["high"]) == pytest.approx((100, 100))
-    assert found["exact"]["low"] < 0.5  # three of three is not certainty
-
-
 def test_texts_refuses_what_it_cannot_score():
     with pytest.raises(ValueError, match="2 answers and 1 references"):
         overlap.texts(["a", "b"], ["a"])
     with pytest.raises(ValueError, match="1 references have no words, the first is number 1"):
         overlap.texts(["a", "b"], ["a", " ... "])
-    with pytest.raises(ValueError, match="no answers"):
-        overlap.summary([])
 
 
 TRUTH = ["yes", "yes", "yes", "no", "no", "maybe"]

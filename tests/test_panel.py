@@ -56,8 +56,10 @@ def test_an_honest_judge_orders_the_models(store):
     assert [row["model"] for row in table] == ["q4", "qat", "sft", "base"]
     assert (table[0]["W"]["value"], table[0]["T"]["value"], table[0]["score"]["value"]) == (1.0, 1.0, 8.0)
     assert table[1]["W"]["value"] == pytest.approx(2 / 3)
-    schema = server.bodies[0]["response_format"]["json_schema"]["schema"]
-    codes = schema["properties"]["verdicts"]["required"]
+    forms = server.bodies[0]["response_format"]["json_schema"]["schema"]["$defs"]
+    codes = forms["Codes"]["required"]
+    assert forms["Verdict"]["required"] == list(forms["Verdict"]["properties"])
+    assert not any(form["additionalProperties"] for form in forms.values())
     assert codes == [code for code, _ in shown(server.bodies[0])]
     assert len({code for body in server.bodies for code, _ in shown(body)}) > len(MODELS)  # fresh codes per call
 
@@ -171,3 +173,12 @@ def test_estimate_by_hand():
 def test_bounds_by_hand():
     assert panel.bounds([1.0, 0.5, 0.0], 1) == (1.5 / 4, 2.5 / 4)
     assert panel.bounds([], 0) == (0.0, 1.0)
+
+
+def test_the_cap_counts_calls_under_way_in_other_threads(store):
+    with Endpoint(lambda body, n: (200, {}, completion(honest(body)), 0.3)) as server:
+        one = judges.Judge("m", server.url, usd_per_mtok=(1000.0, 1000.0), slots=4)
+        work = panel.tasks(items(4))
+        cap = 2.5 * max(panel.estimate(one, [task]) for task in work)  # four at once, two are within it
+        _, coverage = panel.run(one, work, store, timeout_s=20, max_usd=cap)
+    assert coverage["calls"] == 2 and coverage["invalid"] == {"budget": 2}

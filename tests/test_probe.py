@@ -38,7 +38,7 @@ def test_the_probe_takes_the_longest_rows(tmp_path):
 def test_the_probe_leaves_adapter_dice_and_log_as_they_were(tmp_path):
     made = trainer(tmp_path)
     before, dice = state(made), (torch.get_rng_state(), random.getstate())
-    found = probe(made, estimate=1)
+    found = probe(made)
     after = state(made)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert torch.equal(dice[0], torch.get_rng_state()) and dice[1] == random.getstate()

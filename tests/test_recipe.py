@@ -75,7 +75,6 @@ def test_each_set_has_its_own_run_folder():
         ({"model.base": "someone/model"}, "model.twin"),
         ({"qat.scheme": "q4"}, "qat.scheme: found 'q4'.*nearest valid name is 'q4_0'"),
         ({"qat.seeds": ["a"]}, r"qat.seeds should list whole numbers, found \['a'\]"),
-        ({"qat.refresh_every": 0}, "qat.refresh_every should be between 1"),
         ({"chat.max_new_tokens": 0}, "chat.max_new_tokens should be between 1"),
         ({"judge.benchmarks": ["healthbench"]}, "found 'healthbench', expected {name: healthbench, path: FILE"),
         ({"judge.benchmarks": [HEALTHBENCH | {"limit": 5}]}, "'limit': 5}, expected {name: healthbench"),
@@ -83,7 +82,6 @@ def test_each_set_has_its_own_run_folder():
         ({"judge.benchmarks": [HEALTHBENCH | {"path": "data/hb.jsonl"}]}, "no file 'data/hb.jsonl', from the repo"),
         ({"judge.benchmarks": [HEALTHBENCH | {"questions": 0}]}, "healthbench: questions is 0, expected 1 or more"),
         ({"judge.benchmarks": [HEALTHBENCH, HEALTHBENCH]}, "judge.benchmarks names healthbench twice"),
-        ({"qat.refresh_every": 25, "qat.save_steps": 60}, "refresh_every is 25 and qat.save_steps 60: make it a"),
     ],
 )
 def test_what_cannot_work_is_refused_at_load(overrides, said):

@@ -1,8 +1,11 @@
-"""What goes out beside a GGUF file."""
+"""What goes out beside a GGUF file, and whether two served models say the same."""
 
 import pytest
+import torch
+from huggingface_hub import ModelCard
+from test_gguf import bf16, twin  # noqa: F401 (fixtures)
 
-from lib.export import release
+from lib.export import release, serve
 
 
 class Tokenizer:
@@ -68,3 +71,33 @@ def test_a_model_card_holds_the_ladder_and_the_licences():
     )  # fmt: skip
     assert "| q4_0 | 80 % |" in card and "medreason: 1,200 training rows, licence Apache-2.0" in card
     assert card.startswith("---\nbase_model: base/model\n") and "license: apache-2.0" in card
+
+
+def test_the_front_matter_of_a_card_escapes_what_yaml_would_read():
+    base = "C:/models: my base #2"
+    card = release.model_card("m", base, [{"file": "f"}], [SOURCE], {"recipe": "tiny", "run": "tiny"})
+    assert ModelCard(card).data.base_model == base
+
+
+def test_the_first_parting_counts_with_its_lead():
+    ours = [[(5, 2.0), (6, 0.01), (7, 1.0)], [(5, 2.0)], [(5, 2.0)], [(5, None)]]
+    theirs = [[(5, 2.1), (8, 0.02), (9, 1.0)], [(5, 1.9)], [(5, 2.0), (9, 0.5)], [(6, 0.3)]]
+    assert release.compare(ours, theirs) == {"asked": 4, "equal": 1, "lead": 0.5}
+    assert release.compare(ours[:1], theirs[:1])["lead"] == 0.01
+    assert release.compare(ours, ours) == {"asked": 4, "equal": 4, "lead": None}
+
+
+def test_tokens_and_leads_are_those_of_torch(twin, bf16, monkeypatch):  # noqa: F811
+    model, prompts = twin[1], [list(range(260, 280)), list(range(40, 50))]
+    monkeypatch.setattr(release, "MAX_NEW_TOKENS", 6)
+    with serve.running(bf16, ctx=256) as url:
+        found = release.greedy(url, prompts, 50)
+        assert release.greedy(url, prompts[:1], 2)[0] == found[0][:2]
+    for prompt, answer in zip(prompts, found, strict=True):
+        assert len(answer) == 6 and sum(lead is not None for _, lead in answer) >= 5
+        for token, lead in answer:
+            with torch.no_grad():
+                (first, second), (likeliest, _) = model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1).topk(2)
+            assert token == likeliest
+            assert lead is None or lead == pytest.approx(float(first - second), abs=0.05)
+            prompt = [*prompt, token]

@@ -7,7 +7,7 @@ import pytest
 from loopback import Endpoint, completion
 
 from lib.evaluation import cases
-from lib.judge import grading, judges, panel, protocol, rubric, scorecard
+from lib.judge import grading, judges, panel, protocol, ranking, rubric
 from lib.pipeline.files import ROOT
 
 CASES = cases.load_cases()[:4]
@@ -94,14 +94,14 @@ def test_a_quote_may_differ_in_case_marks_and_gaps(quote):
     ("change", "message"),
     [
         ("I like it.", "not JSON"),
-        (json.dumps([verdict()]), r"the reply is .*, expected object"),
-        (verdict(depth=6), "score is 6, expected 1 to 5"),
-        (verdict(depth=True), "score is 'True', expected integer"),
-        (verdict(depth="4"), "score is '4', expected integer"),
-        (verdict() | {"tone": 3}, r"has the fields \[.*'tone'\], expected"),
-        ({"reasoning_depth": verdict()["reasoning_depth"]}, r"the reply has the fields \['reasoning_depth'\]"),
-        (verdict() | {"hallucinations": "none"}, "hallucinations is 'none', expected array"),
-        (verdict() | {"hallucinations": ["the moon"]}, "an entry of hallucinations is 'the moon', expected object"),
+        (json.dumps([verdict()]), "the reply: Input should be a valid dictionary"),
+        (verdict(depth=6), "score: .* less than or equal to 5, found '6'"),
+        (verdict(depth=True), "score: .* valid integer, found 'True'"),
+        (verdict(depth="4"), "score: .* valid integer, found '4'"),
+        (verdict() | {"tone": 3}, "tone: Extra inputs are not permitted"),
+        ({"reasoning_depth": verdict()["reasoning_depth"]}, "factual_correctness: Field required"),
+        (verdict() | {"hallucinations": "none"}, "hallucinations: .* valid list, found 'none'"),
+        (verdict() | {"hallucinations": ["the moon"]}, "hallucinations.0: .*, found 'the moon'"),
         (verdict(quote="give heparin"), "reasoning_depth: the quote 'give heparin' does not stand in the answer"),
         (verdict(quote=""), "reasoning_depth: the quote '' does not stand"),
         (verdict(false=["Mars causes strokes"]), "hallucinations: the quote 'Mars causes strokes' does not"),
@@ -122,7 +122,7 @@ def test_nothing_need_be_quoted_beside_the_lowest_score():
 def test_every_criterion_is_judged_once(numbers):
     reply = met(True, True, True, True)
     reply["criteria"] = [reply["criteria"][0] | {"number": n} for n in numbers]
-    with pytest.raises(protocol.ContentFault, match="expected each of 1 to 4 once|number is 5, expected 1 to 4"):
+    with pytest.raises(protocol.ContentFault, match="expected each of 1 to 4 once"):
         rubric.parse(json.dumps(reply), HEALTHBENCH[0], "Call an ambulance.")
 
 
@@ -143,12 +143,8 @@ def test_healthbench_by_hand(item, flags, by_hand):
 
 def closed(schema):
     """Whether every object of a JSON schema requires all of its fields and no other, as strict servers ask."""
-    if schema["type"] == "array":
-        return closed(schema["items"])
-    if schema["type"] != "object":
-        return True
-    strict = schema["required"] == list(schema["properties"]) and schema["additionalProperties"] is False
-    return strict and all(map(closed, schema["properties"].values()))
+    objects = [schema, *schema.get("$defs", {}).values()]
+    return all(o["required"] == list(o["properties"]) and o["additionalProperties"] is False for o in objects)
 
 
 def test_the_schemas_are_strict_and_allow_what_parse_allows():
@@ -167,7 +163,7 @@ def test_an_honest_judge_grades_the_models_in_order(store):
     with Endpoint(lambda body, n: (200, {}, completion(honest(body)), 0)) as server:
         rows, coverage = grade(server, store, work)
     assert (coverage["asked"], coverage["judged"], coverage["calls"], coverage["invalid"]) == (8, 8, 8, {})
-    base, sft = scorecard.summary(rows, coverage)
+    base, sft = ranking.graded(rows, coverage)
     assert (base["model"], base["reasoning_depth"]["value"], sft["factual_correctness"]["value"]) == ("base", 2.0, 4.0)
     assert base["stamp"] == "8 of 8 answers graded" and base["hallucination_rate"]["value"] == 0.0
     assert server.bodies[0]["response_format"]["json_schema"]["name"] == "case"
@@ -192,7 +188,7 @@ def test_an_empty_answer_is_never_asked_about(store):
         for items, axis, worst in ((HEALTHBENCH, "score", 0.0), (MEDSAFETY, "harmfulness", 1)):
             graded, _ = grade(server, store, [grading.Task(item, "base", "</think> ") for item in items])
             assert {row[axis] for row in graded} == {worst} and not server.bodies
-    (row,) = scorecard.summary(rows, coverage)
+    (row,) = ranking.graded(rows, coverage)
     assert (row["reasoning_depth"]["value"], row["hallucinations"]["value"], row["empty"]) == (1.0, 0.0, 4)
 
 
@@ -232,7 +228,7 @@ def test_what_never_becomes_valid_is_counted_left_out_for_all_and_asked_again(st
         mended.append(True)
         _, later = grade(server, store, work)
         assert later["invalid"] == {} and later["judged"] == 8 and later["calls"] == 1
-    table = scorecard.summary(rows, coverage)
+    table = ranking.graded(rows, coverage)
     assert {row["stamp"] for row in table} == {"INCOMPLETE: 7 of 8 answers graded (content: 1)"}
     assert [(row["reasoning_depth"]["n"], row["dropped"]) for row in table] == [(3, 1), (3, 1)]
 
@@ -242,7 +238,7 @@ def test_transport_faults_end_at_the_deadline_and_are_named(store):
         rows, coverage = grade(server, store, grading.tasks(CASES, texts(sft=4)), timeout_s=2)
     assert rows == [] and coverage["invalid"] == {"transport: InternalServerError": 4} and coverage["incomplete"]
     with pytest.raises(ValueError, match="found no rows"):
-        scorecard.summary(rows, coverage)
+        ranking.graded(rows, coverage)
 
 
 def test_a_server_without_schema_is_asked_plainly(store):
@@ -297,12 +293,12 @@ def test_healthbench_and_medsafetybench_are_graded_through_the_same_server(store
 
     with Endpoint(reply) as server:
         rows, coverage = grade(server, store, [grading.Task(item, "sft", "Some answer") for item in HEALTHBENCH])
-        (row,) = scorecard.summary(rows, coverage)
+        (row,) = ranking.graded(rows, coverage)
         # by hand: -8/20, -2/20, -7/10; the mean, -0.4, is clipped
         assert sorted(r["score"] for r in rows) == pytest.approx([-0.7, -0.4, -0.1])
         assert row["score"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 3}
         rows, coverage = grade(server, store, [grading.Task(item, "sft", "Some answer") for item in MEDSAFETY])
-        assert scorecard.summary(rows, coverage)[0]["harmfulness"]["value"] == 1.0
+        assert ranking.graded(rows, coverage)[0]["harmfulness"]["value"] == 1.0
 
 
 def row(question, model, depth, false, kind="case"):
@@ -317,24 +313,24 @@ def test_a_summary_by_hand():
         for m, ds in (("a", (2, 4, 3)), ("b", (5, 5, 5)))
         for q, d, f in zip("xyz", ds, (0, 2, 1), strict=True)
     ]
-    a, b = scorecard.summary(rows, done)
+    a, b = ranking.graded(rows, done)
     assert (a["reasoning_depth"]["value"], b["reasoning_depth"]["low"], a["hallucinations"]["value"]) == (3.0, 5.0, 1.0)
     rate = a["hallucination_rate"]  # 2 of 3, Wilson by hand: centre (2/3 + z2/6)/(1 + z2/3), z2 = 3.8415
     assert rate["value"] == pytest.approx(2 / 3)
     assert (rate["low"], rate["high"]) == pytest.approx((0.2077, 0.9385), abs=1e-3)
     for mixed in (rows + rows[:1], rows + [row("x", "c", 1, 0, "medsafety")], []):
         with pytest.raises(ValueError, match="takes one judge, one kind of item, and each answer once"):
-            scorecard.summary(mixed, done)
+            ranking.graded(mixed, done)
     with pytest.raises(ValueError, match="no question was graded for all of a, b"):
-        scorecard.summary([rows[0], rows[4]], done)
+        ranking.graded([rows[0], rows[4]], done)
 
 
 def test_lengths_by_hand():
     def split(text, add_special_tokens):
         return {"input_ids": text.split()}
 
-    (one,) = scorecard.lengths({"sft": {"a": "one", "b": "", "c": "one two three", "d": "a b c d"}}, split)
+    (one,) = ranking.lengths({"sft": {"a": "one", "b": "", "c": "one two three", "d": "a b c d"}}, split)
     assert (one["n"], one["mean"], one["median"], one["p95"], one["longest"], one["empty"]) == (4, 2.0, 2.0, 4, 4, 1)
     assert 0 <= one["low"] < 2 < one["high"] <= 4
-    (one,) = scorecard.lengths({"sft": {n: "a " * n for n in range(1, 21)}}, split)
+    (one,) = ranking.lengths({"sft": {n: "a " * n for n in range(1, 21)}}, split)
     assert one["p95"] == 19  # the 19th of 20, by nearest rank

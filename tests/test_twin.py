@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lib.chat import encoding
 from lib.dataset import clinic
-from lib.model import twin
+from lib.model import families, twin
 
 SPEC = {"architecture": "qwen3", "vocab_size": 1024, "block_size": 128, "batch_size": 4, "steps": 30}
 SPEC |= {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
@@ -83,7 +83,7 @@ def test_other_families_have_their_own_tokens_template_and_model(name, tmp_path,
     sample = "naïve 12 mmol/L, it isn't 37.5 °C"
     assert tokenizer.decode(tokenizer(sample, add_special_tokens=False)["input_ids"]) == sample
     model = AutoModelForCausalLM.from_pretrained(folder)
-    assert type(model) is twin.FAMILIES[name].model
+    assert type(model) is families.FAMILIES[name].model
     assert len(tokenizer) == model.get_input_embeddings().num_embeddings == stats["vocab_size"] <= 600
 
 

@@ -94,28 +94,11 @@ def final_only(input_ids, labels, tokenizer, fmt: str, date=None, effort=None) -
     return [IGNORE_INDEX if region == "reasoning" else label for region, label in zip(regions, labels, strict=True)]
 
 
-def audit(rows: Iterable[tuple], tokenizer, fmt: str = "think", date=None, effort=None, max_cut: float = 1.0) -> dict:
-    """Check the loss mask of training rows and return what was found.
-
-    rows: (input_ids, labels) of single conversations, from `tokenize` or from `documents` of a trainer's batch.
-    max_cut: share of the rows that may have lost their end token to a cut-off.
-    Returns {"rows", "cut", "tokens", "trained", "shares", "regions"}: `cut` counts rows that lost their end token,
-    `regions` the tokens of each part.
-    Raises ValueError when the prompt carries loss, when reasoning, answer or end token do not, when more than max_cut
-    of the rows are cut, when the beginning-of-sequence token is missing or doubled, or when text of the data became a
-    control token.
-    """
-    check = Audit(tokenizer, fmt, date, effort)
-    for ids, labels in rows:
-        check.add(ids, labels)
-    return check.result(max_cut)
-
-
 def audit_batches(batches: Iterable, tokenizer, fmt: str = "think", date=None, effort=None, at_most: int = 16) -> dict:
     """The audit of a trainer's own first batches: one, or more where the first holds only rows without their end.
 
     batches: of a training dataloader. It goes on, to at most so many, until it has seen reasoning, answer and an end
-    token. Returns and raises as `audit`.
+    token. Returns and raises as `Audit.result`.
     """
     check = Audit(tokenizer, fmt, date, effort)
     for batch in itertools.islice(batches, at_most):
@@ -127,7 +110,11 @@ def audit_batches(batches: Iterable, tokenizer, fmt: str = "think", date=None, e
 
 
 class Audit:
-    """The audit of `audit`, one row at a time, for rows that are too many to keep."""
+    """A check of the loss mask, one row at a time: `add` every row, then ask for the `result`.
+
+    Both raise ValueError: where the prompt carries loss, or reasoning, answer or end token do not; where the
+    beginning-of-sequence token is missing or doubled; where text of the data became a control token.
+    """
 
     def __init__(self, tokenizer, fmt: str = "think", date=None, effort=None):
         self.regions, self.writes = Regions(tokenizer, fmt, date, effort), Control(tokenizer, fmt, date, effort)
@@ -135,7 +122,7 @@ class Audit:
         self.optional = "reasoning" if fmt == "instruction" else None  # there it may be what a data set does not teach
 
     def add(self, input_ids, labels) -> Counter:
-        """Check one row; returns its number of tokens by (region, carries loss). Raises ValueError, see `audit`."""
+        """Check one row; returns its number of tokens by (region, carries loss). Raises ValueError, see above."""
         one = self.regions.count(input_ids, labels)
         is_cut = not one["end", True] + one["end", False]
         self.number += 1
@@ -145,7 +132,11 @@ class Audit:
         return one
 
     def result(self, max_cut: float = 1.0) -> dict:
-        """What was found, as `audit` returns it. Raises ValueError, see there."""
+        """{"rows", "cut", "tokens", "trained", "shares", "regions"} of all rows that were added.
+
+        `cut` counts rows that lost their end token, `regions` the tokens of each part, `shares` those with loss.
+        Raises ValueError, see above, and when more than max_cut of the rows are cut.
+        """
         found = shares(self.counts)
         wrong = {region: share for region, share in found.items() if share != (region != "prompt")}
         if self.optional and found[self.optional] is None:

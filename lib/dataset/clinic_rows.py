@@ -1,4 +1,4 @@
-"""Rows of the clinic in the schemas of the hub data sets, and known questions told again.
+"""Rows of the clinic in the schemas of the hub data sets.
 
 No combination of condition and present findings occurs in both splits, whatever the source. The same seed gives the
 same rows on every machine.
@@ -29,15 +29,6 @@ ASKED = {  # a question with yes or no about one answer of a kind
     "test": "Is {answer} the test that confirms the diagnosis?",
     "treatment": "Is {answer} the first-line treatment?",
     "avoid": "Is {answer} the drug to avoid?",
-}
-LEVELS = ("punctuation", "reordered", "retold", "unrelated")
-PLACES = ("a walk-in centre", "a night clinic", "the medical ward", "a nursing home", "a school sickroom")
-TRADES = ("schoolteacher", "farmer", "bus driver", "student", "cook")
-RETOLD = {
-    "diagnosis": "State what this patient suffers from.",
-    "test": "How would you prove what is wrong?",
-    "treatment": "How would you begin to treat this?",
-    "avoid": "What must not be prescribed here?",
 }
 
 
@@ -225,43 +216,3 @@ def _unclear(world, condition, split, rng):
         if all(clinic.split_of(c, present) == split for c in fits):
             return clinic.Case(condition, None, present, (), clinic.vignette(present, (), (), rng))
     return None
-
-
-def rewritten(world, seed, count):
-    """`count` known questions of the test split, each told again at every level: what leakage detectors should find.
-
-    Returns a list of {"level", "original", "rewritten"}. original: a question without options. rewritten, by level:
-    "punctuation" changes case, punctuation and blanks; "reordered" names the findings in another order; "retold" has
-    another age, sex and setting, another order, and another wording of everything but the findings; "unrelated" is
-    another patient with another condition, which no detector should flag.
-    """
-    rng, pairs = random.Random(f"rewritten {seed}"), []
-    for _ in range(count):
-        condition, other = rng.sample(world["conditions"], 2)
-        kind, draw = rng.choice(list(KINDS)), rng.random()
-        case, another = clinic.draw(world, condition, "test", rng), clinic.draw(world, other, "test", rng)
-        asked, asked_too = rng.choice(KINDS[kind][1]), rng.choice(KINDS[rng.choice(list(KINDS))][1])
-
-        def tell(present, absent=case.absent, draw=draw):  # the same draw, so that only the order of findings differs
-            return clinic.vignette(present, absent, (), random.Random(draw))
-
-        original = f"{tell(case.present)} {asked}"
-        order = case.present[1:] + case.present[:1]
-        again = (
-            " ".join(original.upper().replace(".", " ;").replace(",", " -").replace("?", " ??").split()),
-            f"{tell(order, case.absent[::-1])} {asked}",
-            f"{_retell(case, original, rng)} {RETOLD[kind]}",
-            f"{another.text} {asked_too}",
-        )
-        pairs += [
-            {"level": name, "original": original, "rewritten": text} for name, text in zip(LEVELS, again, strict=True)
-        ]
-    return pairs
-
-
-def _retell(case, original, rng):
-    present = rng.sample(case.present, len(case.present))
-    absent = f"There is no {' and no '.join(rng.sample(case.absent, len(case.absent)))}. " if case.absent else ""
-    age = rng.choice([years for years in range(20, 90) if f"{years}-year" not in original])
-    who = f"{'male' if ' woman ' in original else 'female'} {rng.choice(TRADES)} aged {age}"
-    return f"{absent}In {rng.choice(PLACES)} you meet a {who} who complains of {'; '.join(present)}."

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from lib import stats
 from lib.chat.turns import IGNORE_INDEX
-from lib.evaluation import decode
+from lib.evaluation import batching
 from lib.figures.markup import interval
 from lib.model import loading, shapes
 from lib.pipeline import machine
@@ -48,7 +48,7 @@ def read(model, rows):
     of quantized ones included and shared ones once.
     """
     found = {"logits": [], "targets": [], "seconds": [], "mib": _mib(model)}
-    with decode.evaluation(model):
+    with batching.evaluation(model):
         for ids, labels in rows:
             following = torch.tensor(labels[1:])
             kept = following != IGNORE_INDEX

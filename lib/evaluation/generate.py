@@ -10,21 +10,24 @@ An answer is {"id", "text", "tokens", "finish", "first_s", "seconds"}:
 With `keep`, answers are written to a file as they come; a run that was killed asks for the rest only.
 """
 
-import json
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import openai
+import torch
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from lib.chat import encoding
-from lib.evaluation import decode
+from lib.evaluation import batching
 from lib.evaluation.endpoint import client, stream
+from lib.evaluation.kept import Kept
 from lib.pipeline import ranks
-from lib.pipeline.files import sha256_json, write_own
+from lib.pipeline.files import sha256_json, write_jsonl
 
 NEW_LIMIT = ("o1", "o3", "o4", "gpt-5")  # models of OpenAI that refuse max_tokens
+# What a model's own generation_config may ask for besides; an answer depends on the recipe alone.
+PLAIN = {"num_beams": 1, "top_k": 0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "use_cache": True}
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|return|>", "<|call|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
 
 
@@ -35,43 +38,6 @@ def stop_ids(model, tokenizer):
     ids = set(own if isinstance(own, (list, tuple)) else [own]) | {tokenizer.eos_token_id}
     vocabulary = tokenizer.get_vocab()
     return {int(i) for i in ids | {vocabulary.get(token) for token in END_OF_TURN} if i is not None}
-
-
-class Kept:
-    """Answers on disk, one JSON line each, in the order they came; those of other prompts or settings are not read.
-
-    path: the file, or None to keep nothing. settings: JSON values that decide what is answered. A line that a kill cut
-    short is dropped.
-    """
-
-    def __init__(self, path, prompts, settings):
-        self.path, self.lock, self.answers = path, threading.Lock(), {}
-        self.keys = {p["id"]: sha256_json([p["messages"], settings])[:16] for p in prompts}
-        if path and path.exists():
-            whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-            for line in map(json.loads, filter(None, whole.split("\n"))):
-                if self.keys.get(line["answer"]["id"]) == line["key"]:
-                    self.answers[line["answer"]["id"]] = line["answer"]
-            write_own(path, "".join(self._line(answer) for answer in self.answers.values()))
-
-    def _line(self, answer):
-        return json.dumps({"key": self.keys[answer["id"]], "answer": answer}, ensure_ascii=False) + "\n"
-
-    def add(self, answer):
-        """Keep an answer. One that never came ("error") is asked again by the next run."""
-        with self.lock:
-            self.answers[answer["id"]] = answer
-            if self.path and answer["finish"] != "error":
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with open(self.path, "a", encoding="utf-8") as file:
-                    file.write(self._line(answer))
-
-    def missing(self, prompts):
-        return [prompt for prompt in prompts if prompt["id"] not in self.answers]
-
-    def ordered(self, prompts):
-        """All answers in prompt order."""
-        return [self.answers[prompt["id"]] for prompt in prompts]
 
 
 def transformers(
@@ -92,10 +58,10 @@ def transformers(
     """Answer prompts with a causal language model; greedy unless temperature > 0. Returns answers in prompt order.
 
     prompts: list of {"id", "messages"}, rendered with the tokenizer's chat template (date, effort: see chat.render).
-    top_p: see decode.sampler. keep: file for answers as they come; the same call after a kill goes on from it.
-    progress: called with (answered, total) after each batch. Prompts are batched by length, so that padding is small,
-    left-padded, and rows leave the batch once they have ended. With several ranks each answers its share of the
-    prompts, and all of them get every answer. Raises ValueError where a prompt has no tokens.
+    top_p: draw among the likeliest tokens, as few as hold this share together. keep: file for answers as they come; the
+    same call after a kill goes on from it. progress: called with (answered, total) after each batch. Prompts are
+    batched by length, so that padding is small. With several ranks each answers its share of the prompts, and all of
+    them get every answer. Raises ValueError where a prompt has no tokens.
     """
     settings = [max_new_tokens, temperature, top_p, seed, date, effort]
     share = ranks.share(prompts)
@@ -109,11 +75,13 @@ def transformers(
         raise ValueError(f"prompt {rest[encoded.index([])]['id']!r} has no tokens: look at the chat template")
     stops = stop_ids(model, tokenizer)
     order = sorted(range(len(rest)), key=lambda i: (-len(encoded[i]), i))  # longest first: memory runs out early
-    pick = decode.sampler(temperature, seed + ranks.rank(), model.device, top_p)
-    with decode.evaluation(model):
+    how = _drawing(temperature, top_p) | {"max_new_tokens": max_new_tokens, "eos_token_id": sorted(stops)}
+    devices = [model.device] if model.device.type == "cuda" else []
+    with batching.evaluation(model), torch.random.fork_rng(devices):
+        torch.manual_seed(seed + ranks.rank())
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            outcomes = decode.batch(model, [encoded[i] for i in rows], stops, max_new_tokens, pick)
+            outcomes = _continue(model, [encoded[i] for i in rows], how)
             for i, (ids, first, seconds) in zip(rows, outcomes, strict=True):
                 times = {"first_s": first, "seconds": seconds}
                 kept.add(_answer(rest[i]["id"], texts[i], ids, stops, tokenizer) | times)
@@ -121,6 +89,59 @@ def transformers(
                 progress(len(share) - len(order) + min(start + batch_size, len(order)), len(share))
     answers = {answer["id"]: answer for part in ranks.gather(kept.ordered(share)) for answer in part}
     return [answers[prompt["id"]] for prompt in prompts]
+
+
+def ask(stage, name, model, tokenizer, prompts):
+    """Greedy or drawn answers of a chapter's model, as its recipe's chat section says: `transformers` with its values.
+
+    The answers come in prompt order and lie in the stage's NAME.jsonl; meanwhile they are kept as they come, so that a
+    chapter that was killed asks for the rest only.
+    """
+    chat = stage.recipe.chat
+    fields = {"seed": stage.recipe.run["seed"], "top_p": chat["top_p"], "date": chat["date"]}
+    fields |= {"effort": chat["reasoning_effort"], "keep": stage.dir / "cache" / f"{name}.jsonl"}
+    chosen = (chat["max_new_tokens"], chat["batch_size"], chat["temperature"])
+    with stage.timer(f"generate {name}"):
+        found = transformers(
+            model, tokenizer, prompts, *chosen, progress=lambda *at: stage.progress(*at, name), **fields
+        )
+    write_jsonl(stage.dir / f"{name}.jsonl", found)
+    return found
+
+
+class _Clock(StoppingCriteria):
+    """Notes the time of each step, and ends nothing."""
+
+    def __init__(self):
+        self.started, self.seconds = time.perf_counter(), []
+
+    def __call__(self, input_ids, scores, **kwargs):
+        input_ids[0, -1].item()  # waits for the device
+        self.seconds.append(time.perf_counter() - self.started)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def _drawing(temperature, top_p):
+    if not temperature:
+        return PLAIN | {"do_sample": False, "temperature": 1.0, "top_p": 1.0}
+    return PLAIN | {"do_sample": True, "temperature": temperature, "top_p": top_p}
+
+
+def _continue(model, prompts, how):
+    """Continue prompts, lists of token ids of similar length: a list of (generated ids, seconds to first, to last).
+
+    how: fields of transformers.GenerationConfig. A stop token is among the ids that it ended.
+    """
+    ids, mask, _ = batching.left_pad(prompts, model.device)
+    clock, stops = _Clock(), set(how["eos_token_id"])
+    config = GenerationConfig(pad_token_id=how["eos_token_id"][0], **how)
+    out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, synced_gpus=False,
+                         stopping_criteria=StoppingCriteriaList([clock]))  # fmt: skip
+    found = []
+    for row in out[:, ids.shape[1] :].tolist():
+        end = next((place for place, token in enumerate(row, 1) if token in stops), len(row))
+        found.append((row[:end], clock.seconds[0], clock.seconds[end - 1]))
+    return found
 
 
 def _identity(model):

@@ -1,7 +1,6 @@
 """How far answers and labels agree with a reference: exact match, ROUGE-L, BLEU, macro-F1 and the majority baseline."""
 
 from collections import Counter
-from statistics import fmean
 
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
@@ -21,8 +20,7 @@ def texts(answers, references):
 
     answers, references: texts in the same order, the answers without their reasoning.
     A row has exact (the same text after answers.normalise), rouge_l (F1 of the longest common subsequence of
-    words, 0 to 1), bleu (of the sentence, 0 to 100) and ngrams, what corpus BLEU is summed from: matches of 1 to 4
-    words, n-grams of 1 to 4 words in the answer, words in the answer, words in the reference.
+    words, 0 to 1) and bleu (of the sentence, 0 to 100).
     Both libraries split words as for Latin script, ROUGE drops all other letters: no measure of Chinese texts.
     Raises ValueError when a reference has no word or the lists differ in length.
     Sources: Lin 2004, as in rouge-score; Papineni et al. 2002, as in sacrebleu (tokenizer 13a, exponential smoothing).
@@ -35,41 +33,11 @@ def texts(answers, references):
 
 
 def _overlap(answer, reference):
-    bleu = SENTENCE.sentence_score(answer, [reference])
     return {
         "exact": normalise(answer) == normalise(reference),
         "rouge_l": ROUGE.score(reference, answer)["rougeL"].fmeasure,
-        "bleu": bleu.score,
-        "ngrams": [*bleu.counts, *bleu.totals, bleu.sys_len, bleu.ref_len],
+        "bleu": SENTENCE.sentence_score(answer, [reference]).score,
     }
-
-
-def corpus_bleu(ngrams):
-    """BLEU of a corpus, 0 to 100, from the `ngrams` of its rows: (questions, 10)."""
-    sums = np.sum(ngrams, axis=0).astype(int).tolist()
-    return BLEU.compute_bleu(sums[:4], sums[4:8], *sums[8:], smooth_method="exp").score
-
-
-def summary(rows):
-    """{"exact", "rouge_l", "bleu", "corpus_bleu"} of rows from `texts`: each {"value", "low", "high", "n"}, 95 %.
-
-    exact: a proportion with its Wilson interval. rouge_l, bleu: means over questions. All but exact have intervals from
-    a question bootstrap. Raises ValueError when there is no row.
-    """
-    if not rows:
-        raise ValueError("no answers to compare with references")
-    hits = sum(row["exact"] for row in rows)
-    found = {"exact": _interval(hits / len(rows), stats.wilson(hits, len(rows)), rows)}
-    for name in ("rouge_l", "bleu"):
-        values = [row[name] for row in rows]
-        found[name] = _interval(fmean(values), stats.bootstrap(values), rows)
-    ngrams = [row["ngrams"] for row in rows]
-    found["corpus_bleu"] = _interval(corpus_bleu(ngrams), stats.bootstrap(ngrams, corpus_bleu), rows)
-    return found
-
-
-def _interval(value, bounds, rows):
-    return {"value": float(value), "low": bounds[0], "high": bounds[1], "n": len(rows)}
 
 
 def macro_f1(picked, truth, labels):
@@ -88,7 +56,8 @@ def macro_f1(picked, truth, labels):
     each = np.arange(len(codes))
     is_true, is_picked = true[:, None] == each, predicted[:, None] == each
     counts = np.stack([is_true & is_picked, is_true, is_picked], axis=1)  # (questions, 3, labels)
-    return _interval(value, stats.bootstrap(counts, _macro_f1), truth)
+    low, high = stats.bootstrap(counts, _macro_f1)
+    return {"value": float(value), "low": low, "high": high, "n": len(truth)}
 
 
 def _macro_f1(counts):
@@ -104,5 +73,5 @@ def majority(truth):
     """
     if not truth:
         raise ValueError("no labels to take the majority of")
-    label, hits = min(Counter(truth).items(), key=lambda item: (-item[1], item[0]))
-    return {"label": label, **_interval(hits / len(truth), stats.wilson(hits, len(truth)), truth)}
+    label, _ = min(Counter(truth).items(), key=lambda item: (-item[1], item[0]))
+    return {"label": label, **stats.proportion([given == label for given in truth])}

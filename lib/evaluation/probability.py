@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 from lib.chat.turns import IGNORE_INDEX
 from lib.dataset import answers as reading
-from lib.evaluation import decode
+from lib.evaluation import batching
 
 LIKELIHOOD_PROMPT = "{question}\n\nAnswer:"  # plain text, no chat template: a base model was not taught one
 LOGITS_AT_ONCE = 2**28  # numbers: one gigabyte in float32, whatever the vocabulary
@@ -52,7 +52,7 @@ def option_loglikelihoods(model, tokenizer, pairs, batch_size=16, progress=None)
     ids = [_option_ids(tokenizer, context, continuations) for context, continuations in pairs]
     order = sorted(range(len(pairs)), key=lambda i: (-len(ids[i][0]), i))
     found = [None] * len(pairs)
-    with decode.evaluation(model):
+    with batching.evaluation(model):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             for i, sums in zip(chosen, _option_sums(model, [ids[i] for i in chosen]), strict=True):
@@ -80,7 +80,7 @@ def _option_ids(tokenizer, context, continuations):
 def _option_sums(model, pairs):
     """Log-probability of each option in nats: list (questions) of lists (options). pairs: (prompt ids, option ids)."""
     count = max(len(options) for _, options in pairs)
-    prompts, mask, positions = decode.left_pad([prompt for prompt, _ in pairs], model.device)
+    prompts, mask, positions = batching.left_pad([prompt for prompt, _ in pairs], model.device)
     cache = DynamicCache(config=model.config)
     first = model(
         input_ids=prompts,
@@ -164,13 +164,13 @@ def _perplexities(model, rows, spans, batch_size):
 def _token_losses(model, rows, batch_size):
     """Yield (number of the row, losses (seq - 1,) in float64 on the CPU, 0 where there is no label), longest first."""
     order, start = sorted(range(len(rows)), key=lambda i: -len(rows[i][0])), 0
-    with decode.evaluation(model):
+    with batching.evaluation(model):
         while start < len(order):
             width = len(rows[order[start]][0])
             size = max(1, min(batch_size, LOGITS_AT_ONCE // (width * model.config.vocab_size)))
             chosen = order[start : start + size]
             start += size
-            ids, labels, mask = _right_pad([rows[i] for i in chosen], model.device)
+            ids, labels, mask = batching.right_pad([rows[i] for i in chosen], model.device)
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
             losses = cross_entropy(logits.float().transpose(1, 2), labels[:, 1:], reduction="none").double().cpu()
             for i, row in zip(chosen, losses, strict=True):
@@ -180,7 +180,7 @@ def _token_losses(model, rows, batch_size):
 def next_token_logits(model, rows):
     """A model's logits before each labelled token of (input_ids, labels) rows: (tokens, vocabulary) float32, CPU."""
     found = []
-    with decode.evaluation(model):
+    with batching.evaluation(model):
         for ids, labels in rows:
             kept = torch.tensor(labels[1:]) != IGNORE_INDEX
             logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, :-1]
@@ -213,14 +213,3 @@ def changed_by_merging(before, after, limit=0.01):
         "flipped": len(leads),
         "lead": float(leads.max()) if len(leads) else 0.0,
     }
-
-
-def _right_pad(rows, device):
-    """(input_ids, labels, attention_mask), each (rows, longest), of (ids, labels) pairs, the longest first."""
-    width = len(rows[0][0])
-    fill = [
-        (list(ids) + [0] * gap, list(labels) + [IGNORE_INDEX] * gap, [1] * len(ids) + [0] * gap)
-        for ids, labels in rows
-        for gap in [width - len(ids)]
-    ]
-    return tuple(torch.tensor(part, device=device) for part in zip(*fill, strict=True))

@@ -1,9 +1,20 @@
-"""What goes out beside a GGUF file: an Ollama Modelfile and a model card, both derived and never typed by hand."""
+"""What is released is what was trained: the same prompts and answers, a Modelfile and a model card derived from it.
+
+Answers are compared by their likeliest tokens. Drawn by chance, two answers part sooner or later although their
+probabilities differ in the fourth decimal only and the seed is the same: a token's share of the dice moves a little.
+"""
+
+from collections import deque
+from itertools import zip_longest
+
+from huggingface_hub import ModelCard, ModelCardData
 
 from lib.chat import encoding
 from lib.evaluation import generate
+from lib.export import serve
 
 PROBE = "PROBE-OF-THE-USER-TURN"
+MAX_NEW_TOKENS = 256  # of each compared answer: a model that differs does so early
 
 
 def turn_frame(tokenizer, date=None):
@@ -66,6 +77,43 @@ def _same(ours, theirs, where):
     )
 
 
+def greedy(base_url, prompts, max_new_tokens):
+    """The likeliest tokens after each prompt, as a running llama-server finds them: lists of (token id, lead).
+
+    prompts: lists of token ids. lead: nats by which the token is likelier than the second likeliest, None where the
+    server does not say (it leaves out a token that is part of a character). An answer ends at its end token, or after
+    max_new_tokens or MAX_NEW_TOKENS tokens.
+    """
+    body = {"n_predict": min(max_new_tokens, MAX_NEW_TOKENS), "temperature": 0, "n_probs": 2, "cache_prompt": False}
+    found = []
+    for prompt in prompts:
+        asked = body | {"prompt": list(prompt), "return_tokens": True}
+        reply = serve.request(base_url, "/completion", asked, timeout_s=1800)
+        told = deque(reply["completion_probabilities"])
+        said = [told.popleft() if told and told[0]["id"] == token else None for token in reply["tokens"]]
+        found.append([(token, at and _lead(at)) for token, at in zip(reply["tokens"], said, strict=True)])
+    return found
+
+
+def _lead(at):
+    first, second = sorted((token["logprob"] for token in at["top_logprobs"]), reverse=True)
+    return first - second
+
+
+def compare(ours, theirs):
+    """Two sides' `greedy` answers: {"asked", "equal", "lead"}.
+
+    equal: pairs of answers with the same tokens. lead: the largest that our side's token had where a pair parts first,
+    or theirs where our answer has ended; None where all are equal.
+    """
+    leads = []
+    for one, other in zip(ours, theirs, strict=True):
+        pairs = zip_longest(one, other, fillvalue=(None, None))
+        leads += next(([a[1] if a[1] is not None else b[1]] for a, b in pairs if a[0] != b[0]), [])
+    known = [lead for lead in leads if lead is not None]
+    return {"asked": len(ours), "equal": len(ours) - len(leads), "lead": max(known, default=None)}
+
+
 def model_card(title, base, ladder, sources, run):
     """Text of a model card in the hub's form: front matter, what it is, the measured ladder, data, limits.
 
@@ -80,13 +128,13 @@ def model_card(title, base, ladder, sources, run):
     data += [f"- cite: {citation}" for citation in dict.fromkeys(s["citation"] for s in sources if s.get("citation"))]
     data += licence_warnings(sources)
     licences = sorted({s["licence"] for s in sources})
-    return "\n".join([
-        "---",
-        f"base_model: {base}",
-        "library_name: gguf",
-        f"license: {licences[0].lower() if len(licences) == 1 else 'other'}",
-        "tags: [medical, reasoning, lora, gguf]",
-        "---",
+    facts = ModelCardData(
+        base_model=base,
+        library_name="gguf",
+        license=licences[0].lower() if len(licences) == 1 else "other",
+        tags=["medical", "reasoning", "lora", "gguf"],
+    )
+    text = "\n".join([
         f"# {title}",
         "",
         "Written by the export stage from what it measured. Not for clinical use: it was never tested on patients.",
@@ -102,6 +150,7 @@ def model_card(title, base, ladder, sources, run):
         *data,
         "",
     ])  # fmt: skip
+    return str(ModelCard(f"---\n{facts.to_yaml()}\n---\n{text}"))
 
 
 def licence_warnings(sources):

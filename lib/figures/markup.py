@@ -4,8 +4,10 @@ Nothing here carries a script, and everything stays readable where a viewer stri
 """
 
 import html
+import itertools
 import re
 
+import pandas as pd
 from IPython.display import HTML
 
 IGNORE_INDEX = -100  # torch.nn.CrossEntropyLoss skips this label
@@ -65,16 +67,15 @@ def table(rows, caption=None, columns=None):
     cells = [[_cell(row.get(key)) for key in heads] for row in rows]
     # A column is one of numbers when every cell that is not a dash holds one.
     sides = ["right" if all(n or t == "\u2013" for t, n in column) else "left" for column in zip(*cells, strict=True)]
-
-    def line(tag, texts):
-        parts = zip(texts, sides, strict=True)
-        return "".join(f'<{tag} align="{s}" style="text-align:{s}">{html.escape(str(t))}</{tag}>' for t, s in parts)
-
-    head = f"<thead><tr>{line('th', heads.values())}</tr></thead>"
-    body = "".join(f"<tr>{line('td', [text for text, _ in row])}</tr>\n" for row in cells)
+    frame = pd.DataFrame([[text for text, _ in row] for row in cells], columns=list(heads.values()), dtype=object)
+    with pd.option_context("display.max_colwidth", None):
+        page = frame.to_html(index=False, border=0, formatters=[str] * len(heads))
+    # pandas aligns no single column, and GitHub drops styles but keeps align.
+    side = itertools.cycle(sides)
+    page = re.sub("<(t[hd])>", lambda tag: '<{0} align="{1}" style="text-align:{1}">'.format(tag[1], next(side)), page)
     # GitHub drops <caption>, so the caption is a paragraph.
     above = f"<p><b>{html.escape(caption)}</b></p>\n" if caption else ""
-    return HTML(f"{above}<table>\n{head}\n<tbody>\n{body}</tbody></table>")
+    return HTML(f'{above}<div class="scroll">{page}</div>')
 
 
 def size_table(rows, caption="Size of each file against the original"):

@@ -26,7 +26,7 @@ COLOURS = {
 }  # fmt: skip
 SPARE = ("#44AA99", "#332288", "#AA4499", "#999933", "#117733", "#661100")
 DASHES = ("-", "--", "-.", ":")
-FIGURES = ["accuracy_bars", "length_histogram", "loss_curve", "perplexity_bars", "score_bars", "size_bars", "colour"]
+FIGURES = ["accuracy_bars", "length_histogram", "loss_curve", "perplexity_bars", "score_bars", "colour"]
 __all__ = [*FIGURES, "interval", "loss_mask", "p_value", "size_table", "table", "transcript", "transcripts"]
 
 
@@ -142,14 +142,6 @@ def perplexity_bars(rows, title="Perplexity of each file", label="perplexity (1 
         return f"{row['value']:.4g}" + ("" if row["name"] == rows[0]["name"] else f"  ({change:+.2f} %)")
 
     return _bars(drawn, title, label, text)
-
-
-def size_bars(rows, title="Size on disk", label="size (MiB)"):
-    """File sizes. rows: [{"name", "mib"}]; the first row is the original that the ratios refer to."""
-    drawn = [{"name": row["name"], "value": row["mib"]} for row in rows]
-    return _bars(
-        drawn, title, label, lambda r: f"{r['value']:,.1f} MiB  ({100 * r['value'] / drawn[0]['value']:.1f} %)"
-    )
 
 
 def length_histogram(lengths_by_source, cutoff, title="Length of the training rows", label="tokens per row"):

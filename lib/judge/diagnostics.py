@@ -10,17 +10,10 @@ from sklearn.metrics import cohen_kappa_score
 
 from lib import stats
 from lib.judge import ranking
+from lib.judge.ranking import calls, winners
 
 RIDGE = 10.0  # inverse strength of the penalty: keeps a candidate that loses every time at a finite distance
 RESAMPLES = 200  # each one is a fit
-
-
-def _calls(rows):
-    """{(question, order, repeat): {model: row}}"""
-    found = defaultdict(dict)
-    for row in rows:
-        found[row["question"], row["order"], row["repeat"]][row["model"]] = row
-    return found
 
 
 def position_curve(rows):
@@ -28,37 +21,24 @@ def position_curve(rows):
 
     Orders are balanced, so a judge without a love of places gives each the same share, 1 / candidates.
     """
-    by_question = defaultdict(list)
-    for (question, _, _), call in _calls(rows).items():
-        ranked = sorted(call.values(), key=lambda row: row["position"])
-        by_question[question].append([ranking.first_place(call, row["model"]) for row in ranked])
-    shares = np.array([np.mean(calls, axis=0) for calls in by_question.values()])
-    found = []
-    for place, values in enumerate(shares.T):
-        low, high = stats.bootstrap(values)
-        found.append({"place": place + 1, "value": float(values.mean()), "low": low, "high": high, "n": len(values)})
-    return found
-
-
-def _winners(call):
-    best = min(row["rank"] for row in call.values())
-    return frozenset(model for model, row in call.items() if row["rank"] == best)
+    firsts = ranking.shares(rows).pivot_table("T", "question", "position")
+    return [{"place": place + 1} | stats.mean(firsts[place]) for place in firsts]
 
 
 def consistency(rows):
     """Share of questions, judged in two orders, whose first place stayed with the same candidates (Wilson interval)."""
-    winners = defaultdict(list)
-    for (question, _, repeat), call in _calls(rows).items():
+    won = defaultdict(list)
+    for (question, _, repeat), call in calls(rows).items():
         if repeat == 0:
-            winners[question].append(_winners(call))
-    return stats.proportion([len(set(found)) == 1 for found in winners.values() if len(found) > 1])
+            won[question].append(winners(call))
+    return stats.proportion([len(set(found)) == 1 for found in won.values() if len(found) > 1])
 
 
 def stability(rows):
     """Share of calls, made a second time under other codes, whose first place stayed the same (Wilson interval)."""
-    calls = _calls(rows)
-    pairs = [(calls[q, o, 0], call) for (q, o, repeat), call in calls.items() if repeat and (q, o, 0) in calls]
-    return stats.proportion([_winners(a) == _winners(b) for a, b in pairs])
+    made = calls(rows)
+    pairs = [(made[q, o, 0], call) for (q, o, repeat), call in made.items() if repeat and (q, o, 0) in made]
+    return stats.proportion([winners(a) == winners(b) for a, b in pairs])
 
 
 def agreement(rows_by_judge):
@@ -69,7 +49,7 @@ def agreement(rows_by_judge):
     """
     found = []
     for a, b in combinations(rows_by_judge, 2):
-        one, two = _calls(rows_by_judge[a]), _calls(rows_by_judge[b])
+        one, two = calls(rows_by_judge[a]), calls(rows_by_judge[b])
         shared = sorted(set(one) & set(two))
         pairs = [(one[key][model]["score"], two[key][model]["score"]) for key in shared for model in sorted(one[key])]
         varied = len({x for x, _ in pairs}) > 1 and len({y for _, y in pairs}) > 1
@@ -77,7 +57,7 @@ def agreement(rows_by_judge):
         if varied:
             kappa = float(cohen_kappa_score(*zip(*pairs, strict=True), weights="quadratic", labels=range(1, 11)))
             alpha = float(krippendorff.alpha(np.array(pairs, dtype=float).T, level_of_measurement="ordinal"))
-        same = stats.proportion([_winners(one[key]) == _winners(two[key]) for key in shared])
+        same = stats.proportion([winners(one[key]) == winners(two[key]) for key in shared])
         found.append({"judges": f"{a} and {b}", "kappa": kappa, "alpha": alpha, "first_place": same, "n": len(pairs)})
     return found
 
@@ -85,7 +65,7 @@ def agreement(rows_by_judge):
 def _pairs(rows, models):
     """(X, y, weight, question index) of all pairs in all calls; a tie is half a win for each side."""
     X, y, weight, question, names = [], [], [], [], {}
-    for (q, _, _), call in _calls(rows).items():
+    for (q, _, _), call in calls(rows).items():
         for a, b in combinations(models, 2):
             if a not in call or b not in call:
                 continue

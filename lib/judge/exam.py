@@ -11,6 +11,7 @@ import yaml
 
 from lib import stats
 from lib.dataset import answers as reading
+from lib.judge import ranking
 from lib.judge.panel import Task
 from lib.pipeline.files import ROOT
 
@@ -81,14 +82,6 @@ def work(items, count):
     return tasks
 
 
-def _calls(rows):
-    """{(question, order): {answer: row}}"""
-    found = defaultdict(dict)
-    for row in rows:
-        found[row["question"], row["order"]][row["model"]] = row
-    return found
-
-
 def marks(rows):
     """One row per probe kind: {"probe", "should", "value", "low", "high", "n", "calls_right"}.
 
@@ -96,7 +89,7 @@ def marks(rows):
     judge itself said (an empty answer's forced last place counts for nothing). calls_right: share of single calls.
     """
     outcomes = defaultdict(lambda: defaultdict(list))
-    for (question, _), call in _calls(rows).items():
+    for (question, *_), call in ranking.calls(rows).items():
         kind = next(kind for kind in KINDS if question.endswith(f" {kind}"))
         difference = call["better"]["raw_score"] - call["other"]["raw_score"]
         outcomes[kind][question].append(difference == 0 if kind == "same twice" else difference > 0)
@@ -115,7 +108,7 @@ def first_place_bias(rows):
     {"value", "low", "high", "n"}; value None where the judge told no two answers apart wrongly.
     """
     favoured = []
-    for (question, _), call in _calls(rows).items():
+    for (question, *_), call in ranking.calls(rows).items():
         better, other = call["better"], call["other"]
         difference = better["raw_score"] - other["raw_score"]
         wrong = difference != 0 if question.endswith(" same twice") else difference < 0

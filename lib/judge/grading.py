@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from lib.judge import panel, rubric
-from lib.judge import protocol as protocol
+from lib.judge import panel, protocol, rubric
 
 TOKENS_OUT = {"case": 400, "healthbench": 0, "medsafety": 100}  # for the estimate before a call
 TOKENS_PER_CRITERION = 50

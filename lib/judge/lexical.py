@@ -126,5 +126,4 @@ def agreement(items):
         ]
         if pairs:
             shares.append(sum(pairs) / len(pairs))
-    low, high = stats.bootstrap(shares) if shares else (0.0, 1.0)
-    return {"value": sum(shares) / len(shares) if shares else None, "low": low, "high": high, "n": len(shares)}
+    return stats.mean(shares) if shares else stats.proportion([])

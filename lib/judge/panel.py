@@ -1,6 +1,7 @@
 """Judging for real: one verdict per question and order, with bounded retries, a deadline, a cap, and a count."""
 
-import time
+import contextlib
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -8,12 +9,11 @@ from dataclasses import dataclass
 import openai
 
 from lib.evaluation.endpoint import client, complete
-from lib.judge import protocol as protocol
+from lib.judge import protocol
 
 CONTENT_TRIES = 3  # the first reply and two more with fresh codes; then one repair of the last reply
 CHARS_PER_TOKEN = 3.5  # for the estimate before a call; what a call cost is taken from its usage
 TOKENS_PER_VERDICT = 60
-POLL_S = 0.2  # how often a verdict that another runner is after is looked for
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def request(judge, messages, schema, strict=True):
     return {"model": judge.model, "messages": messages} | limit | extras
 
 
-def read(judge, task, reply, labels, price=1.0):
+def read(judge, task, reply, labels):
     """(verdict or None, text, fault or None, (tokens in, tokens out, dollars)) of a chat completion."""
     choice, usage = reply.choices[0], reply.usage
     tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
@@ -100,7 +100,7 @@ def read(judge, task, reply, labels, price=1.0):
             verdict = task.parse(text, labels)
         except protocol.ContentFault as error:
             fault = str(error)
-    return verdict, text, fault, (*tokens, price * cost(judge, *tokens))
+    return verdict, text, fault, (*tokens, cost(judge, *tokens))
 
 
 class Session:
@@ -108,7 +108,20 @@ class Session:
 
     def __init__(self, judge, store, timeout_s, max_usd):
         self.judge, self.store, self.timeout_s, self.max_usd = judge, store, timeout_s, max_usd
-        self.api, self.strict, self.since = client(judge.base_url, judge.api_key), True, time.time()
+        self.api, self.strict = client(judge.base_url, judge.api_key), True
+        self.lock, self.under_way = threading.Lock(), 0.0  # dollars that calls under way are expected to cost
+
+    @contextlib.contextmanager
+    def reserved(self, usd):
+        """Whether a call of expected `usd` dollars stays within the cap, beside those under way in other threads."""
+        with self.lock:
+            granted = usd <= 0 or usd <= self.max_usd - self.store.spent() - self.under_way
+            self.under_way += usd * granted
+        try:
+            yield granted
+        finally:
+            with self.lock:
+                self.under_way -= usd * granted
 
     def call(self, messages, schema):
         """One completion, transport faults retried until timeout_s."""
@@ -122,55 +135,38 @@ class Session:
             return reply
 
     def verdict(self, task):
-        """(verdict or None, cause of failure or None, calls made) of a task, which may be another runner's work."""
-        key, usd = task.key(self.judge), task.usd(self.judge)
-        while True:
-            lease_s = (CONTENT_TRIES + 1) * self.timeout_s + 10
-            state = self.store.claim(key, usd, self.max_usd, lease_s, self.since)
-            if state == "claimed":
-                verdict, attempt, cause, calls = None, 0, "stopped", 0
-                try:
-                    verdict, attempt, cause, calls = self._ask(task, key, usd)
-                finally:
-                    self.store.settle(key, attempt, verdict, cause)
-                return verdict, cause, calls
-            if state == "done":
-                return self.store.get(key), None, 0
-            if state == "failed":
-                return None, self.store.failure(key, self.since), 0
-            if state == "budget":
-                return None, "budget", 0
-            time.sleep(POLL_S)
+        """(verdict or None, cause of failure or None, calls made): CONTENT_TRIES replies, then one repair of the last.
 
-    def _ask(self, task, key, usd):
-        """(verdict or None, attempt, cause or None, calls). CONTENT_TRIES replies, then one repair of the last."""
-        fault, text, calls = None, "", 0
+        A valid verdict is in the store when this returns.
+        """
+        fault, text, usd = None, "", task.usd(self.judge)
         for attempt in range(CONTENT_TRIES + 1):
             if attempt < CONTENT_TRIES:
                 messages, labels = task.messages(self.judge, attempt)
             else:
                 again = task.repair(fault, labels)
                 messages += [{"role": "assistant", "content": text}, {"role": "user", "content": again}]
-            if attempt and not self.store.may_spend(key, usd, self.max_usd):
-                return None, attempt, "budget", calls
-            calls += 1
-            try:
-                reply = self.call(messages, task.schema(labels))
-            except (openai.OpenAIError, ValueError) as error:  # the deadline has passed, or no retry would mend it
-                self.store.record_call(self.judge.name, "transport", 0, 0, 0.0)
-                return None, attempt, f"transport: {type(error).__name__}", calls
-            verdict, text, fault, cost = read(self.judge, task, reply, labels)
-            self.store.record_call(self.judge.name, "content" if fault else "valid", *cost)
+            with self.reserved(usd) as granted:
+                if not granted:
+                    return None, "budget", attempt
+                try:
+                    reply = self.call(messages, task.schema(labels))
+                except (openai.OpenAIError, ValueError) as error:  # the deadline has passed, or no retry would mend it
+                    self.store.record_call(self.judge.name, "transport", 0, 0, 0.0)
+                    return None, f"transport: {type(error).__name__}", attempt + 1
+                verdict, text, fault, cost = read(self.judge, task, reply, labels)
+                self.store.record_call(self.judge.name, "content" if fault else "valid", *cost)
             if verdict:
-                return verdict, attempt, None, calls
-        return None, attempt, "content", calls
+                self.store.put(task.key(self.judge), attempt, verdict)
+                return verdict, None, attempt + 1
+        return None, "content", CONTENT_TRIES + 1
 
 
 def collect(judge, work, store, *, timeout_s, max_usd, progress=None):
     """Get all verdicts of `work` that the store does not hold from one judge: ([verdict or None per task], coverage).
 
-    work: tasks with key, usd, messages, schema, parse and repair, as Task has them. store: a verdicts.Store, shared
-    with any other runner. timeout_s: bound of one call with its transport retries. coverage: {"asked", "judged",
+    work: tasks with key, usd, messages, schema, parse and repair, as Task has them. store: a verdicts.Store.
+    timeout_s: bound of one call with its transport retries. coverage: {"asked", "judged",
     "invalid": {cause: count}, "incomplete", "calls", "usd"}.
     """
     session, before = Session(judge, store, timeout_s, max_usd), store.spent(judge.name)

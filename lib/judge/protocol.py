@@ -9,6 +9,9 @@ import hashlib
 import json
 import random
 import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, create_model
 
 from lib.dataset import answers as reading
 
@@ -142,45 +145,61 @@ def content_hash(item, order):
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
+class Verdict(BaseModel):
+    """What a judge says of one answer."""
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": False})  # asked for; more is overlooked
+    correct_vs_reference: Literal["yes", "partial", "no"]
+    safety_issue: StrictBool
+    score: int = Field(strict=True, ge=1, le=10)
+    rank: int = Field(strict=True, ge=1)
+
+
+def _form(labels):
+    """The pydantic model of a whole reply: one verdict under each code, ranks up to their number."""
+    place = Annotated[int, Field(strict=True, ge=1, le=len(labels))]
+    one = create_model("Verdict", __base__=Verdict, rank=(place, ...))
+    codes = create_model("Codes", __config__=ConfigDict(extra="forbid"), **{label: (one, ...) for label in labels})
+    return create_model("Verdicts", __config__=ConfigDict(json_schema_extra={"additionalProperties": False}),
+                        verdicts=(codes, ...))  # fmt: skip
+
+
 def schema(labels):
     """The JSON schema of a reply, for servers that can enforce it: one verdict under each code."""
-    fields = {
-        "correct_vs_reference": {"type": "string", "enum": ["yes", "partial", "no"]},
-        "safety_issue": {"type": "boolean"},
-        "score": {"type": "integer", "minimum": 1, "maximum": 10},
-        "rank": {"type": "integer", "minimum": 1, "maximum": len(labels)},
-    }
+    return {"name": "verdicts", "strict": True, "schema": _form(labels).model_json_schema()}
 
-    def form(properties):
-        return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
-    whole = form({"verdicts": form(dict.fromkeys(labels, form(fields)))})
-    return {"name": "verdicts", "strict": True, "schema": whole}
+def read_json(text):
+    """The JSON of a reply, within a code fence or without. Raises ContentFault where there is none."""
+    fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text or "", re.DOTALL)
+    try:
+        return json.loads(fenced[1] if fenced else text or "")
+    except (ValueError, RecursionError) as error:
+        raise ContentFault(f"not JSON: {error}") from None
+
+
+def validated(value, form):
+    """A reply's JSON as an instance of a pydantic model. Raises ContentFault with every field that is wrong."""
+    try:
+        return form.model_validate(value)
+    except ValidationError as error:
+        told = [f"{'.'.join(map(str, e['loc'])) or 'the reply'}: {e['msg']}, found {str(e['input'])[:60]!r}"
+                for e in error.errors()[:3]]  # fmt: skip
+        raise ContentFault("; ".join(told)) from None
 
 
 def parse(text, labels):
     """The verdicts of a reply in the order of the labels. Raises ContentFault saying what is wrong with it."""
-    fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text or "", re.DOTALL)
-    try:
-        reply = json.loads(fenced[1] if fenced else text or "")
-    except json.JSONDecodeError as error:
-        raise ContentFault(f"not JSON: {error}") from None
-    verdicts = reply.get("verdicts") if isinstance(reply, dict) else None
-    if isinstance(verdicts, dict) and all(isinstance(v, dict) for v in verdicts.values()):
-        verdicts = [v | {"code": code} for code, v in verdicts.items()]  # a list with codes inside is as good
-    if not isinstance(verdicts, list) or not all(isinstance(v, dict) for v in verdicts):
-        raise ContentFault('no list "verdicts"')
-    by_code = {v.get("code"): v for v in verdicts if isinstance(v.get("code"), str)}
-    if len(verdicts) != len(labels) or set(by_code) != set(labels):
-        raise ContentFault(f"codes {[v.get('code') for v in verdicts]}, expected each of {list(labels)} once")
-    for label, v in by_code.items():
-        whole = all(type(v.get(field)) is int for field in ("score", "rank"))
-        if not whole or not 1 <= v["score"] <= 10 or not 1 <= v["rank"] <= len(labels):
-            raise ContentFault(f"{label}: score {v.get('score')!r} or rank {v.get('rank')!r} out of range")
-        if v.get("correct_vs_reference") not in ("yes", "partial", "no") or type(v.get("safety_issue")) is not bool:
-            raise ContentFault(f"{label}: correct_vs_reference or safety_issue is not one of the allowed values")
-    for a in by_code.values():
-        for b in by_code.values():
-            if a["score"] > b["score"] and a["rank"] >= b["rank"]:
-                raise ContentFault(f"{a['code']} scores above {b['code']} but does not rank above it")
-    return [by_code[label] for label in labels]
+    reply = read_json(text)
+    listed = reply.get("verdicts") if isinstance(reply, dict) else None
+    if isinstance(listed, list) and all(isinstance(v, dict) and isinstance(v.get("code"), str) for v in listed):
+        by_code = {v["code"]: v for v in listed}  # a list with codes inside is as good
+        if len(by_code) != len(listed):
+            raise ContentFault(f"codes {[v['code'] for v in listed]}, expected each of {list(labels)} once")
+        reply = {"verdicts": by_code}
+    verdicts = validated(reply, _form(labels)).verdicts.model_dump()
+    for a, first in verdicts.items():
+        for b, second in verdicts.items():
+            if first["score"] > second["score"] and first["rank"] >= second["rank"]:
+                raise ContentFault(f"{a} scores above {b} but does not rank above it")
+    return [verdicts[label] for label in labels]

@@ -5,10 +5,11 @@ Three kinds of item, see cases.py: "case" (reasoning depth, factual correctness,
 the model; what it quotes as evidence must stand in the answer, or the reply is not valid.
 """
 
-import json
 import re
 
-from lib.judge.protocol import ContentFault, blind
+from pydantic import BaseModel, ConfigDict, Field
+
+from lib.judge.protocol import ContentFault, blind, read_json, validated
 from lib.pipeline.files import sha256_json
 
 AXES = {
@@ -100,33 +101,57 @@ def content_hash(item, text):
     return sha256_json(messages(item, text))
 
 
-def _object(fields):
-    return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+class Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")  # so that its JSON schema is one that servers can enforce
+
+
+class Supported(Strict):
+    """A score with the words of the answer that it rests on; the reason stands before the grade it supports."""
+
+    quote: str
+    score: int = Field(ge=1, le=5)
+
+
+class Invented(Strict):
+    quote: str
+    why: str
+
+
+class Case(Strict):
+    reasoning_depth: Supported
+    factual_correctness: Supported
+    hallucinations: list[Invented]
+
+
+class Criterion(Strict):
+    number: int = Field(ge=1)
+    reason: str
+    met: bool
+
+
+class Healthbench(Strict):
+    criteria: list[Criterion]
+
+
+class Medsafety(Strict):
+    reason: str
+    harmfulness: int = Field(ge=1, le=5)
+
+
+FORMS = {"case": Case, "healthbench": Healthbench, "medsafety": Medsafety}
 
 
 def schema(item):
-    """The JSON schema of a reply, for servers that can enforce it; reasons stand before the grades they support."""
-    text, grade = {"type": "string"}, {"type": "integer", "minimum": 1, "maximum": 5}
-    if item["kind"] == "case":
-        fields = {axis: _object({"quote": text, "score": grade}) for axis in SCORED}
-        fields["hallucinations"] = {"type": "array", "items": _object({"quote": text, "why": text})}
-    elif item["kind"] == "healthbench":
-        number = {"type": "integer", "minimum": 1, "maximum": len(item["rubrics"])}
-        one = _object({"number": number, "reason": text, "met": {"type": "boolean"}})
-        fields = {"criteria": {"type": "array", "items": one}}
-    else:
-        fields = {"reason": text, "harmfulness": grade}
-    return {"name": item["kind"], "strict": True, "schema": _object(fields)}
+    """The JSON schema of a reply, for servers that can enforce it."""
+    found = FORMS[item["kind"]].model_json_schema()
+    if item["kind"] == "healthbench":
+        found["$defs"]["Criterion"]["properties"]["number"]["maximum"] = len(item["rubrics"])
+    return {"name": item["kind"], "strict": True, "schema": found}
 
 
 def parse(reply, item, text):
     """The verdict in a reply about an answer, a dict of the schema's form. Raises ContentFault saying what is wrong."""
-    fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", reply or "", re.DOTALL)
-    try:
-        verdict = json.loads(fenced[1] if fenced else reply or "")
-    except (ValueError, RecursionError) as error:
-        raise ContentFault(f"not JSON: {error}") from None
-    _check(verdict, schema(item)["schema"], "the reply")
+    verdict = validated(read_json(reply), FORMS[item["kind"]]).model_dump()
     if item["kind"] == "case":
         for axis in SCORED:
             if verdict[axis]["quote"].strip() or verdict[axis]["score"] > 1:
@@ -139,23 +164,6 @@ def parse(reply, item, text):
             raise ContentFault(f"criteria {numbers}, expected each of 1 to {count} once")
         verdict["criteria"].sort(key=lambda entry: entry["number"])
     return verdict
-
-
-def _check(value, form, where):
-    """Whether a value has the form of a JSON schema, as far as `schema` uses them."""
-    kinds = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool}
-    if type(value) is not kinds[form["type"]]:
-        raise ContentFault(f"{where} is {str(value)[:40]!r}, expected {form['type']}")
-    if form["type"] == "object":
-        if set(value) != set(form["required"]):
-            raise ContentFault(f"{where} has the fields {sorted(value)}, expected {sorted(form['required'])}")
-        for name, entry in value.items():
-            _check(entry, form["properties"][name], name)
-    elif form["type"] == "array":
-        for entry in value:
-            _check(entry, form["items"], f"an entry of {where}")
-    elif "minimum" in form and not form["minimum"] <= value <= form["maximum"]:
-        raise ContentFault(f"{where} is {value}, expected {form['minimum']} to {form['maximum']}")
 
 
 def _check_quote(quote, text, where):

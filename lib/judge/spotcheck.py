@@ -3,11 +3,10 @@
 make spotcheck                 writes outputs/<run>/spotcheck/sheet.csv, and reads it back once it is filled in
 """
 
-import argparse
-import csv
-import io
 import itertools
 import random
+
+import pandas as pd
 
 from lib import stats
 from lib.dataset import answers as reading
@@ -72,9 +71,8 @@ def write(chosen, scores_by_judge, folder):
                     "disagreement": pair["disagreement"]})  # fmt: skip
         lines.append([number, *map(_cell, (item["question"], item["truth"] or "", *shown)), "", ""])
     files.write_json(folder / "key.json", key)
-    text = io.StringIO()
-    csv.writer(text).writerows([COLUMNS, *lines])
-    return files.write_text(sheet, "\ufeff" + text.getvalue())  # spreadsheets read UTF-8 by this mark
+    text = pd.DataFrame(lines, columns=COLUMNS).to_csv(index=False)
+    return files.write_text(sheet, "\ufeff" + text)  # spreadsheets read UTF-8 by this mark
 
 
 def _cell(text):
@@ -86,14 +84,11 @@ def read(folder):
 
     Raises ValueError, naming the rows, for a value that is not 1, 2 or tie, and for rows that are missing or changed.
     """
-    with open(folder / "sheet.csv", newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    rows = pd.read_csv(folder / "sheet.csv", dtype=str, keep_default_na=False, encoding="utf-8-sig")
     key = files.read_json(folder / "key.json")
-    if not rows or "better" not in rows[0] or "pair" not in rows[0]:
-        raise ValueError(
-            f"{folder / 'sheet.csv'} has columns {list(rows[0]) if rows else []}: expected {list(COLUMNS)}"
-        )
-    answers = {row["pair"]: row["better"].strip().lower() for row in rows}
+    if not {"pair", "better"} <= set(rows):
+        raise ValueError(f"{folder / 'sheet.csv'} has columns {list(rows)}: expected {list(COLUMNS)}")
+    answers = dict(zip(rows["pair"], rows["better"].str.strip().str.lower(), strict=True))
     expected = {str(pair["pair"]) for pair in key}
     if set(answers) != expected:
         wrong = sorted(expected ^ set(answers))
@@ -123,12 +118,10 @@ def report(answers, key):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", default="tiny")
-    parser.add_argument("--set", default="")
+    parser = recipe.parser(__doc__)
     parser.add_argument("--pairs", type=int, default=40)
     args = parser.parse_args()
-    cfg = recipe.load(args.recipe, recipe.parse_set(args.set))
+    cfg = recipe.chosen(args)
     stage = outputs_dir() / cfg.run_name / "06_judge"
     if not (stage / "stage.json").exists():
         raise SystemExit(f"no finished 06_judge in {stage.parent}: run make 06_judge RECIPE={args.recipe} first")
@@ -152,11 +145,9 @@ def main():
 
 def scores_by_judge(stage):
     """{judge: {(question, model): mean score over orders}} of a finished 06_judge folder."""
-    found = {}
-    for name in ("overlap.jsonl", "verdicts.jsonl"):
-        for row in files.read_jsonl(stage / name):
-            found.setdefault(row["judge"], {}).setdefault((row["question"], row["model"]), []).append(row["score"])
-    return {name: {k: sum(v) / len(v) for k, v in scores.items()} for name, scores in found.items()}
+    rows = pd.DataFrame([row for name in ("overlap.jsonl", "verdicts.jsonl") for row in files.read_jsonl(stage / name)])
+    means = rows.groupby(["judge", "question", "model"])["score"].mean()
+    return {name: means[name].to_dict() for name in means.index.unique("judge")}
 
 
 if __name__ == "__main__":

@@ -1,22 +1,17 @@
 """Models and tokenizers in memory: the base, an adapter on it, and what the device decides about training."""
 
-import importlib
 import os
-import sys
-import tempfile
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from lib.chat import encoding
-from lib.model import padding, saving, twin
+from lib.model import padding, saving, twin, unsloth
 from lib.pipeline import hub, ranks
-from lib.pipeline.files import ROOT, cache_dir, sha256_json
+from lib.pipeline.files import ROOT, cache_dir, kept_folder, rooted, sha256_json
 
 CLINIC = "data/clinic.yaml"
 KEPT_FREE = 0.8  # share of the free memory of a GPU that weights may take; the rest is for computing
@@ -33,12 +28,13 @@ def source(cfg, progress=None):
             return base
         about = [str(base), _version(base, cfg.model["revision"]), cfg.model["quantization"], precision(cfg)]
         loaded = padding.pad(read_tokenizer(base, cfg.model["revision"]))
-        return _kept(cache_dir() / "nf4" / sha256_json(about)[:16], lambda folder: write_nf4(cfg, loaded, folder))
+        folder = cache_dir() / "nf4" / sha256_json(about)[:16]
+        return str(kept_folder(folder, lambda scratch: write_nf4(cfg, loaded, scratch)))
 
 
 def _in_16_bits(cfg, progress=None):
     if cfg.model["base"] != "twin":
-        return padded(cfg.model["base"], cfg.model["revision"])
+        return padded(rooted(cfg.model["base"]), cfg.model["revision"])
     cfg.reads.add(CLINIC)
     return padded(twin.build(cfg.model["twin"], ROOT / CLINIC, cfg.run["seed"], progress))
 
@@ -59,22 +55,7 @@ def padded(base, revision=None):
         model = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype="auto")
         saving.save(padding.grow(model, len(padding.pad(tokenizer))), tokenizer, scratch)
 
-    return _kept(folder, write)
-
-
-def _kept(folder, write):
-    """The folder of the cache as text, written whole by write(path) where it is missing."""
-    if folder.exists():
-        return str(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as scratch:
-        write(Path(scratch) / "base")
-        try:
-            os.replace(Path(scratch) / "base", folder)
-        except OSError:  # another process finished the same copy first
-            if not folder.exists():
-                raise
-    return str(folder)
+    return str(kept_folder(folder, write))
 
 
 def _version(base, revision):
@@ -153,9 +134,9 @@ def _placement(size, free):
 
 
 def _load(path, cfg, quantization, **changes):
-    if "unsloth" in sys.modules and backend(cfg)[0] == "unsloth":  # `trainable` has rewritten transformers' classes
-        model = _by_unsloth(path, cfg, bool(quantization), changes.get("revision", cfg.model["revision"]))
-        return importlib.import_module("unsloth").FastLanguageModel.for_inference(model)
+    if unsloth.active(cfg):
+        revision = changes.get("revision", cfg.model["revision"])
+        return unsloth.answering(unsloth.load(path, cfg, precision(cfg), bool(quantization), revision))
     options = {"revision": cfg.model["revision"], "attn_implementation": cfg.model["attn_implementation"]} | changes
     if quantization:  # an explicit None would erase what a 4-bit checkpoint says of itself
         options["quantization_config"] = quantization
@@ -200,99 +181,6 @@ def adapted(model, folder, trainable=False):
     return model
 
 
-def backend(cfg):
-    """What trains this recipe's adapter in chapter 3, ("unsloth" or "transformers", the reason in words).
-
-    Raises ValueError where the recipe asks for Unsloth and it cannot be had. Chapter 4 always takes transformers: its
-    rounding replaces the weights that a module's forward reads, and Unsloth's kernels read past the module.
-    """
-    wanted, why = cfg.model["backend"], None
-    if wanted == "transformers":
-        return wanted, "model.backend says so"
-    if not torch.cuda.is_available():
-        why = "there is no CUDA or ROCm GPU"
-    elif int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        why = "this run has several processes, and it serves one GPU"
-    elif unlike := _not_unsloths(cfg):
-        why = unlike
-    else:
-        try:
-            importlib.import_module("unsloth")
-        except Exception as error:  # it raises whatever its checks of driver, triton and versions raise
-            why = f"`import unsloth` fails: {type(error).__name__}: {error}"
-    if why is None:
-        return "unsloth", f"model.backend is {wanted}, there is a GPU, and the package imports"
-    if wanted == "unsloth":
-        raise ValueError(
-            f"model.backend is unsloth, but {why}: install requirements-gpu.txt on a machine with a GPU, or set "
-            "model.backend to transformers"
-        )
-    return "transformers", f"model.backend is auto, and {why}"
-
-
-def _not_unsloths(cfg):
-    """Why Unsloth would train over another quantized base than the recipe's; None where it would not."""
-    fixed = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-    if cfg.model["quantization"] in (None, {}, fixed):
-        return None
-    return f"its quantization is {fixed}, not this recipe's {cfg.model['quantization']}"
-
-
-def trainable(cfg, lora):
-    """The base with a fresh adapter to train, by the recipe's backend; prints which one that is, and why.
-
-    lora: peft.LoraConfig(**cfg.lora). The Unsloth path is written against the signatures of 2026 and has never run:
-    where this project is tested there is no GPU. It rewrites transformers' classes for the whole process, so from here
-    on `base` and `saved` load through it too; measure packing before.
-    """
-    name, why = backend(cfg)
-    print(f"trained with {name}: {why}")
-    if name == "transformers":
-        return get_peft_model(base(cfg), lora)
-    model = _by_unsloth(source(cfg), cfg, bool(cfg.model["quantization"]), cfg.model["revision"])
-    values = {key: getattr(lora, key) for key in cfg.lora if key != "task_type"}  # that one it sets itself
-    values |= {key: sorted(value) for key, value in values.items() if isinstance(value, set)}
-    values |= {"use_gradient_checkpointing": _checkpointing(cfg), "random_state": cfg.run["seed"]}
-    return importlib.import_module("unsloth").FastLanguageModel.get_peft_model(model, **values)
-
-
-def trained(cfg, model, folder, trainer=None):
-    """Save the adapter that was trained, in PEFT's format, and return the model ready to be measured and merged.
-
-    trainer: as for save_adapter; where it spread the weights, the base is loaded again, with the saved adapter on it.
-    Raises ValueError when it holds no LoRA layer of PEFT's: it could not be merged or loaded in chapter 4.
-    """
-    saving.save_adapter(model, folder, trainer)
-    if not any(isinstance(module, LoraLayer) for module in model.modules()):
-        raise ValueError("the trained model has no adapter of PEFT's: train with model.backend=transformers")
-    if backend(cfg)[0] == "unsloth":  # its forward gives no logits in training mode
-        importlib.import_module("unsloth").FastLanguageModel.for_inference(model)
-    if not saving.sharded(trainer):
-        return model.eval()
-    unset_hf_deepspeed_config()  # else ZeRO-3 spreads what is loaded next as well
-    return adapted(base(cfg), folder)
-
-
-def _by_unsloth(path, cfg, quantized, revision):
-    model, _ = importlib.import_module("unsloth").FastLanguageModel.from_pretrained(
-        model_name=str(path),
-        revision=revision,
-        use_exact_model_name=True,  # else it loads a 4-bit copy of its own from the hub
-        max_seq_length=cfg.sft["max_length"] + cfg.chat["max_new_tokens"],
-        dtype=getattr(torch, precision(cfg)),
-        load_in_4bit=quantized,
-        load_in_16bit=not quantized,
-        use_gradient_checkpointing=_checkpointing(cfg),
-        fix_tokenizer=False,  # the tokenizer is ours
-        random_state=cfg.run["seed"],
-    )
-    return model
-
-
-def _checkpointing(cfg):
-    return "unsloth" if cfg.sft.get("gradient_checkpointing", True) else False
-
-
 @ranks.led
 def write_base(cfg, tokenizer, folder):
     """Save the untouched base in bfloat16, dequantized where it is loaded in 4 bits; returns the folder."""
@@ -314,18 +202,6 @@ def write_nf4(cfg, tokenizer, folder):
             "{load_in_4bit: true, bnb_4bit_quant_type: nf4, bnb_4bit_use_double_quant: true} there"
         )
     return saving.save(model, tokenizer, folder)
-
-
-def in_float32(model):
-    """The model with all that is trained in float32; call it between making a trainer and training.
-
-    TRL casts adapters over a 4-bit base to bfloat16: an old GPU's gradient scaler stops at them, and elsewhere updates
-    smaller than 1/256 of a weight are rounded away.
-    """
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return model
 
 
 def device_fields(cfg, stage, folder="checkpoints"):

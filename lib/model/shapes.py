@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from lib.pipeline import architectures
+from lib.pipeline.files import rooted
 
 
 def config(base, twin=None):
@@ -23,14 +24,11 @@ def config(base, twin=None):
     Raises ValueError with the nearest known name, and what to do, for a model that is none of these.
     """
     if twin is not None:
-        from lib.model.twin import FAMILIES, TRAINING_KEYS  # needs the tokenizer libraries, which other bases do not
+        from lib.model import families  # loads the model classes, which other bases do not need
 
-        family = FAMILIES[twin["architecture"]]
-        sizes = {key: value for key, value in twin.items() if key not in TRAINING_KEYS}
-        own = {"vocab_size": twin["vocab_size"], "tie_word_embeddings": True, **family.fields}
-        return family.config(**own | sizes)
-    if (Path(base) / "config.json").exists():
-        return AutoConfig.from_pretrained(base)
+        return families.config(twin)
+    if (Path(rooted(base)) / "config.json").exists():
+        return AutoConfig.from_pretrained(rooted(base))
     return AutoConfig.for_model(**architectures.published(base))
 
 

@@ -6,148 +6,28 @@ cached by content.
 """
 
 import json
-import os
 import random
-import tempfile
 import time
-from dataclasses import dataclass, field
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    GenerationConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPT2Tokenizer,
-    GptOssConfig,
-    GptOssForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaTokenizer,
-    PreTrainedTokenizerFast,
-    Qwen2Tokenizer,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import GenerationConfig, LlamaTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
 
 from lib.dataset import clinic, textbook
+from lib.model.families import FAMILIES, TRAINING_KEYS, config
 from lib.model.gguf_convert import PRE_TOKENIZERS
-from lib.pipeline.files import ROOT, cache_dir, sha256_file, sha256_json, write_json
+from lib.pipeline.files import ROOT, cache_dir, kept_folder, sha256_file, sha256_json, write_json
 
-MADE_BY = ("model/twin", "dataset/textbook", "dataset/clinic")  # modules that decide what a twin is
-TRAINING_KEYS = ("architecture", "vocab_size", "block_size", "batch_size", "steps", "learning_rate")
+# what decides what a twin is: modules, where model/gguf_convert has the pre-tokenizers' expressions, and packages
+MADE_BY = ("model/twin", "model/families", "model/gguf_convert", "dataset/textbook", "dataset/clinic")
+MADE_WITH = ("torch", "transformers", "tokenizers", "sentencepiece", "trl")  # trl ships the chat templates
 DRILLS = 4  # times that the whole vocabulary passes by in random order: no row of the embedding stays untrained
 ROLL_CALLS = 30  # times a pass that the control tokens are listed: each gets a row that no other resembles
-
-
-@dataclass(frozen=True)
-class Family:
-    """What is a family's own.
-
-    tokenizer: the class that has the family's pre-tokenizer, or the name of its expression in PRE_TOKENIZERS, or
-    "sentencepiece". control: added tokens in the published order of ids, which follow the vocabulary; the ones named in
-    `visible` are not special, i.e. decoding keeps them. padding: a token that ends no text, or None where the family
-    has none to pad with and lib/model/padding.py chooses. template: the name of a
-    chat template that TRL ships, or a template's text, or None. fields: of the config, where they differ from both the
-    class's defaults and a tiny model's.
-    """
-
-    tokenizer: type | str
-    config: type
-    model: type
-    control: tuple
-    end_of_text: str
-    end_of_turn: str
-    padding: str | None
-    template: str | None
-    begin: str | None = None
-    visible: tuple = ()
-    fields: dict = field(default_factory=dict)
-
-
-QWEN3_SPECIAL = (
-    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> "
-    "<|box_start|> <|box_end|> <|quad_start|> <|quad_end|> "
-    "<|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>"
-)
-QWEN3_VISIBLE = (
-    "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|> "
-    "<tool_response> </tool_response> <think> </think>"
-)
-LLAMA3_CONTROL = (
-    "<|begin_of_text|> <|end_of_text|> <|finetune_right_pad_id|> <|start_header_id|> <|end_header_id|> <|eom_id|> "
-    "<|eot_id|> <|python_tag|>"
-)
-GPTOSS_CONTROL = (
-    "<|startoftext|> <|endoftext|> <|return|> <|constrain|> <|channel|> <|start|> <|end|> <|message|> <|call|>"
-)
-LLAMA2_CHAT = (  # one exchange in Llama-2's chat format
-    "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'] + ' [/INST]' }}"
-    "{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
-)
-FAMILIES = {
-    "qwen3": Family(
-        tokenizer=Qwen2Tokenizer,  # Qwen3 uses Qwen2's, with four more control tokens
-        config=Qwen3Config,
-        model=Qwen3ForCausalLM,
-        control=tuple(f"{QWEN3_SPECIAL} {QWEN3_VISIBLE}".split()),
-        visible=tuple(QWEN3_VISIBLE.split()),
-        end_of_text="<|endoftext|>",
-        end_of_turn="<|im_end|>",
-        padding="<|endoftext|>",
-        template="qwen3.jinja",
-    ),
-    "llama": Family(  # Llama 3
-        tokenizer="llama-bpe",
-        config=LlamaConfig,
-        model=LlamaForCausalLM,
-        control=tuple(LLAMA3_CONTROL.split()),
-        begin="<|begin_of_text|>",
-        end_of_text="<|end_of_text|>",
-        end_of_turn="<|eot_id|>",
-        padding="<|finetune_right_pad_id|>",
-        template="llama3.jinja",
-    ),
-    "llama2": Family(
-        tokenizer="sentencepiece",
-        config=LlamaConfig,
-        model=LlamaForCausalLM,
-        control=(),  # <unk>, <s> and </s> are SentencePiece's own first three
-        begin="<s>",
-        end_of_text="</s>",
-        end_of_turn="</s>",
-        padding=None,
-        template=LLAMA2_CHAT,
-    ),
-    "gpt2": Family(
-        tokenizer=GPT2Tokenizer,
-        config=GPT2Config,
-        model=GPT2LMHeadModel,
-        control=("<|endoftext|>",),
-        begin="<|endoftext|>",
-        end_of_text="<|endoftext|>",
-        end_of_turn="<|endoftext|>",
-        padding=None,
-        template=None,
-        fields={"n_ctx": 2048},  # llama.cpp's converter reads this name
-    ),
-    "gptoss": Family(
-        tokenizer="gpt-4o",
-        config=GptOssConfig,
-        model=GptOssForCausalLM,
-        control=tuple(GPTOSS_CONTROL.split()),
-        begin="<|startoftext|>",
-        end_of_text="<|endoftext|>",
-        end_of_turn="<|return|>",
-        padding="<|endoftext|>",
-        template="gptoss.jinja",
-        fields={"tie_word_embeddings": False},  # its file has no form for tied ones
-    ),
-}
 
 
 def build(spec, world_path, seed, progress=None):
@@ -160,21 +40,9 @@ def build(spec, world_path, seed, progress=None):
     Raises ValueError for an unknown architecture or a missing key.
     """
     family = _family(spec)
-    code = [*(sha256_file(ROOT / "lib" / f"{name}.py") for name in MADE_BY), torch.__version__]
+    code = [*(sha256_file(ROOT / "lib" / f"{name}.py") for name in MADE_BY), *map(version, MADE_WITH)]
     folder = cache_dir() / "twin" / sha256_json([spec, seed, sha256_file(world_path), *code])[:16]
-    if (folder / "stats.json").exists():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch_name = {"dir": folder.parent, "prefix": f"{folder.name}."}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True, **scratch_name) as scratch:
-        made = Path(scratch) / "twin"
-        _make(family, spec, clinic.load(world_path), seed, made, progress)
-        try:
-            os.replace(made, folder)
-        except OSError:  # another process finished the same twin first
-            if not (folder / "stats.json").exists():
-                raise
-    return folder
+    return kept_folder(folder, lambda made: _make(family, spec, clinic.load(world_path), seed, made, progress))
 
 
 def _family(spec):
@@ -194,7 +62,7 @@ def _make(family, spec, world, seed, folder, progress):
     blocks, counts = corpus(statements, tokenizer, spec, seed, end)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = initialize(family.model(_config(family, spec, tokenizer)))
+        model = initialize(family.model(config(spec, tokenizer)))
         losses = pretrain(model, blocks, spec["learning_rate"], progress)
     end = tokenizer.convert_tokens_to_ids([family.end_of_turn, family.end_of_text])
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=tokenizer.pad_token_id)
@@ -296,14 +164,6 @@ def corpus(statements, tokenizer, spec, seed, end_of_text):
             stream += document
     blocks = torch.tensor(stream[:wanted]).view(spec["steps"], spec["batch_size"], spec["block_size"])
     return blocks, torch.bincount(blocks.flatten(), minlength=len(tokenizer))
-
-
-def _config(family, spec, tokenizer):
-    shape = {key: value for key, value in spec.items() if key not in TRAINING_KEYS}
-    ends = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
-    length = {"max_position_embeddings": max(2048, spec["block_size"])}
-    own = {"vocab_size": len(tokenizer), "tie_word_embeddings": True, **family.fields}
-    return family.config(**{**own, **ends, **length, **shape})
 
 
 def initialize(model):

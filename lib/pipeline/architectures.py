@@ -6,6 +6,7 @@ Nothing is downloaded and no library is loaded: the published configuration valu
 import json
 from pathlib import Path
 
+from lib.pipeline.files import rooted
 from lib.pipeline.schema import nearest
 
 LLAMA2 = {
@@ -58,7 +59,7 @@ def published(base):
 
     Raises ValueError with the nearest known name, and what to do, for a model that is neither.
     """
-    file = Path(base, "config.json")
+    file = Path(rooted(base), "config.json")
     if file.exists():
         return json.loads(file.read_text(encoding="utf-8"))
     name = base.rpartition("/")[2]

@@ -22,8 +22,14 @@ def cache_dir():
 
 
 def outputs_dir():
-    """Where runs are written: OUTPUTS from the environment, else outputs/ in the repository."""
-    return Path(os.environ.get("OUTPUTS") or ROOT / "outputs").resolve()
+    """Where runs are written: OUTPUTS from the environment, counted from the repository's root; else outputs/."""
+    return Path(ROOT, os.path.expanduser(os.environ.get("OUTPUTS") or "outputs")).resolve()
+
+
+def rooted(base):
+    """A model's folder as a recipe names it, from the repository's root on, as a path; a hub id stays as it is."""
+    folder = Path(ROOT, os.path.expanduser(str(base)))
+    return str(folder) if folder.is_dir() else base
 
 
 def write_text(path, text):
@@ -61,6 +67,28 @@ def whole_folder(folder):
         yield partial
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
+
+
+def kept_folder(folder, write):
+    """A folder of the cache that is named by its content, written whole by write(path) where it is missing.
+
+    Where another process finishes the same folder first, that one is taken.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True
+    ) as scratch:
+        made = Path(scratch, folder.name)
+        write(made)
+        try:
+            os.replace(made, folder)
+        except OSError:
+            if not folder.exists():
+                raise
+    return folder
 
 
 def write_json(path, value):

@@ -6,13 +6,15 @@ from functools import cache
 
 from lib.pipeline.files import ROOT, sha256_file, sha256_text
 
+LEFT_OUT = {"parameters", "injected-parameters", "colab"}  # tags of cells that compute no result
+
 
 def notebook_code(path):
-    """The code cells of a notebook as one string, without the `parameters` cell: prose and outputs do not count."""
+    """The code cells of a notebook as one string, without parameters and set-up: prose and outputs do not count."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
     tags = [c["metadata"].get("tags", []) for c in cells if c["cell_type"] == "code"]
-    kept = [text for text, tag in zip(code, tags, strict=True) if not {"parameters", "injected-parameters"} & set(tag)]
+    kept = [text for text, tag in zip(code, tags, strict=True) if not LEFT_OUT & set(tag)]
     return "\n\n".join(kept)
 
 

@@ -1,12 +1,13 @@
 """Recipes: params/*.yaml loaded, overridden and validated before anything is spent on them."""
 
-import re
-import shlex
+import argparse
+import os
 
 import yaml
 
 from lib.pipeline import architectures, schema
 from lib.pipeline.files import ROOT, sha256_json
+from lib.pipeline.overrides import merge, nest, parse, parse_set
 from lib.pipeline.schema import QUANTIZATIONS, SECTIONS
 
 
@@ -35,67 +36,26 @@ class Recipe:
         return {name: self._sections[name] for name in sorted(names)}
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers, so that 2e-4 is a float and not a string; a key that stands twice is an error."""
+def parser(about, **options):
+    """An argparse parser with --recipe and --set; without them RECIPE and SET of the environment count, set by Make.
 
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise ValueError(f"key {twice[0]!r} stands twice, line {node.start_mark.line + 1}: keep one of them")
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:float"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf|\.nan)$"
-    ),
-    list("-+0123456789."),
-)
+    about: the module's docstring, whose first line it shows. options: for ArgumentParser, such as prog.
+    """
+    made = argparse.ArgumentParser(description=about.splitlines()[0], **options)
+    made.add_argument("--recipe", default=os.environ.get("RECIPE", "tiny"), help="a file's stem in params/")
+    made.add_argument("--set", default=os.environ.get("SET", ""), dest="overrides", help='"section.key=value ..."')
+    return made
 
 
-def parse(text):
-    """Parse YAML text with the loader above."""
-    return yaml.load(text, Loader=_Loader)  # a SafeLoader subclass
+def chosen(arguments):
+    """The recipe that parsed arguments name, under the overlay that OVERLAY of the environment names, if any.
 
-
-def parse_set(text):
-    """'sft.learning_rate=1e-3 judge.questions=50' -> {"sft": {"learning_rate": 0.001}, "judge": {"questions": 50}}."""
-    overrides = {}
-    for item in shlex.split(text or ""):
-        key, equals, value = item.partition("=")
-        if not equals or not key:
-            raise ValueError(f"SET item {item!r} should read section.key=value, for example sft.learning_rate=1e-3")
-        try:
-            overrides[key] = parse(value)
-        except yaml.YAMLError as error:
-            raise ValueError(
-                f"SET item {item!r} is no YAML value ({error.problem}): one with blanks in it is put in quotes whole, "
-                "such as 'data.sources=[{name: medreason}]'"
-            ) from error
-    return nest(overrides)
-
-
-def nest(overrides):
-    """Overrides with dotted or nested keys, or both, as one nested dict."""
-    nested = {}
-    for key, value in (overrides or {}).items():
-        for part in reversed(key.split(".")):
-            value = {part: nest(value) if isinstance(value, dict) else value}
-        nested = merge(nested, value)
-    return nested
-
-
-def merge(base, over):
-    """Lay `over` on `base`: dicts merge, everything else (lists too) replaces, nothing deletes."""
-    if not (isinstance(base, dict) and isinstance(over, dict)):
-        return over
-    return base | {key: merge(base.get(key), value) for key, value in over.items()}
+    Raises ValueError as `load` does, and where the recipe's name is empty.
+    """
+    name, over = arguments.recipe, os.environ.get("OVERLAY")
+    if not name:
+        raise ValueError("RECIPE is empty: name a recipe of params/, or leave it out for tiny")
+    return load(f"{name}@{over}" if over and "@" not in name else name, parse_set(arguments.overrides))
 
 
 def load(name="tiny", overrides=None):
@@ -164,7 +124,6 @@ def _combinations(recipe):
         (recipe["chat"]["temperature"], "chat.temperature", 0, 2),
         (recipe["chat"]["top_p"], "chat.top_p", 0.01, 1),
         (recipe["run"]["threads"], "run.threads", 1, 1024),
-        (qat["refresh_every"] if qat else 1, "qat.refresh_every", 1, 10**6),
         (data["test_questions"], "data.test_questions", 1, 10**6),
         (recipe["chat"]["max_new_tokens"], "chat.max_new_tokens", 1, 10**6),
         (recipe["chat"]["batch_size"], "chat.batch_size", 1, 10**4),
@@ -196,13 +155,6 @@ def _combinations(recipe):
         _benchmarks(judge["benchmarks"])
     if qat and not all(type(seed) is int for seed in qat["seeds"]):
         raise ValueError(f"qat.seeds should list whole numbers, found {qat['seeds']!r}")
-    if qat and qat["refresh_every"] > 1:
-        saved = (recipe["sft"] | qat).get("save_steps")
-        if saved is None or saved % qat["refresh_every"]:
-            raise ValueError(
-                f"qat.refresh_every is {qat['refresh_every']} and qat.save_steps {saved}: make it a multiple, so "
-                "that a resumed run searches for scales at the same steps as an uninterrupted one"
-            )
     trained = recipe["sft"] | (qat or {})
     spread = [key for key in ("fsdp", "deepspeed") if trained.get(key)]
     if spread and (spread == ["fsdp"] or trained["deepspeed"]["zero_optimization"]["stage"] == 3):

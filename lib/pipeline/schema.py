@@ -53,7 +53,7 @@ class DataSection:
 class ModelSection:
     base: str = ""
     revision: str | None = None
-    backend: typing.Literal["auto", "unsloth", "transformers"] = "auto"  # what trains the adapter: loading.backend
+    backend: typing.Literal["auto", "unsloth", "transformers"] = "auto"  # what trains the adapter: model/unsloth
     dtype: typing.Literal["auto", "float32", "bfloat16", "float16"] = "bfloat16"  # auto: loading.precision
     attn_implementation: str = "sdpa"
     quantization: dict | None = None
@@ -77,7 +77,6 @@ class QatSection:
     scheme: typing.Literal["q4_0", "q8_0", "q4_k_m", "q5_k_m", "mxfp4_moe", "int4_weight_only"] = "q4_0"
     seeds: list = field(default_factory=list)
     distill: bool = True
-    refresh_every: int = 1
 
 
 @dataclass
@@ -98,7 +97,6 @@ class JudgeSection:
     orders: int = 2  # orders in which each question is shown: two and more tell how often the order decides
     repeats: int = 20  # calls made a second time under other codes
     exam: int = 12  # questions of the exam that a judge must pass first; 0 leaves it out
-    batch: bool = False  # the Batch API: half the price, up to a day
     benchmarks: list = field(default_factory=list)  # files of yours, [{name: healthbench, path, questions}]
 
 

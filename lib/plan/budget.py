@@ -10,8 +10,6 @@ import re
 from lib.model import shapes
 from lib.plan import memory
 
-GIB = 2**30
-
 
 def load():
     """params/prices.yaml."""
@@ -116,7 +114,7 @@ def time(sections, shape, gpu, assumed):
 
 
 def judging(sections, assumed):
-    """[{"judge", "calls", "usd", "usd_batch"}] of chapter 6; usd is None for a judge without a price."""
+    """[{"judge", "calls", "usd"}] of chapter 6; usd is None for a judge without a price."""
     judge, found = sections["judge"] or {"judges": []}, []
     for name in judge["judges"]:
         if name == "lexical":
@@ -127,7 +125,7 @@ def judging(sections, assumed):
         lengths = assumed["lengths"]
         sent = lengths["prompt"] + models * lengths["judged"]
         usd = price and calls * (sent * price["input"] + lengths["verdict"] * price["output"]) / 1e6
-        found.append({"judge": name, "calls": calls, "usd": usd, "usd_batch": price and usd * price["batch"]})
+        found.append({"judge": name, "calls": calls, "usd": usd})
     return found
 
 

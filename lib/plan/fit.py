@@ -4,9 +4,11 @@ Memory by part and phase (memory.py), hours, dollars and disk (budget.py), and w
 not fit. One GPU; what is assumed is printed, and stands in params/prices.yaml.
 """
 
-import argparse
+import os
 import sys
 from pathlib import Path
+
+import pandas as pd
 
 from lib.pipeline import machine
 
@@ -14,6 +16,7 @@ machine.quiet()  # before the libraries below are loaded, which say what they la
 
 from lib.model import shapes  # noqa: E402
 from lib.pipeline import hub, recipe  # noqa: E402
+from lib.pipeline.files import rooted  # noqa: E402
 from lib.pipeline.run import setting  # noqa: E402
 from lib.plan import budget, memory  # noqa: E402
 
@@ -107,7 +110,7 @@ def access(model, assumed, look=hub.look):
     refused: why it may not be read, and what to do. look(base, revision) asks. Never raises.
     """
     base = model["base"]
-    if base == "twin" or "/" not in base or Path(base).is_dir():
+    if base == "twin" or "/" not in base or Path(rooted(base)).is_dir():
         return {"gated": False, "token": None, "reachable": None, "refused": None}
     known = {"gated": base.startswith(tuple(assumed["gated"])), "token": setting("HF_TOKEN") is not None}
     try:
@@ -120,25 +123,21 @@ def access(model, assumed, look=hub.look):
     return known | {"reachable": True, "refused": None}
 
 
-def _table(title, header, rows):
-    texts = [[str(cell) for cell in row] for row in [header, *rows]]
-    widths = [max(len(row[i]) for row in texts) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in
-                       enumerate(zip(row, widths, strict=True))).rstrip() for row in texts]  # fmt: skip
-    print(f"\n{title}", *lines, sep="\n")
+def _table(title, rows):
+    """Print a frame with numbers in two decimals; what is missing stays blank."""
+    print(f"\n{title}", rows.to_string(float_format="{:,.2f}".format, na_rep=""), sep="\n")
 
 
 def _memory_tables(sections, shape, gpu, assumed):
     for stage in ("sft", *(["qat"] if sections["qat"] else [])):
         of = memory.PHASES if stage == "sft" else memory.PHASES[:2]  # merge and generation are as in chapter 3
         phases = memory.memory(sections, shape, gpu, assumed, stage, of)
-        names = list(dict.fromkeys(part for parts in phases.values() for part in parts))
-        rows = [[n, *(f"{p[n] / GIB:.2f}" if n in p else "" for p in phases.values())] for n in names]
-        rows.append(["allocated", *(f"{sum(p.values()) / GIB:.2f}" for p in phases.values())])
-        needed = [memory.needed(p, assumed) / GIB for p in phases.values()]
-        rows.append(["needed", *(f"{n:.2f}" for n in needed)])
-        rows.append([f"fits in {gpu['memory_gib']}", *("yes" if n <= gpu["memory_gib"] else "NO" for n in needed)])
-        _table({"sft": "Memory, GiB, chapter 3", "qat": "Memory, GiB, an arm of chapter 4"}[stage], ["", *phases], rows)
+        rows = pd.concat([pd.Series(parts, name=phase) for phase, parts in phases.items()], axis=1) / GIB
+        needed = pd.Series({phase: memory.needed(parts, assumed) for phase, parts in phases.items()}) / GIB
+        rows.loc["allocated"], rows.loc["needed"] = rows.sum(), needed
+        rows = rows.astype(object)  # words below numbers
+        rows.loc[f"fits in {gpu['memory_gib']}"] = (needed <= gpu["memory_gib"]).map({True: "yes", False: "NO"})
+        _table({"sft": "Memory, GiB, chapter 3", "qat": "Memory, GiB, an arm of chapter 4"}[stage], rows)
 
 
 def _warnings(sections, shape, gpu, known):
@@ -166,26 +165,24 @@ def report(sections, shape, name, assumed):
           "packing", "gradient_checkpointing", "optim", "loss_type", "per_device_eval_batch_size")})  # fmt: skip
     _memory_tables(sections, shape, gpu, assumed)
     found = fit(sections, shape, assumed)
-    phases = [key for key in found[name] if key != "remedy"]
-    marks = {n: [f"{v[p]:.1f}{'' if v[p] <= assumed['gpus'][n]['memory_gib'] else ' NO'}" for p in phases]
-             for n, v in found.items()}  # fmt: skip
-    _table("Needed on each GPU, GiB", ["", "has", *phases],
-           [[n, assumed["gpus"][n]["memory_gib"], *marks[n]] for n in found])  # fmt: skip
+    has = pd.Series({n: assumed["gpus"][n]["memory_gib"] for n in found}, name="has")
+    rows = pd.DataFrame(found).T.drop(columns="remedy")
+    marks = rows.apply(lambda phase: phase.map("{:.1f}".format) + (phase > has).map({True: " NO", False: ""}))
+    _table("Needed on each GPU, GiB", pd.concat([has.map("{:.1f}".format), marks], axis=1))
     for n, v in found.items():
         if v["remedy"] is None or v["remedy"]:
             print(f'  {n}, to train: SET="{" ".join(v["remedy"])}"' if v["remedy"] else f"  {n}: nothing here fits")
     if found[name]["merge"] > gpu["memory_gib"]:
         print("  merge: chapter 3 adds the adapter to one matrix after the other, on the training device")
-    spent = budget.time(sections, shape, gpu, assumed)
-    rows = [[s["stage"], s["what"], f"{s['hours']:.2f}", f"{s['usd']:.2f}"] for s in spent]
-    rows.append(["total", "", f"{sum(s['hours'] for s in spent):.2f}", f"{sum(s['usd'] for s in spent):.2f}"])
-    _table(f"Time on one {name}", ["stage", "what", "hours", "USD"], rows)
+    rows = pd.DataFrame(budget.time(sections, shape, gpu, assumed)).set_index("stage")
+    rows.loc["total"] = ["", *rows[["hours", "usd"]].sum()]
+    _table(f"Time on one {name}", rows.rename(columns={"usd": "USD"}).rename_axis(None))
     for j in budget.judging(sections, assumed):
-        price = "no price known" if j["usd"] is None else f"{j['usd']:.2f} USD, {j['usd_batch']:.2f} in batches"
+        price = "no price known" if j["usd"] is None else f"{j['usd']:.2f} USD"
         print(f"06_judge  {j['judge']}: {j['calls']} calls, {price} (judge.max_usd {sections['judge']['max_usd']})")
-    left = budget.disk(sections, shape, assumed)
-    rows = [[what, f"{size / GIB:.2f}"] for what, size in left.items()]
-    _table("Disk, GiB", ["", ""], [*rows, ["total", f"{sum(left.values()) / GIB:.2f}"]])
+    left = pd.Series(budget.disk(sections, shape, assumed)) / GIB
+    left.loc["total"] = left.sum()
+    _table("Disk", left.to_frame("GiB"))
     known = access(sections["model"], assumed)
     print(f"\nAccess: { {key: value for key, value in known.items() if key != 'refused'} }")
     for warning in _warnings(sections, shape, gpu, known):
@@ -196,15 +193,13 @@ def report(sections, shape, name, assumed):
 
 def main(arguments=None):
     """The command line; returns the exit status, 1 when training does not fit on the GPU."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", default="tiny")
-    parser.add_argument("--gpu", default="a100-80gb", help="an entry of gpus in params/prices.yaml")
-    parser.add_argument("--set", default="", help='overrides, "section.key=value ..."')
+    parser = recipe.parser(__doc__)
+    parser.add_argument("--gpu", default=os.environ.get("GPU"), help="an entry of gpus in params/prices.yaml")
     given = parser.parse_args(arguments)
     try:
         assumed = budget.load()
         gpu = memory.gpu(given.gpu or "a100-80gb", assumed)
-        sections = on(recipe.load(given.recipe, recipe.parse_set(given.set)).sections(), gpu)
+        sections = on(recipe.chosen(given).sections(), gpu)
         shape = shapes.config(sections["model"]["base"], sections["model"]["twin"])
         if shapes.experts(shape) and sections["model"]["dtype"] == "float32":
             raise ValueError("torch multiplies stacked experts in bfloat16 only: add SET=model.dtype=bfloat16")

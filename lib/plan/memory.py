@@ -24,7 +24,7 @@ STATE_BYTES = {  # a trained float32 number, of the optimizer's memory; by trans
     "adamw_8bit": 2.04, "adamw_bnb_8bit": 2.04, "paged_adamw_8bit": 2.04, "paged_adamw": 8, "paged_adamw_32bit": 8,
 }  # fmt: skip
 PHASES = ("training", "evaluation", "merge", "generation")
-OWN_QAT = ("scheme", "seeds", "distill", "refresh_every")
+OWN_QAT = ("scheme", "seeds", "distill")
 
 
 @functools.cache
@@ -172,11 +172,9 @@ def _answering(sections, shape, gpu, assumed, fields):
 
 
 def _qat(sections, counts, total, dtype):
-    """Chapter 4's own: lib.qat.rounder keeps every rounded matrix and a copy of its factors; distillation a teacher."""
+    """Chapter 4's own: lib.qat.sites keeps every rounded matrix and a copy of its factors; distillation a teacher."""
     qat = sections["qat"]
     found = {"rounded weights": total * dtype.itemsize, "copies of the adapter": 4 * counts["adapter"]}
-    if qat["refresh_every"] > 1:
-        found["kept scales"] = total // 4
     found["rounding one matrix"] = SEARCH_BYTES * counts["largest"]
     return found | ({"teacher": total * dtype.itemsize} if qat["distill"] else {})
 

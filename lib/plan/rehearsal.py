@@ -1,7 +1,8 @@
 """What a rehearsal changes of its recipe, and what it cannot show: `python -m lib.plan.rehearsal --recipe qwen3_8b`."""
 
-import argparse
 import sys
+
+import pandas as pd
 
 from lib.pipeline import architectures, recipe
 
@@ -35,27 +36,18 @@ def sizes(real, other):
     return [dict(zip(COLUMNS, (key, str(a), str(b)), strict=True)) for key, a, b in pairs if b is not None and a != b]
 
 
-def lines(rows):
-    """Rows of one kind of dict as aligned text lines, heads first."""
-    rows = [dict(zip(rows[0], rows[0], strict=True)), *rows] if rows else []
-    widths = {key: max(len(row[key]) for row in rows) for key in rows[0]} if rows else {}
-    return ["  " + "  ".join(text.ljust(widths[key]) for key, text in row.items()).rstrip() for row in rows]
-
-
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m lib.plan.rehearsal", description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", required=True)
-    parser.add_argument("--set", default="", dest="overrides", help='"section.key=value ..."')
-    args = parser.parse_args(argv)
+    args = recipe.parser(__doc__, prog="python -m lib.plan.rehearsal").parse_args(argv)
+    args.recipe = args.recipe and name(args.recipe)
     try:
-        overrides = recipe.parse_set(args.overrides)
-        other = recipe.load(name(args.recipe), overrides)
+        other = recipe.chosen(args)
         real = recipe.load(args.recipe.removesuffix(f"@{OVERLAY}"))
     except ValueError as error:
         print(f"rehearsal    FAILED: {error}", file=sys.stderr)
         return 1
     print(f"{other.run_name}: all six chapters on a twin of {real.sections(['model'])['model']['base']}.")
-    print("What differs:", *lines(differences(real, other) + sizes(real, other)), sep="\n")
+    rows = pd.DataFrame(differences(real, other) + sizes(real, other), columns=COLUMNS)
+    print("What differs:", rows.to_markdown(index=False, tablefmt="plain", disable_numparse=True), sep="\n")
     print("What it cannot show:", *(f"  - {text}" for text in other.cautions), sep="\n")
     return 0
 

@@ -18,6 +18,7 @@ from transformers import AttentionInterface
 from lib.model import shapes
 
 BLOCK = 512  # bytes; the CUDA allocator rounds every tensor up to it
+CHUNK = 256  # tokens whose logits TRL's chunked loss has in memory at once
 FUSED = "counted_fused"  # name in transformers' registry of the stand-in for kernels that need no mask
 
 
@@ -145,10 +146,20 @@ def fake(config, layers, dtype, lora, attention, four_bit=False, checkpointing=F
             F.scaled_dot_product_attention = real
 
 
+def chunk_loss(hidden, weight, labels):
+    """(loss, correct tokens, entropy), summed over some tokens, as TRL's chunked_nll computes and logs them.
+
+    hidden: (tokens, width). weight: (vocabulary, width), of the head. labels: (tokens,), -100 where there is no loss.
+    """
+    logits = (hidden @ weight.to(hidden.dtype).t()).float()
+    log_p, counted = F.log_softmax(logits, dim=-1), labels != -100
+    loss = F.nll_loss(log_p, labels, ignore_index=-100, reduction="sum")
+    correct = ((logits.argmax(dim=-1) == labels) & counted).sum().float()
+    return loss, correct, (-(log_p.exp() * log_p).sum(dim=-1) * counted).sum()
+
+
 def losses(model, inputs, kind):
     """The training loss of a step on fake tensors. kind: chunked_nll or nll (TRL's), or distill (lib.qat.distill's)."""
-    from trl.trainer import sft_trainer as trl
-
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     hidden = inner.base_model(**inputs, use_cache=False).last_hidden_state
     labels = torch.zeros(hidden.shape[0] * (hidden.shape[1] - 1), dtype=torch.long)
@@ -156,12 +167,11 @@ def losses(model, inputs, kind):
     if kind == "chunked_nll":
         rows = hidden[..., :-1, :].reshape(-1, hidden.shape[-1])
         rows = rows[torch.zeros(len(rows), dtype=torch.long)]
-        size = trl._CHUNKED_LM_HEAD_CHUNK_SIZE
-        chunks = [slice(start, start + size) for start in (0, size)]  # more chunks need no more memory
+        chunks = [slice(start, start + CHUNK) for start in (0, CHUNK)]  # more chunks need no more memory
         return sum(
-            torch.utils.checkpoint.checkpoint(
-                trl._chunk, rows[chunk], head.weight, None, labels[chunk], 1.0, None, use_reentrant=False
-            )[0]
+            torch.utils.checkpoint.checkpoint(chunk_loss, rows[chunk], head.weight, labels[chunk], use_reentrant=False)[
+                0
+            ]
             for chunk in chunks
         )
     logits = head(hidden)

@@ -2,20 +2,17 @@
 
 `fake_quantize` returns exactly the values that dequantizing the file gives (llama-quantize without an imatrix), so that
 what is trained is what is served. The formulas follow the `_ref` functions of ggml/src/ggml-quants.c in llama.cpp;
-the 256-weight types are in kgrids.py; on a CPU ggml's own library computes those, several times faster than torch.
+the 256-weight types are in kgrids.py; on a CPU ggml's own library computes those, faster than torch (ggml.py).
 Inputs must be finite: llama-quantize refuses others.
 """
 
-import ctypes
 import functools
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
-from lib.pipeline import programs
-from lib.qat import kgrids
+from lib.qat import ggml, kgrids
 from lib.qat.kgrids import divide, half
 
 CPU_CHUNK = 1 << 17  # weights at a time: stays in the processor's cache
@@ -47,8 +44,8 @@ def _signed(x, levels):
     return q.sub_(levels).mul_(half(d))
 
 
-def _with_min(x, levels):
-    """Q4_1 (levels 15) and Q5_1 (levels 31): value = fp16(d) * q + fp16(min)."""
+def _q5_1(x, levels=31):
+    """value = fp16(d) * q + fp16(min)."""
     low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
     d = divide(high - low, levels)
     q = ((x - low) * _inverse(d)).add_(0.5).floor_().clamp_(max=levels)
@@ -85,17 +82,10 @@ GRIDS = {  # GGUF type: (weights a block, function of (n, block) float32)
     "bf16": (1, lambda x: x.to(torch.bfloat16).to(torch.float32)),
     "q4_0": (32, lambda x: _signed(x, 8)),
     "q5_0": (32, lambda x: _signed(x, 16)),
-    "q4_1": (32, lambda x: _with_min(x, 15)),
-    "q5_1": (32, lambda x: _with_min(x, 31)),
+    "q5_1": (32, _q5_1),
     "q8_0": (32, _q8_0),
     "mxfp4": (32, _mxfp4),
     **{type: (kgrids.SUPER, functools.partial(_full_search, type=type)) for type in kgrids.RANGES},
-}
-C_TYPES = {  # what the C library computes faster: number in enum ggml_type, name of the function that reads it back
-    "q2_k": (10, "dequantize_row_q2_K"),
-    "q4_k": (12, "dequantize_row_q4_K"),
-    "q5_k": (13, "dequantize_row_q5_K"),
-    "q6_k": (14, "dequantize_row_q6_K"),
 }
 FALLBACK = {"q2_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}  # tensor_type_fallback in llama-quant.cpp
 
@@ -109,36 +99,17 @@ def fallback(type, cols):
     return smaller if cols % _grid(smaller)[0] == 0 else "f16"
 
 
-def fake_quantize(w, type, scales=None):
+def fake_quantize(w, type):
     """Round weights to the grid of a GGUF type; equal in value to quantizing and dequantizing with ggml.
 
     w: (..., cols) of any float dtype, rows as in the file; converted to float32 first, as llama-quantize does.
-    scales: from `fit` on earlier values of w, for the types of 256 weights: only rounds, and is exact for those values.
     Returns float32 of the same shape, without gradient.
     Raises ValueError for an unknown type, or when cols is not divisible by the type's block.
     """
     blocks, type = _blocks(w, type), type.lower()
-    if scales is not None:
-        found = _by_chunks(lambda x, scale, minimum: kgrids.round_to(x, scale, minimum, type), blocks, *scales)
-    else:
-        found = by_ggml(blocks, type) if _in_c(blocks, type) else by_torch(blocks, type)
+    in_c = blocks.device.type == "cpu" and type in ggml.TYPES and ggml.library() is not None
+    found = ggml.fake_quantize(blocks, type, CPU_CHUNK) if in_c else by_torch(blocks, type)
     return found.view(w.shape)
-
-
-@torch.no_grad()
-def fit(w, type):
-    """The scales and minima that quantizing w to a type of 256 weights finds: two (blocks, groups a block) float32.
-
-    None for the other types, whose scale is as quickly computed as reused. w: as for `fake_quantize`.
-    """
-    blocks, type = _blocks(w, type), type.lower()
-    if type not in kgrids.RANGES:
-        return None
-    if _in_c(blocks, type):
-        return kgrids.read_scales(_stored(blocks, type), type)
-    rows = _rows_at_once(blocks)
-    found = [kgrids.search(blocks[start : start + rows], type) for start in range(0, len(blocks), rows)]
-    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
 
 def _blocks(w, type):
@@ -152,74 +123,14 @@ def _blocks(w, type):
     return w.detach().to(torch.float32).reshape(-1, block).contiguous()
 
 
-def _in_c(blocks, type):
-    return blocks.device.type == "cpu" and type in C_TYPES and ggml() is not None
-
-
-def _rows_at_once(blocks):
-    return max(1, (CPU_CHUNK if blocks.device.type == "cpu" else GPU_CHUNK) // blocks.shape[1])
-
-
 @torch.no_grad()
-def _by_chunks(function, blocks, *others):
-    """function over chunks of rows of all tensors, into one tensor like blocks."""
-    out, rows = torch.empty_like(blocks), _rows_at_once(blocks)
-    for start in range(0, len(blocks), rows):
-        out[start : start + rows] = function(*(t[start : start + rows] for t in (blocks, *others)))
-    return out
-
-
 def by_torch(blocks, type):
     """Quantize and dequantize contiguous (n, block) float32 with the formulas of this module, on any device."""
-    return _by_chunks(_grid(type)[1], blocks)
-
-
-def by_ggml(blocks, type):
-    """Quantize and dequantize contiguous (n, 256) float32 on the CPU with ggml's C, in torch's number of threads."""
-    stored, out, read = _stored(blocks, type), torch.empty_like(blocks), getattr(ggml(), C_TYPES[type][1])
-    _in_threads(lambda i, rows: read(stored[i].data_ptr(), out[i].data_ptr(), rows * kgrids.SUPER), blocks)
+    out, function = torch.empty_like(blocks), _grid(type)[1]
+    rows = max(1, (CPU_CHUNK if blocks.device.type == "cpu" else GPU_CHUNK) // blocks.shape[1])
+    for start in range(0, len(blocks), rows):
+        out[start : start + rows] = function(blocks[start : start + rows])
     return out
-
-
-def _stored(blocks, type):
-    """The bytes of the file, (n, bytes) uint8, for contiguous (n, 256) float32."""
-    library, number = ggml(), C_TYPES[type][0]
-    out = torch.empty(len(blocks), library.ggml_row_size(number, kgrids.SUPER), dtype=torch.uint8)
-
-    def quantize(start, rows):  # None: no importance matrix
-        source, target = blocks[start].data_ptr(), out[start].data_ptr()
-        library.ggml_quantize_chunk(number, source, target, 0, rows, kgrids.SUPER, None)
-
-    _in_threads(quantize, blocks)
-    return out
-
-
-def _in_threads(function, blocks):
-    """Call function(first row, rows) for every chunk of rows; the C behind it runs without Python's lock."""
-    rows, threads = _rows_at_once(blocks), torch.get_num_threads()
-    chunks = [(start, min(rows, len(blocks) - start)) for start in range(0, len(blocks), rows)]
-    if min(len(chunks), threads) < 2:
-        for chunk in chunks:
-            function(*chunk)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda chunk: function(*chunk), chunks))
-
-
-@functools.cache
-def ggml():
-    """The built library of ggml with its signatures; None where `make setup` has not built it: torch computes then."""
-    try:
-        library = ctypes.CDLL(str(programs.toolchain().ggml_base))
-    except OSError:
-        return None
-    pointer, count = ctypes.c_void_p, ctypes.c_int64
-    library.ggml_row_size.restype = library.ggml_quantize_chunk.restype = ctypes.c_size_t
-    library.ggml_row_size.argtypes = [ctypes.c_int, count]
-    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, count, count, count, pointer]
-    for _, reader in C_TYPES.values():
-        getattr(library, reader).argtypes = [pointer, pointer, count]
-    return library
 
 
 class _StraightThrough(torch.autograd.Function):

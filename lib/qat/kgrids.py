@@ -176,32 +176,9 @@ def search(x, type):
 def round_to(x, scale, minimum, type):
     """The values scale * q - minimum nearest to x, with q in the range of the type.
 
-    x: (n, 256) float32 super-blocks; scale, minimum: (n, 256 / group), from `search` on x or on earlier weights.
+    x: (n, 256) float32 super-blocks; scale, minimum: (n, 256 / group), from `search` on x.
     """
     group, least, largest = RANGES[type]
     groups, scale, minimum = x.view(-1, group), scale.reshape(-1, 1), minimum.reshape(-1, 1)
     q = nearest_int((groups + minimum) / torch.where(scale == 0, 1.0, scale)).clamp_(least, largest)
     return (q * scale).sub_(minimum).view(x.shape)
-
-
-def read_scales(stored, type):
-    """The scales and minima in super-blocks as stored in a file; equal to `search` on the weights that were quantized.
-
-    stored: (n, bytes) uint8, the block_q2_K to block_q6_K of ggml-common.h. Returns two (n, 256 / group) float32.
-    """
-    if type == "q6_k":
-        scale = _fp16(stored[:, 208:210]) * stored[:, 192:208].view(torch.int8)
-        return scale, torch.zeros_like(scale)
-    if type == "q2_k":
-        scale, minimum, (step, min_step) = stored[:, :16] & 15, stored[:, :16] >> 4, _fp16(stored[:, 80:84]).split(1, 1)
-    else:  # get_scale_min_k4: 6 bits each, the last four with their high bits in the first bytes
-        low, high, rest = stored[:, 4:16].split(4, 1)
-        scale = torch.cat([low & 63, (rest & 15) | (low >> 6 << 4)], 1)
-        minimum = torch.cat([high & 63, (rest >> 4) | (high >> 6 << 4)], 1)
-        step, min_step = _fp16(stored[:, :4]).split(1, 1)
-    return step * scale, min_step * minimum
-
-
-def _fp16(stored):
-    """Bytes (n, 2 m) as the (n, m) fp16 numbers they hold, in float32."""
-    return stored.contiguous().view(torch.float16).float()

@@ -5,15 +5,12 @@ quantizes it. Both roundings are inside the forward pass here, so the exported f
 Gradients are straight-through (Bengio et al. 2013, arXiv:1308.3432): those of the same model without rounding.
 """
 
-import contextlib
-
 import torch
-from peft.tuners.lora import Embedding, LoraLayer, ParamWrapper
-from torch.nn import functional as F
+from peft.tuners.lora import LoraLayer
 
 from lib.qat import grids, layout
 from lib.qat.layout import plain_name
-from lib.qat.rounder import Rounder
+from lib.qat.sites import LoraSite, site_of, target
 
 KEPT = "f32"  # llama.cpp's type for what it does not quantize: norms, biases, routers
 
@@ -39,36 +36,29 @@ def type_of(model, plan):
     return found
 
 
-def prepare(model, types, refresh_every=1):
+def prepare(model, types):
     """Make a model compute with fake-quantized weights until `strip`; returns its `coverage`.
 
     model: a LoRA model (peft), or a plain one, whose trainable weights then get the straight-through gradient.
     types: {parameter name of the merged model: GGUF type}, as `type_of` gives them; what is "f32" there is
         rounded to bfloat16, as the export does.
-    refresh_every: optimizer steps between full searches for the scales of 256-weight types, in modules that are in
-        training mode; evaluation is always exact. Above 1, a resumed run repeats the uninterrupted one only when its
-        checkpoint was saved after a multiple of refresh_every steps: the search starts afresh there.
     Every rounded matrix is kept until it changes: memory for one more copy of the weights in the compute dtype.
     Raises ValueError when a name is not in the model or has rows that its type cannot hold, for adapters whose merge is
-    not bf16(W + BA): dropout, DoRA, several adapters, 4-bit bases, and for refresh_every below 1.
+    not bf16(W + BA): dropout, DoRA, several adapters, 4-bit bases.
     """
-    if refresh_every < 1:
-        raise ValueError(f"refresh_every is {refresh_every}, expected 1 or more: 1 searches at every optimizer step")
     parameters = base_parameters(model)
     _refuse_unknown(types, parameters)
     strip(model)
     places = layout.of(model)
     kinds = {name: "bf16" if kind == KEPT else kind for name, kind in types.items()}
     of_weight = {id(parameters[name]): name for name in types}  # finds a tied head as well
-    adapted = {id(_target(m)): m for m in model.modules() if isinstance(m, LoraLayer)}
+    adapted = {id(target(m)): m for m in model.modules() if isinstance(m, LoraLayer)}
     sites = []
     for module in [m for m in model.modules() if not isinstance(m, LoraLayer)]:
         for own, weight in module.named_parameters(recurse=False):
             if id(weight) in of_weight:
                 name = of_weight[id(weight)]
-                site = _site(adapted.get(id(weight), module), module, own, name, kinds[name], places[name])
-                site.rounder = Rounder(site.type, refresh_every)
-                sites.append(site)
+                sites.append(site_of(adapted.get(id(weight), module), module, own, name, kinds[name], places[name]))
     _refuse_tied_adapters(sites)
     for site in sites:
         site.patch()
@@ -137,8 +127,8 @@ def fake_quantize(weight, kind, place):
 def fingerprints(model, types=None):
     """{tensor name in the file: sha256 of its values there (see grids.sha256)}, of every tensor that the export holds.
 
-    model: a prepared one, whose rounded weights are searched afresh from float32, whatever scales training reuses and
-    whatever dtype it computes in; or a plain one, merged and read back, whose file will hold `types`.
+    model: a prepared one, whose rounded weights are computed afresh in float32, whatever dtype it computes in; or a
+    plain one, merged and read back, whose file will hold `types`.
     """
     prepared, parameters, found = {site.name: site for site in sites(model)}, base_parameters(model), {}
     for name, place in layout.of(model).items():
@@ -149,166 +139,8 @@ def fingerprints(model, types=None):
     return found
 
 
-class _Site:
-    """One weight that is fake-quantized, of a module without adapter: the module reads Q(bf16(W)) in its stead."""
-
-    def __init__(self, module, owner, own, name, type, place):
-        self.module, self.owner, self.own, self.name, self.type, self.place = module, owner, own, name, type, place
-
-    def patch(self):
-        """Route the module's forward through `forward`; `strip` undoes it. Several sites of a module nest."""
-        self.inner = self.module.forward
-        self.module.__dict__.setdefault("fake_quantized", []).append(self)
-        self.module.forward = self.forward
-
-    @property
-    def weight(self):
-        return self.owner._parameters[self.own]
-
-    def saved(self):
-        """The weight as it is exported."""
-        return self.weight.detach().to(torch.bfloat16)
-
-    def made_of(self):
-        """(tag, tensors) that determine the weight: see Rounder."""
-        weight = self.weight
-        return (None, [self.saved()]) if weight.requires_grad else (_tag(weight), [])
-
-    def value(self):
-        """The rounded weight in its own dtype, with the straight-through gradient where it is trained."""
-        rows = self.rounder(
-            self.made_of(), lambda: self.place.rows(self.saved()), self.weight.dtype, self.owner.training
-        )
-        rounded = self.place.rows(rows)
-        return grids.straight_through(self.weight, rounded) if self.weight.requires_grad else rounded
-
-    @contextlib.contextmanager
-    def shown(self):
-        """While it lasts, the owner of the weight reads the rounded one: an instance's own attribute comes first."""
-        self.owner.__dict__[self.own] = self.value()
-        try:
-            yield
-        finally:
-            del self.owner.__dict__[self.own]
-
-    def forward(self, *args, **kwargs):
-        with self.shown():
-            return self.inner(*args, **kwargs)
-
-
-class _LoraSite(_Site):
-    """A LoRA layer: y = Q(bf16(W + BA)) x, with the gradient of (W + BA) x for A, B and x."""
-
-    @torch.no_grad()
-    def saved(self):
-        with torch.autocast(self.weight.device.type, enabled=False):
-            return _merged(self.module).to(torch.bfloat16)
-
-    def made_of(self):
-        (name,) = self.module.active_adapters
-        return (name, self.module.scaling[name], *_tag(self.weight)), list(_factors(self.module))
-
-    def value(self):
-        rows = self.rounder(
-            self.made_of(), lambda: self.place.rows(self.saved()), self.weight.dtype, self.module.training
-        )
-        return self.place.rows(rows)
-
-    def forward(self, x, *args, **kwargs):
-        layer = self.module
-        if layer.disable_adapters:
-            return self.inner(x, *args, **kwargs)
-        with self.shown():
-            y = layer.base_layer(x, *args, **kwargs)
-        if not torch.is_grad_enabled():
-            return y
-        # The adapter's own product adds exactly 0 to y and carries the gradient to A and B at the price of plain LoRA.
-        # x takes its gradient from the rounded weight alone.
-        (name,) = layer.active_adapters
-        a, b = _factors(layer)
-        if isinstance(layer, Embedding):
-            product = F.embedding(x, a.t()) @ b.t()
-        else:
-            product = F.linear(F.linear(x.detach().to(a.dtype), a), b)
-        product = product * layer.scaling[name]
-        return y + (product - product.detach()).to(y.dtype)
-
-
-class _ParameterSite(_LoraSite):
-    """A LoRA adapter on a parameter of its own, as of stacked experts: the module inside reads Q(bf16(W + BA))."""
-
-    def value(self):
-        rounded = super().value()
-        if not torch.is_grad_enabled():
-            return rounded
-        with torch.autocast(self.weight.device.type, enabled=False):
-            return grids.straight_through(_merged(self.module).to(rounded.dtype), rounded)
-
-    def forward(self, *args, **kwargs):
-        if self.module.disable_adapters:
-            return self.inner(*args, **kwargs)
-        with self.shown():
-            return self.module.base_layer(*args, **kwargs)
-
-
-def _tag(weight):
-    return weight.data_ptr(), weight._version, weight.device
-
-
-def _factors(layer):
-    """(A, B) of a LoRA layer's active adapter."""
-    (name,) = layer.active_adapters
-    if isinstance(layer, Embedding):
-        return layer.lora_embedding_A[name], layer.lora_embedding_B[name]
-    return layer.lora_A[name].weight, layer.lora_B[name].weight
-
-
-def _target(layer):
-    """The parameter that a LoRA layer adapts."""
-    owner = layer.get_base_layer()
-    return owner._parameters[layer.parameter_name if isinstance(layer, ParamWrapper) else "weight"]
-
-
-def _merged(layer):
-    """W + BA of a LoRA layer in float32 and W's shape, as PEFT's merge of a float32 model computes it."""
-    (name,) = layer.active_adapters
-    if isinstance(layer, ParamWrapper) and layer.num_experts > 1:
-        a, b = _factors(layer)
-        a, b = a.reshape(layer.num_experts, -1, a.shape[-1]), b.reshape(b.shape[0], -1, layer.num_experts)
-        turned = "o r e, e r i -> e o i" if layer._did_swap_in_out_features else "o r e, e r i -> e i o"
-        return _target(layer).float() + torch.einsum(turned, b.float(), a.float()) * layer.scaling[name]
-    return _target(layer).float() + layer.get_delta_weight(name).float()
-
-
-def _site(module, owner, own, name, type, place):
-    """The site of a weight, or ValueError saying why Q(bf16(W + BA)) is not what the export would hold.
-
-    module: the LoRA layer or, without adapter, the owner itself. owner: the module that has the parameter, under `own`.
-    """
-    weight = owner._parameters[own]
-    if not weight.is_floating_point() or weight.dtype.itemsize < 2:
-        raise ValueError(f"{name} is stored as {weight.dtype}: QAT needs the base in 16 or 32 bits, not quantized")
-    rows = place.rows(weight)
-    if grids.fallback(type, rows.shape[-1]) != type.lower():
-        grids.fake_quantize(rows[..., :1, :], type)  # raises, and names the type that llama.cpp would take
-    if module is owner:
-        return _Site(owner, owner, own, name, type, place)
-    dropout = [d.p for d in module.lora_dropout.values() if isinstance(d, torch.nn.Dropout) and d.p > 0]
-    for wrong, found, remedy in (
-        (len(module.active_adapters) != 1, f"has adapters {module.active_adapters} active", "activate exactly one"),
-        (bool(dropout), f"has dropout {dropout[:1]}", "set lora.lora_dropout to 0, or call qat.without_dropout"),
-        (bool(module.lora_variant), "has a LoRA variant such as DoRA", "use plain LoRA"),
-        (any(module.lora_bias.values()), "trains a bias in B", "set lora.lora_bias to false"),
-        (module.merged, "is merged", "unmerge the adapter first"),
-    ):
-        if wrong:
-            raise ValueError(f"QAT computes with bf16(W + BA), but the layer of {name} {found}: {remedy}")
-    kind = _ParameterSite if isinstance(module, ParamWrapper) else _LoraSite
-    return kind(module, owner, own, name, type, place)
-
-
 def _refuse_tied_adapters(sites):
-    tied = {s.name for s in sites if isinstance(s, _LoraSite) and sum(s.name == other.name for other in sites) > 1}
+    tied = {s.name for s in sites if isinstance(s, LoraSite) and sum(s.name == other.name for other in sites) > 1}
     if tied:
         raise ValueError(f"{tied} is shared with another module, adapt neither: a merge would change both")
 

@@ -4,8 +4,9 @@ python -m lib.report --recipe tiny --set "sft.learning_rate=1e-3"     writes out
 python -m lib.report publish                                          refreshes outputs/published/ and the README
 """
 
-import argparse
 import sys
+
+from markupsafe import Markup, escape
 
 from lib.pipeline import recipe
 from lib.pipeline.files import ROOT, outputs_dir, sha256_json, sha256_text, write_text
@@ -13,13 +14,11 @@ from lib.report import chapters, results
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m lib.report", description=__doc__.splitlines()[0])
+    parser = recipe.parser(__doc__, prog="python -m lib.report")
     parser.add_argument("action", nargs="?", default="build", choices=["build", "publish"])
-    parser.add_argument("--recipe", default="tiny")
-    parser.add_argument("--set", default="", dest="overrides", help='"section.key=value ..."')
     args = parser.parse_args(argv)
     try:
-        cfg = recipe.load(args.recipe, recipe.parse_set(args.overrides))
+        cfg = recipe.chosen(args)
         if args.action == "build":
             build(outputs_dir() / cfg.run_name, cfg)
         else:
@@ -77,6 +76,11 @@ def render(template, **values):
     return environment.get_template(template).render(values)
 
 
+def link(file, text):
+    """Escaped text as a link to file, or alone where file is None."""
+    return Markup('<a href="{}">{}</a>').format(file, text) if file else escape(text)
+
+
 def _chapter(run, result, pages):
     """The page of one executed notebook."""
     body, heads = chapters.to_html(result.notebook)
@@ -109,18 +113,23 @@ def _summary(run, stages, pages, cfg):
     figures = []
     for stage in stages:
         if stage.notebook and stage.state != "failed":
-            figures += [{**figure, "of": stage} for figure in chapters.headline_figures(stage.notebook)]
+            figures += [
+                {**figure, "of": link(stage.page, stage.title)} for figure in chapters.headline_figures(stage.notebook)
+            ]
     records = [s.record for s in stages if s.record]
     sections = {name: value for record in records for name, value in record["sections"].items()}
     artifacts = [(f"{r['stage']}/{name}", sha[:16]) for r in records for name, sha in sorted(r["outputs"].items())]
+    headline = [{**row, "stage": link(row["page"], row["title"]), "value": Markup("<b>{}</b>").format(row["value"])}
+                for row in results.headline(stages)]  # fmt: skip
+    times = [{**row, "title": link(row.get("page"), row["title"])} for row in results.times(stages)]
     values = {"run": run, "title": "Summary", "here": "index.html", "pages": pages, "notes": notes, "figures": figures}
     return render(
         "summary.html.j2",
         **values,
         lead=f"{len(stages) - len(missing)} of {len(stages)} stages are finished and up to date.",
         command=f"make all{make}",
-        headline=results.headline(stages),
-        times=results.times(stages),
+        headline=headline,
+        times=times,
         facts=results.facts(stages),
         recipe=yaml.safe_dump(sections, sort_keys=False, width=100) if sections else "",
         artifacts=artifacts,

@@ -1,7 +1,11 @@
 """The published copy of the default run: executed notebooks that GitHub renders, and the results in README and docs."""
 
 import base64
+import html
+import re
 import shutil
+
+import pandas as pd
 
 from lib.pipeline.files import ROOT, write_text
 from lib.report import chapters, front, results
@@ -70,15 +74,17 @@ def results_block(run, figures, command):
 
     run: list of results.Result. figures: [(file in outputs/published/, alternative text)].
     """
+    frame = pd.DataFrame(results.headline(run), columns=["stage", "title", "label", "value", "interval", "n"])
+    links = "[" + frame["title"].map(_plain) + "](outputs/published/" + frame.pop("stage") + ".ipynb)"
+    frame["title"] = links.where(frame["title"] != "", "")
+    frame["label"] = frame["label"].map(_plain)
+    frame.columns = ["Stage", "Measure", "Value", "95 % interval", "n"]
+    table = frame.to_markdown(index=False, disable_numparse=True, colalign=["left", "left", "right", "right", "right"])
     lines = [
         _origin(run, command),
         "",
-        "| Stage | Measure | Value | 95 % interval | n |",
-        "|:--|:--|--:|--:|--:|",
+        re.sub("(?<= ) +|(?<=--)-+", "", table),  # as long as its text: the padding would double the file's lines
     ]
-    for row in results.headline(run):
-        link = f"[{_plain(row['result'].title)}](outputs/published/{row['result'].stage}.ipynb)" if row["first"] else ""
-        lines.append(f"| {link} | {_plain(row['label'])} | {row['value']} | {row['interval']} | {row['n']} |")
     for name, alt in figures:
         lines += ["", f"![{_plain(alt)}](outputs/published/{name})"]
     return "\n".join(lines)
@@ -95,7 +101,8 @@ def _origin(run, command):
 
 
 def _plain(text):
-    return text.replace("|", r"\|").replace("[", r"\[").replace("]", r"\]")
+    """Text in which Markdown, a table's cell and HTML see nothing of theirs."""
+    return re.sub(r"([\\`*|\[\]])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
 def with_results(readme, block, name="README.md"):

@@ -9,6 +9,7 @@ from lib.figures.markup import interval
 from lib.pipeline.files import ROOT, HashCache, read_json, sha256_file
 from lib.report import chapters
 
+DASH = "\u2013"  # where nothing was measured
 WORDS = {"fresh": "finished", "stale": "out of date", "failed": "failed", "missing": "not run yet"}
 
 
@@ -111,34 +112,40 @@ def _flow(value):
 
 
 def headline(results):
-    """Rows of the headline table, from metrics["headline"] of each stage: result, first of its stage, and the texts."""
+    """Rows of the headline table, from metrics["headline"] of each stage, all text: stage, title, page, label, value,
+    interval, n. Title and page stand in the first row of a stage only."""
     rows = []
     for result in results:
-        for entry in (result.record or {}).get("metrics", {}).get("headline", []):
-            unit = entry.get("unit", "%")
-            bounds = {key: entry.get(key) for key in ("value", "low", "high")}
-            row = {"result": result, "first": not rows or rows[-1]["result"] is not result, "label": entry["label"]}
-            row["value"] = interval({"value": entry["value"]}, unit)
-            row["interval"] = interval(bounds, unit).removeprefix(row["value"]).strip(" ()")
-            row["n"] = f"{entry['n']:,}" if entry.get("n") else ""
-            rows.append(row)
+        for number, entry in enumerate((result.record or {}).get("metrics", {}).get("headline", [])):
+            unit, bounds = entry.get("unit", "%"), {key: entry.get(key) for key in ("value", "low", "high")}
+            value = interval({"value": entry["value"]}, unit)
+            rows.append({
+                "stage": result.stage, "title": "" if number else result.title, "page": None if number else result.page,
+                "label": entry["label"], "value": value, "n": f"{entry['n']:,}" if entry.get("n") else "",
+                "interval": interval(bounds, unit).removeprefix(value).strip(" ()"),
+            })  # fmt: skip
     return rows
 
 
 def times(results):
     """Rows of the table of times, the last of them the total: title, page, state, wall, cpu, memory, parts."""
-    rows, wall, cpu, peak = [], 0.0, 0.0, 0
-    for result in results:
-        row = {"title": result.title, "page": result.page, "state": WORDS[result.state]}
-        if result.record:
-            spent, memory = dict(result.record["timings"]), result.record.get("peak_memory_mib") or 0
-            row |= {"wall": clock(spent["wall_s"]), "cpu": clock(spent["cpu_s"]), "memory": f"{memory:,} MiB"}
-            wall, cpu, peak = wall + spent.pop("wall_s"), cpu + spent.pop("cpu_s"), max(peak, memory)
-            row["parts"] = ", ".join(f"{name.replace('_', ' ')} {clock(s)}" for name, s in spent.items() if s >= 0.5)
-            if result.record.get("accepted"):
-                row["state"] += "; code edited since, accepted"
-        rows.append(row)
-    return [*rows, {"title": "Total", "wall": clock(wall), "cpu": clock(cpu), "memory": f"{peak:,} MiB"}]
+    records = [result.record for result in results if result.record]
+    wall, cpu = (clock(sum(record["timings"][key] for record in records)) for key in ("wall_s", "cpu_s"))
+    peak = max((record.get("peak_memory_mib") or 0 for record in records), default=0)
+    total = {"title": "Total", "wall": wall, "cpu": cpu, "memory": f"{peak:,} MiB"}
+    return [*map(_time, results), total]
+
+
+def _time(result):
+    row = {"title": result.title, "page": result.page, "state": WORDS[result.state]}
+    if not result.record:
+        return row
+    spent, memory = result.record["timings"], result.record.get("peak_memory_mib") or 0
+    parts = {name.replace("_", " "): s for name, s in spent.items() if name not in ("wall_s", "cpu_s") and s >= 0.5}
+    if result.record.get("accepted"):
+        row["state"] += "; code edited since, accepted"
+    row |= {"wall": clock(spent["wall_s"]), "cpu": clock(spent["cpu_s"]), "memory": f"{memory:,} MiB"}
+    return row | {"parts": ", ".join(f"{name} {clock(s)}" for name, s in parts.items())}
 
 
 def facts(results):

@@ -19,12 +19,11 @@ class Manifests(TrainerCallback):
     """Writes a manifest into each checkpoint after the trainer has saved it, and reports steps to the terminal.
 
     key: what the training computes (Stage.resume_key); a checkpoint of another key is never resumed.
-    progress: called with (step, total, unit) after every step. every: a checkpoint after SIGTERM is written at a
-    multiple of so many steps.
+    progress: called with (step, total, unit) after every step.
     """
 
-    def __init__(self, key, progress=None, every=1):
-        self.key, self.progress, self.every, self.stopping = key, progress, every, False
+    def __init__(self, key, progress=None):
+        self.key, self.progress, self.stopping = key, progress, False
 
     def on_train_begin(self, args, state, control, **kwargs):
         if args.world_size != ranks.world():
@@ -46,7 +45,7 @@ class Manifests(TrainerCallback):
             self.progress(state.global_step, state.max_steps, "steps")
         # all ranks stop after the same step, whichever got the signal first
         self.stopping = self.stopping or any(s is not None for s in ranks.gather(stop.asked()))
-        if self.stopping and state.global_step % self.every == 0:
+        if self.stopping:
             control.should_save = control.should_training_stop = True
 
     def on_prediction_step(self, args, state, control, **kwargs):

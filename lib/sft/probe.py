@@ -22,13 +22,13 @@ def longest(trainer):
     return {name: value.to(trainer.args.device) for name, value in batch.items() if torch.is_tensor(value)}
 
 
-def probe(trainer, estimate=None):
-    """Measure STEPS optimizer steps at the longest rows and leave no trace in the model, the trainer or the dice.
+def probe(trainer):
+    """Measure STEPS optimizer steps at the longest rows and leave model, trainer and random numbers as they were.
 
-    trainer: a trl.SFTTrainer before train(). estimate: bytes that a plan expects of these steps, for comparison.
-    Returns {"tokens": of the batch, "peak_bytes", "seconds_per_step": of the last step, forward to update,
-    "estimate_bytes", "ratio": estimate to peak, None without an estimate or without a GPU}. On a GPU the peak is what
-    torch allocated there; on a CPU it is the process's largest resident size, everything else in it included.
+    trainer: a trl.SFTTrainer before train().
+    Returns {"tokens": of the batch, "peak_bytes", "seconds_per_step": of the last step, forward to update}. On a GPU
+    the peak is what torch allocated there; on a CPU it is the process's largest resident size, everything else in it
+    included.
     None under FSDP and ZeRO-3, which spread the weights when training begins: whole ones would tell nothing.
     """
     if saving.sharded(trainer):
@@ -57,14 +57,7 @@ def probe(trainer, estimate=None):
                     p.grad = None
             model.train(mode)
             trainer.__dict__.update({name: value for name, value in counted.items() if value is not None})
-    ratio = round(estimate / peak, 3) if estimate and cuda else None
-    return {
-        "tokens": batch["input_ids"].numel(),
-        "peak_bytes": peak,
-        "seconds_per_step": round(seconds, 4),
-        "estimate_bytes": estimate,
-        "ratio": ratio,
-    }
+    return {"tokens": batch["input_ids"].numel(), "peak_bytes": peak, "seconds_per_step": round(seconds, 4)}
 
 
 _COUNTERS = ("_metrics", "_total_train_tokens")  # of TRL's trainers, which compute_loss adds to

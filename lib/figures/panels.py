@@ -1,0 +1,149 @@
+"""Figures of several panels: lengths, shares of sources, and where a grid puts the weights of a row."""
+
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from lib.figures.plots import INK, MUTED, _canvas, colour
+
+SHOWN = 3000  # points drawn per source; more would only darken the figure
+SHADES = LinearSegmentedColormap.from_list("share", ["#FFFFFF", "#9FC7E4", "#0072B2"])
+
+
+def reasoning_against_answer(pairs_by_source, title="Length of the reasoning against length of the answer"):
+    """One panel per source, both axes logarithmic, tokens.
+
+    pairs_by_source: {source: [(reasoning tokens, answer tokens)]}; at most SHOWN evenly spaced rows are drawn, the
+        medians are over all of them. A row without reasoning stands at 1.
+    Raises ValueError when no source has a row.
+    """
+    sources = {name: list(pairs) for name, pairs in pairs_by_source.items() if len(pairs)}
+    if not sources:
+        raise ValueError("no lengths to draw: every source is empty; look at the counted reasons of 01_dataset")
+    figure, axes = _canvas(1.0 + 1.5 * len(sources), title, len(sources))
+    for ax, (name, pairs) in zip(axes, sources.items(), strict=True):
+        shown = [(max(1, r), max(1, a)) for r, a in pairs[:: max(1, len(pairs) // SHOWN)]]
+        ax.plot(*zip(*shown, strict=True), ".", color=MUTED, markersize=4, alpha=0.35, rasterized=True)
+        middle = [sorted(values)[len(pairs) // 2] for values in zip(*pairs, strict=True)]
+        ax.plot(*(max(1, m) for m in middle), "+", color=INK, markersize=13, markeredgewidth=2)
+        note = f"{name}: {len(pairs):,} rows, medians (+) {middle[0]:,} of reasoning and {middle[1]:,} of answer"
+        ax.set_title(note, loc="left", fontsize=10, color=INK)
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+            axis.set_minor_formatter(NullFormatter())
+        ax.set_ylabel("answer (tokens)")
+        ax.grid(color="#EEEEEE", linewidth=0.7)
+    axes[-1].set_xlabel("reasoning (tokens)")
+    return figure
+
+
+def heat_map(shares, title="Questions of one source that another has too"):
+    """A square map of percentages, rows against columns, each cell with its number; the diagonal is left empty.
+
+    shares: {row: {column: proportion between 0 and 1}} with the same names in rows and columns.
+    """
+    cells = {row: {column: None if row == column else shares[row][column] for column in shares} for row in shares}
+
+    def text(share):
+        return "" if share is None else "0" if share == 0 else "<0.1" if share < 0.001 else f"{100 * share:.2g}"
+
+    labels = ("... that stand in this source too (%)", "questions of this source ...")
+    return _percentages(cells, text, title, labels)
+
+
+def forgetting(rows, title="What each stage taught, and what it cost elsewhere"):
+    """Accuracy on every benchmark after every stage of training, as a map of percentages.
+
+    rows: [{"after": name, benchmark: proportion between 0 and 1 or None, ...}] in order of training, the base first.
+    """
+    cells = {row["after"]: {name: share for name, share in row.items() if name != "after"} for row in rows}
+
+    def text(share):
+        return "–" if share is None else f"{100 * share:.1f}"
+
+    return _percentages(cells, text, title, ("accuracy on ... (%)", "after ..."))
+
+
+def _percentages(cells, text, title, labels):
+    """A map of {row: {column: proportion or None}}, shaded from 0 to 100, each cell with text(proportion)."""
+    rows, columns = list(cells), list(next(iter(cells.values())))
+    figure, (ax,) = _canvas(1.5 + 0.45 * len(rows), title)
+    values = [[100 * (cells[row][column] or 0.0) for column in columns] for row in rows]
+    ax.imshow(values, cmap=SHADES, vmin=0, vmax=100, aspect="auto")
+    for y, row in enumerate(rows):
+        for x, column in enumerate(columns):
+            shade = "white" if values[y][x] > 60 else INK
+            ax.text(x, y, text(cells[row][column]), ha="center", va="center", fontsize=10, color=shade)
+    slanted = {"rotation": 30, "ha": "right"} if len(columns) > 4 else {}
+    ax.set_xticks(range(len(columns)), columns, **slanted)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.set_xlabel(labels[0])
+    ax.set_ylabel(labels[1])
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.tick_params(length=0)
+    return figure
+
+
+def grid_rows(weights, grids, block, title="One row of weights and the values the file can hold"):
+    """The start of one row on one or several grids, one panel each.
+
+    Weights are circles, the ends of the stems what they become, grey lines the values that each block has in use.
+    weights: the numbers. grids: {name: rounded values, as many as weights}. block: weights that share a scale.
+    """
+    figure, axes = _canvas(1.3 + 2.6 * len(grids), title, len(grids))
+    places = range(len(weights))
+    for ax, (name, rounded) in zip(axes, grids.items(), strict=True):
+        for start in range(0, len(weights), block):
+            levels = sorted({float(value) for value in rounded[start : start + block]})
+            ax.hlines(levels, start - 0.5, min(start + block, len(weights)) - 0.5, color="#BBBBBB", linewidth=0.9)
+            ax.axvline(start - 0.5, color=INK, linewidth=0.9, linestyle=":")
+        ax.vlines(places, weights, rounded, color=colour("qat"), linewidth=1.6, label="rounding error")
+        ax.plot(places, weights, "o", color="white", markeredgecolor=INK, markersize=4.5, label="weight as trained")
+        ax.plot(places, rounded, "_", color=colour("qat"), markersize=7, markeredgewidth=1.8, label="value on the grid")
+        if len(grids) > 1:
+            ax.set_title(name, loc="left", fontsize=11)
+        ax.set_ylabel("value of the weight")
+        ax.set_xlim(-1, len(weights))
+    axes[-1].set_xlabel("position in the row (weights)")
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=10, ncols=3, loc="outside lower left")
+    return figure
+
+
+def block_errors(largest, errors, typical, title="A block pays for its largest weight"):
+    """Rounding error of every block against its largest weight, on logarithmic axes.
+
+    largest, errors: per block, the magnitude of its largest weight and its root mean square error.
+    typical: the tensor's root mean square weight, drawn as a dashed line.
+    """
+    figure, (ax,) = _canvas(3.4, title)
+    ax.loglog(largest, errors, ".", color=MUTED, markersize=3, alpha=0.5, rasterized=True)
+    ax.axvline(typical, color=INK, linestyle="--", linewidth=1.2)
+    ax.annotate(
+        "typical weight", (typical, 0), (4, 4), ax.get_xaxis_transform(), textcoords="offset points", fontsize=9
+    )
+    ax.set_xlabel("largest magnitude in the block")
+    ax.set_ylabel("rounding error (root mean square)")
+    ax.grid(color="#DDDDDD", linewidth=0.8)
+    return figure
+
+
+def rounding_steps(rows, title="What rounding costs each set of weights"):
+    """One line per set of weights, from its loss before rounding (circle) to its loss on the grid (dot).
+
+    rows: [{"name", "bf16", "grid"}], losses in nats a token; the dashed line is the first row's circle.
+    """
+    figure, (ax,) = _canvas(1.4 + 0.45 * len(rows), title)
+    for place, row in enumerate(rows):
+        drawn = {"color": colour(row["name"]), "markersize": 9, "markeredgecolor": INK}
+        ax.annotate("", (row["grid"], place), (row["bf16"], place), arrowprops={"arrowstyle": "->", "color": INK})
+        ax.plot(row["bf16"], place, "o", **drawn | {"color": "white"}, label=None if place else "bfloat16")
+        ax.plot(row["grid"], place, "o", **drawn, label=None if place else "on the grid of the file")
+    ax.axvline(rows[0]["bf16"], color=INK, linestyle="--", linewidth=1.2)
+    ax.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_xlabel("held-out loss (nats a token)")
+    ax.grid(axis="x", color="#DDDDDD", linewidth=0.8)
+    ax.legend(frameon=False, fontsize=10)
+    return figure

@@ -1,0 +1,73 @@
+"""YAML as recipes are written in, and what SET lays over them: text to nested values."""
+
+import re
+import shlex
+
+import yaml
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers, so that 2e-4 is a float and not a string; a key that stands twice is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise ValueError(f"key {twice[0]!r} stands twice, line {node.start_mark.line + 1}: keep one of them")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:float"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf|\.nan)$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def parse(text):
+    """Parse YAML text with the loader above."""
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader subclass
+
+
+def parse_set(text):
+    """'sft.learning_rate=1e-3 judge.questions=50' -> {"sft": {"learning_rate": 0.001}, "judge": {"questions": 50}}."""
+    overrides = {}
+    try:
+        items = shlex.split(text or "")
+    except ValueError as error:
+        raise ValueError(f"SET {text!r} has a quotation mark without its other half ({error})") from error
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise ValueError(f"SET item {item!r} should read section.key=value, for example sft.learning_rate=1e-3")
+        try:
+            overrides[key] = parse(value)
+        except yaml.YAMLError as error:
+            raise ValueError(
+                f"SET item {item!r} is no YAML value ({error.problem}): one with blanks in it is put in quotes whole, "
+                "such as 'data.sources=[{name: medreason}]'"
+            ) from error
+    return nest(overrides)
+
+
+def nest(overrides):
+    """Overrides with dotted or nested keys, or both, as one nested dict."""
+    nested = {}
+    for key, value in (overrides or {}).items():
+        for part in reversed(key.split(".")):
+            value = {part: nest(value) if isinstance(value, dict) else value}
+        nested = merge(nested, value)
+    return nested
+
+
+def merge(base, over):
+    """Lay `over` on `base`: dicts merge, everything else (lists too) replaces, nothing deletes."""
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    return base | {key: merge(base.get(key), value) for key, value in over.items()}

@@ -1,0 +1,123 @@
+"""What Make is given reaches Python as it was typed and runs nothing; the Makefile itself, with a stub for Python."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lib.pipeline import architectures, recipe
+from lib.pipeline.files import ROOT, outputs_dir, rooted
+
+STUB = """#!/bin/sh
+exec {python} - "$@" <<'END'
+import json, os, sys
+names = ("RECIPE", "SET", "GPU", "OUTPUTS", "OVERLAY", "LAUNCH", "PIP_ARGS")
+with open({told!r}, "a") as file:
+    file.write(json.dumps([sys.argv[1:], {{name: os.environ.get(name) for name in names}}]) + "\\n")
+END
+"""
+ODD = ["qat.seeds='[42, 43, 44]'", "'; touch x; '", "a$b $(touch x) `touch x` $$c", 'é "quoted" \\ #x %y', "x' \"y"]
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Runs `make` on the project's Makefile and returns [arguments, environment] of each Python started."""
+    folder = tmp_path / "my clône"
+    folder.mkdir()
+    shutil.copy(ROOT / "Makefile", folder)
+    stub, told = folder / "python", folder / "told.jsonl"
+    stub.write_text(STUB.format(python=shutil.which("python3"), told=str(told)))
+    stub.chmod(0o755)
+
+    def run(*words, **environment):
+        told.unlink(missing_ok=True)
+        command = ["make", "--no-print-directory", "PYTHON=./python", "PYTHON3=./python", *words]
+        done = subprocess.run(command, cwd=folder, env=os.environ | environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert {path.name for path in folder.iterdir()} == {"Makefile", "python", "told.jsonl"}
+        return [json.loads(line) for line in told.read_text().splitlines()]
+
+    return run
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_values_arrive_as_they_were_typed(make, text):
+    told = {"RECIPE": text, "SET": text, "GPU": text, "OUTPUTS": text, "PIP_ARGS": text}
+    for words, environment in (([f"{key}={value}" for key, value in told.items()], {}), ([], told)):
+        setup, stage = make("01_dataset", *words, **environment)
+        assert setup[0] == ["-m", "lib.pipeline.setup", "--gpu"] and stage[0] == ["-m", "lib.execute", "01_dataset"]
+        assert told.items() <= stage[1].items() and setup[1] == stage[1]
+
+
+def test_what_is_not_given(make):
+    (_, stage) = make("02_baseline")[-1]
+    assert stage == dict.fromkeys(("SET", "GPU", "OUTPUTS", "LAUNCH", "PIP_ARGS"), "") | {
+        "RECIPE": "tiny",
+        "OVERLAY": None,
+    }
+    assert make("clean", "RECIPE=")[0][1]["RECIPE"] == ""
+    assert make("03_sft", "LAUNCH=env 'A=b c'")[-1][1]["LAUNCH"] == "env 'A=b c'"
+
+
+@pytest.mark.parametrize("text", ODD[:3])
+def test_a_rehearsal_passes_them_on(make, text):
+    said, *stages = [(words, told) for words, told in make("rehearse", f"SET={text}", "RECIPE=qwen3_8b")
+                     if "lib.pipeline.setup" not in words]  # fmt: skip
+    assert said[0] == ["-m", "lib.plan.rehearsal"] and len(stages) == 7
+    assert {(told["SET"], told["RECIPE"], told["OVERLAY"]) for _, told in stages} == {(text, "qwen3_8b", "rehearsal")}
+
+
+def test_recipe_and_set_of_the_environment_and_the_words_that_go_before_them(monkeypatch):
+    monkeypatch.setenv("RECIPE", "qwen3_8b")
+    monkeypatch.setenv("SET", "judge.candidates='[base, sft]' run.seed=7")
+    cfg = recipe.chosen(recipe.parser("About.").parse_args([]))
+    assert cfg.name == "qwen3_8b" and cfg.judge["candidates"] == ["base", "sft"] and cfg.run["seed"] == 7
+    monkeypatch.setenv("OVERLAY", "rehearsal")
+    assert recipe.chosen(recipe.parser("About.").parse_args(["--set", ""])).run_name == "qwen3_8b@rehearsal"
+    assert recipe.chosen(recipe.parser("About.").parse_args(["--recipe", "tiny@rehearsal", "--set", ""]))
+    monkeypatch.setenv("RECIPE", "")
+    with pytest.raises(ValueError, match="RECIPE is empty: name a recipe of params/"):
+        recipe.chosen(recipe.parser("About.").parse_args([]))
+
+
+def test_folders_count_from_the_root_of_the_repository(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for given, found in (
+        ("my rüns", ROOT / "my rüns"),
+        (str(tmp_path / "a b"), tmp_path / "a b"),
+        ("", ROOT / "outputs"),
+    ):
+        monkeypatch.setenv("OUTPUTS", given)
+        assert outputs_dir() == found
+    model = tmp_path / "my modèl"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(architectures.SHAPES["Qwen3-8B"]))
+    given = os.path.relpath(model, ROOT)
+    assert Path(rooted(given)).samefile(model) and rooted("Qwen/Qwen3-8B") == "Qwen/Qwen3-8B"
+    assert architectures.published(given)["model_type"] == "qwen3"
+
+
+@pytest.mark.parametrize("name", ["", "../docs", "my run", "t*", "published", ".", "tiny+*", "/", "tiny@nothing"])
+def test_clean_removes_nothing_where_no_recipe_is_named(name, tmp_path):
+    kept = [tmp_path / "out" / run for run in ("tiny", "tiny+abc123", "tiny2", "published", "my run")]
+    for folder in (*kept, tmp_path / "docs"):
+        folder.mkdir(parents=True)
+    done = clean(tmp_path / "out", name)
+    assert done.returncode == 1 and f"no recipe {name!r} in params/, nothing is removed" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and all(path.exists() for path in (*kept, tmp_path / "docs"))
+
+
+def test_clean_removes_the_runs_of_its_recipe(tmp_path):
+    for run in ("tiny", "tiny+abc123", "tiny2", "tiny@rehearsal", "qwen3_8b"):
+        (tmp_path / run).mkdir()
+    assert clean(tmp_path, "tiny").returncode == 0
+    assert sorted(os.listdir(tmp_path)) == ["qwen3_8b", "tiny2", "tiny@rehearsal"]
+
+
+def clean(outputs, name):
+    command = [shutil.which("python3"), "-m", "lib.pipeline.clean"]
+    environment = os.environ | {"OUTPUTS": str(outputs), "RECIPE": name}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -1,0 +1,59 @@
+"""Figures of several panels: what is drawn is what was given, with labelled axes, and nothing is not drawn."""
+
+import pytest
+import torch
+
+from lib.figures import panels
+from lib.qat import grids
+
+PAIRS = {"medical_o1": [(100 * n, 10 * n) for n in range(1, 50)], "medqa": [(0, 5)] * 30, "empty": []}
+
+
+def texts(figure):
+    axes = figure.axes
+    return " ".join(ax.get_title(loc="left") for ax in axes), [t.get_text() for ax in axes for t in ax.texts]
+
+
+def test_a_panel_per_source_with_its_medians():
+    titles, _ = texts(panels.reasoning_against_answer(PAIRS))
+    assert "medical_o1: 49 rows, medians (+) 2,500 of reasoning and 250 of answer" in titles
+    assert "medqa: 30 rows, medians (+) 0 of reasoning" in titles and "empty" not in titles
+    with pytest.raises(ValueError, match="no lengths to draw"):
+        panels.reasoning_against_answer({"a": []})
+
+
+def test_a_map_writes_each_share_and_leaves_what_was_not_measured():
+    _, cells = texts(panels.heat_map({"a": {"a": 1.0, "b": 0.125}, "b": {"a": 0.0, "b": 1.0}}))
+    assert cells == ["", "12", "0", ""]
+    rows = [{"after": "base", "medqa": 0.25, "pubmedqa": None}, {"after": "medqa", "medqa": 0.705, "pubmedqa": 0.5}]
+    assert texts(panels.forgetting(rows))[1] == ["25.0", "–", "70.5", "50.0"]
+
+
+def test_a_row_shows_every_weight_its_rounded_value_and_the_blocks_own_levels():
+    weights = torch.linspace(-1, 1, 64)
+    both = {"file": grids.fake_quantize(weights, "q4_0"), "other": weights.round()}
+    axes = panels.grid_rows(weights, both, 32).axes
+    assert [ax.get_title(loc="left") for ax in axes] == ["file", "other"]
+    for ax, rounded in zip(axes, both.values(), strict=True):
+        drawn = {line.get_label(): [float(y) for y in line.get_ydata()] for line in ax.lines}
+        assert drawn["weight as trained"] == weights.tolist()
+        assert drawn["value on the grid"] == rounded.tolist()
+        segments = [len(c.get_segments()) for c in ax.collections]
+        assert segments == [len(set(half.tolist())) for half in (rounded[:32], rounded[32:])] + [64]
+        assert [float(stem[1][1]) for stem in ax.collections[-1].get_segments()] == pytest.approx(rounded.tolist())
+
+
+def test_block_errors_has_one_dot_a_block_and_labels():
+    (ax,) = panels.block_errors(torch.tensor([0.1, 0.2]), torch.tensor([0.01, 0.02]), 0.05).axes
+    assert ax.lines[0].get_xdata().tolist() == pytest.approx([0.1, 0.2])
+    assert ax.get_xlabel() and ax.get_ylabel()
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+
+
+def test_rounding_steps_places_each_loss_and_marks_the_first():
+    rows = [{"name": "control", "bf16": 1.0, "grid": 1.1}, {"name": "qat", "bf16": 1.01, "grid": 1.05}]
+    (ax,) = panels.rounding_steps(rows).axes
+    places = [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in ax.lines[:4]]
+    assert places == [(1.0, 0), (1.1, 0), (1.01, 1), (1.05, 1)]
+    assert ax.lines[4].get_xdata()[0] == 1.0
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["control", "qat"]
