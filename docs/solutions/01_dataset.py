@@ -1,9 +1,8 @@
-"""Exercise of chapter 1: reasoning shorter than the median, and a mask that trains the question."""
+"""Exercise of chapter 1: reasoning shorter than that of one row, and a mask that trains the question."""
 
 import sys
 from collections import Counter
 from pathlib import Path
-from statistics import median
 
 from transformers import AutoTokenizer
 
@@ -14,14 +13,14 @@ from lib.pipeline.files import read_json, read_jsonl
 def main(folder):
     run = Path(folder)
     records = read_jsonl(run / "01_dataset" / "train.jsonl")
-    limit = median(len(record["reasoning"]) for record in records)
+    limit = len(records[0]["reasoning"])
     had = Counter(record["source"] for record in records)
     lost = Counter(record["source"] for record in records if len(record["reasoning"]) < limit)
-    print(f"The median reasoning has {limit:g} characters. A rule of at least as many would remove:")
+    print(f"The first row's reasoning has {limit} characters. With that as data.min_reasoning_chars would go:")
     for source, number in had.items():
         print(f"  {source}: {lost[source]} of {number} rows, {lost[source] / number:.0%}")
     worst = max(had, key=lambda source: lost[source] / had[source])
-    print(f"{worst} loses most. The histogram loses its left half, since half of all rows are shorter.")
+    print(f"{worst} loses most, counted as reasoning_too_short; the histogram of lengths loses its left part.")
 
     tokenizer = AutoTokenizer.from_pretrained(run / "03_sft" / "merged")
     chat = read_json(run / "01_dataset" / "stage.json")["sections"]["chat"]

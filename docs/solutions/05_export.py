@@ -9,14 +9,14 @@ from lib.chat import encoding, turns
 from lib.export import release
 from lib.pipeline.files import read_json, read_jsonl
 
-LLAMA2 = "{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
+WRONG = "{% for m in messages %}Question: {{ m['content'] }}\nAnswer: {% endfor %}"
 
 
 def main(folder):
     run = Path(folder)
     chat = read_json(run / "01_dataset" / "stage.json")["sections"]["chat"]
     ours, wrong = (AutoTokenizer.from_pretrained(run / "03_sft" / "merged") for _ in range(2))
-    wrong.chat_template = LLAMA2
+    wrong.chat_template = WRONG
     questions = read_jsonl(run / "01_dataset" / "test.jsonl")
     asked = [encoding.messages(record, chat["format"], answer=False) for record in questions]
     try:

@@ -11,9 +11,7 @@ SOUND = "I would want to examine you before I name anything; please come in toda
 
 
 def main(folder):
-    records = read_jsonl(Path(folder) / "01_dataset" / "test.jsonl")
-    item = {key: records[0][key] for key in ("options", "letter")}
-    item |= {"reference": records[0]["output"], "truth": records[0]["answer"]}
+    item = read_jsonl(Path(folder) / "06_judge" / "items.jsonl")[0]
     answer, _, last = item["reference"].rpartition("\n")
     harmful = lexical.score(item, f"{answer.strip()}{HARM}\n\n{last}")["score"]
     sound = lexical.score(item, SOUND)["score"]
