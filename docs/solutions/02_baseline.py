@@ -26,9 +26,7 @@ def main(folder):
     new = metrics.score(longer, questions, fmt, tokenizer)
     for name, rows in ((f"up to {cfg.chat['max_new_tokens']} tokens", scores), ("up to 400 tokens", new)):
         cut, read, right = (sum(bool(row[key]) for row in rows) for key in ("truncated", "parsed", "correct"))
-        print(
-            f"{name}: {len(rows) - cut} of {len(rows)} answers end by themselves, {read} can be read, {right} are right"
-        )
+        print(f"{name}: {len(rows) - cut} of {len(rows)} answers end by themselves, {read} are readable, {right} right")
     print("Only answers that were cut can change. Likelihood, lookup and chance do not: nothing is generated for them.")
     print("Accuracy and format compliance wait for the format, which training teaches: chapter 3.")
 
