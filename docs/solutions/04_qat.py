@@ -1,0 +1,31 @@
+"""Exercise of chapter 4: labels or distillation? Pass the folders of several finished runs to compare them."""
+
+import sys
+from pathlib import Path
+
+from lib.pipeline.files import read_json
+
+
+def main(*folders):
+    for folder in folders:
+        run = Path(folder)
+        record = read_json(run / "04_qat" / "stage.json")
+        qat, loss = record["sections"]["qat"], record["metrics"]["loss"]
+        teacher = "the unrounded model" if qat["distill"] else "the labels"
+        print(f"{run.name}: {qat['max_steps']} steps, learning from {teacher}")
+        for way in ("sft", "control", "qat"):
+            print(f"  {way:8} loss of the file {loss[way]['grid']:.5f} nats, unrounded {loss[way]['bf16']:.5f}")
+        served = read_json(run / "05_export" / "stage.json")["metrics"]["perplexity"] if _exported(run) else {}
+        for name, row in served.items():
+            if name.startswith("qat") and "bf16" not in name:
+                print(f"  {name}: {row['kld']:.5f} nats of KL divergence from chapter 3's model")
+    print("Labels lower the loss of the file further, because they teach more of the data. Distillation changes the")
+    print("answers less, because its target is the model itself: take it where those answers were approved.")
+
+
+def _exported(run):
+    return (run / "05_export" / "stage.json").exists()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
