@@ -75,6 +75,7 @@ def test_each_set_has_its_own_run_folder():
         ({"model.base": "someone/model"}, "model.twin"),
         ({"qat.scheme": "q4"}, "qat.scheme: found 'q4'.*nearest valid name is 'q4_0'"),
         ({"qat.seeds": ["a"]}, r"qat.seeds should list whole numbers, found \['a'\]"),
+        ({"data.max_cut": float("nan")}, "data.max_cut should be between 0 and 1, found nan"),
         ({"chat.max_new_tokens": 0}, "chat.max_new_tokens should be between 1"),
         ({"judge.benchmarks": ["healthbench"]}, "found 'healthbench', expected {name: healthbench, path: FILE"),
         ({"judge.benchmarks": [HEALTHBENCH | {"limit": 5}]}, "'limit': 5}, expected {name: healthbench"),

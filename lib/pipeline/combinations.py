@@ -7,20 +7,6 @@ from lib.pipeline.files import ROOT
 def check(recipe):
     """Refuse what is valid key by key and cannot work together."""
     data, model, export, judge, qat = (recipe[k] for k in ("data", "model", "export", "judge", "qat"))
-    for value, where, low, high in (
-        (data["eval_fraction"], "data.eval_fraction", 0, 0.5),
-        (data["max_cut"], "data.max_cut", 0, 1),
-        (recipe["chat"]["temperature"], "chat.temperature", 0, 2),
-        (recipe["chat"]["top_p"], "chat.top_p", 0.01, 1),
-        (recipe["run"]["threads"], "run.threads", 1, 1024),
-        (data["test_questions"], "data.test_questions", 1, 10**6),
-        (recipe["chat"]["max_new_tokens"], "chat.max_new_tokens", 1, 10**6),
-        (recipe["chat"]["batch_size"], "chat.batch_size", 1, 10**4),
-        (judge["orders"] if judge else 1, "judge.orders", 1, 20),
-        (judge["exam"] if judge else 0, "judge.exam", 0, 1000),
-    ):
-        if not low <= value <= high:
-            raise ValueError(f"{where} should be between {low} and {high}, found {value}")
     if not data["sources"]:
         raise ValueError("data.sources is empty: name at least one source")
     for source in data["sources"] + data["test_sources"] + data["truth_sources"]:
@@ -42,6 +28,10 @@ def check(recipe):
         ours = [name for name in judge["candidates"] if not name.startswith("api:")]  # api:MODEL is asked at a server
         _subset(ours, candidates, "judge.candidates (with this qat and export; api:MODEL for a hosted one)")
         _benchmarks(judge["benchmarks"])
+    _training(recipe, data, model, qat)
+
+
+def _training(recipe, data, model, qat):
     if qat and not all(type(seed) is int for seed in qat["seeds"]):
         raise ValueError(f"qat.seeds should list whole numbers, found {qat['seeds']!r}")
     trained = recipe["sft"] | (qat or {})

@@ -1,4 +1,4 @@
-"""What a recipe may hold: our own sections as dataclasses, the libraries' sections from their type hints."""
+"""What a recipe may hold: our own sections as pydantic models, the libraries' sections from their type hints."""
 
 import dataclasses
 import difflib
@@ -8,7 +8,8 @@ import importlib.metadata
 import inspect
 import types
 import typing
-from dataclasses import dataclass, field
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lib.pipeline.files import cache_dir, read_json, sha256_file, write_json
 
@@ -27,30 +28,33 @@ LIBRARIES = {
 TYPE_NAMES = {bool: "bool", int: "int", float: "float", str: "str", list: "list", dict: "dict", type(None): "null"}
 
 
-@dataclass
-class RunSection:
+class Section(BaseModel):
+    """A section of ours. Types and names are checked by `check`, which has words for them; ranges here."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)  # qat holds fields of SFTConfig too
+
+
+class RunSection(Section):
     seed: int = 42
-    threads: int = 1
+    threads: int = Field(1, ge=1, le=1024)
 
 
-@dataclass
-class DataSection:
+class DataSection(Section):
     origin: typing.Literal["hub", "clinic", "samples"] = "hub"
-    sources: list = field(default_factory=list)
-    test_sources: list = field(default_factory=list)
-    truth_sources: list = field(default_factory=list)  # joined by question: a short ground truth for open questions
-    test_questions: int = 200
-    eval_fraction: float = 0.05
+    sources: list = Field(default_factory=list)
+    test_sources: list = Field(default_factory=list)
+    truth_sources: list = Field(default_factory=list)  # joined by question: a short ground truth for open questions
+    test_questions: int = Field(200, ge=1, le=1000000)
+    eval_fraction: float = Field(0.05, ge=0, le=0.5)
     min_reasoning_chars: int = 0
-    drop_overlaps: list = field(default_factory=lambda: ["provenance", "exact", "near", "gram_13"])  # others are listed
-    banned: list = field(default_factory=list)  # benchmarks no training row may come from
-    stages: list = field(default_factory=list)  # [{name, weights: {source: epochs}}], in training order
-    max_cut: float = 0.05  # share of training rows that may lose their end to sft.max_length
+    drop_overlaps: list = Field(default_factory=lambda: ["provenance", "exact", "near", "gram_13"])  # others are listed
+    banned: list = Field(default_factory=list)  # benchmarks no training row may come from
+    stages: list = Field(default_factory=list)  # [{name, weights: {source: epochs}}], in training order
+    max_cut: float = Field(0.05, ge=0, le=1)  # share of training rows that may lose their end to sft.max_length
     drop_cut: bool = False  # leave such rows out of training instead
 
 
-@dataclass
-class ModelSection:
+class ModelSection(Section):
     base: str = ""
     revision: str | None = None
     backend: typing.Literal["auto", "unsloth", "transformers"] = "auto"  # what trains the adapter: model/unsloth
@@ -61,43 +65,39 @@ class ModelSection:
     twin: dict | None = None
 
 
-@dataclass
-class ChatSection:
+class ChatSection(Section):
     format: typing.Literal["think", "harmony", "thinking_response", "instruction"] = "think"
     reasoning_effort: typing.Literal["low", "medium", "high"] | None = None  # harmony writes it into its system turn
     date: str | None = None  # YYYY-MM-DD for templates that write today's
-    max_new_tokens: int = 512
-    batch_size: int = 16
-    temperature: float = 0.0
-    top_p: float = 1.0  # draw among the likeliest tokens that hold this share; without effect at temperature 0
+    max_new_tokens: int = Field(512, ge=1, le=1000000)
+    batch_size: int = Field(16, ge=1, le=10000)
+    temperature: float = Field(0.0, ge=0, le=2)
+    top_p: float = Field(1.0, ge=0.01, le=1)  # draw among the likeliest that hold this share; idle at temperature 0
 
 
-@dataclass
-class QatSection:
+class QatSection(Section):
     scheme: typing.Literal["q4_0", "q8_0", "q4_k_m", "q5_k_m", "mxfp4_moe", "int4_weight_only"] = "q4_0"
-    seeds: list = field(default_factory=list)
+    seeds: list = Field(default_factory=list)
     distill: bool = True
 
 
-@dataclass
-class ExportSection:
+class ExportSection(Section):
     outtype: typing.Literal["bf16", "f16"] = "bf16"
-    quantizations: list = field(default_factory=lambda: ["q4_0", "q4_k_m", "q5_k_m", "q8_0"])
+    quantizations: list = Field(default_factory=lambda: ["q4_0", "q4_k_m", "q5_k_m", "q8_0"])
     slots: int = 1
     servers: int = 1
 
 
-@dataclass
-class JudgeSection:
+class JudgeSection(Section):
     questions: int = 200
-    candidates: list = field(default_factory=lambda: ["base", "sft", "qat", "q4_k_m"])
-    judges: list = field(default_factory=lambda: ["lexical"])
+    candidates: list = Field(default_factory=lambda: ["base", "sft", "qat", "q4_k_m"])
+    judges: list = Field(default_factory=lambda: ["lexical"])
     max_usd: float = 1.0
     timeout_s: float = 120.0
-    orders: int = 2  # orders in which each question is shown: two and more tell how often the order decides
+    orders: int = Field(2, ge=1, le=20)  # in which each question is shown: two tell how often the order decides
     repeats: int = 20  # calls made a second time under other codes
-    exam: int = 12  # questions of the exam that a judge must pass first; 0 leaves it out
-    benchmarks: list = field(default_factory=list)  # files of yours, [{name: healthbench, path, questions}]
+    exam: int = Field(12, ge=0, le=1000)  # questions of the exam that a judge must pass first; 0 leaves it out
+    benchmarks: list = Field(default_factory=list)  # files of yours, [{name: healthbench, path, questions}]
 
 
 OWN = {
@@ -118,7 +118,8 @@ def section(name, values):
         raise ValueError(f"section {name!r} is missing from the recipe: only {', '.join(NULLABLE)} may be null")
     if not isinstance(values, dict):
         raise ValueError(f"section {name!r} should hold keys and values, found {values!r}")
-    own = {f.name: kinds(hint) for f, hint in _own_hints(name)}
+    hints = typing.get_type_hints(OWN[name]) if name in OWN else {}
+    own = {key: kinds(hint) for key, hint in hints.items() if key in OWN[name].model_fields}
     library = fields("sft" if name == "qat" else name) if name in ("lora", "sft", "qat") else {}
     allowed = {k: v for k, v in (library | own).items() if not (name in ("sft", "qat") and k in DEVICE_FIELDS)}
     for key in set(values) & set(DEVICE_FIELDS) if name in ("sft", "qat") else ():
@@ -126,15 +127,20 @@ def section(name, values):
     check(values, allowed, name)
     if name == "model" and values.get("quantization"):
         check(values["quantization"], fields("quantization"), "model.quantization")
-    defaults = dataclasses.asdict(OWN[name]()) if name in OWN else {}
-    return defaults | values
+    return _complete(name, values) if name in OWN else values
 
 
-def _own_hints(name):
-    if name not in OWN:
-        return []
-    hints = typing.get_type_hints(OWN[name])
-    return [(f, hints[f.name]) for f in dataclasses.fields(OWN[name])]
+def _complete(name, values):
+    """A section of ours with its defaults. Raises ValueError for a number out of its range."""
+    try:
+        OWN[name].model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        low, high = OWN[name].model_fields[first["loc"][0]].metadata
+        raise ValueError(
+            f"{name}.{first['loc'][0]} should be between {low.ge} and {high.le}, found {first['input']}"
+        ) from None
+    return OWN[name]().model_dump() | values
 
 
 def check(values, allowed, where):
