@@ -59,5 +59,5 @@ def test_neighbours_told_apart_and_tied_in_words():
     rows = [row(f"q{i}", m, s, 1) for i in range(8) for m, s in (("a", 8), ("b", 6), ("c", 6))]
     text = tables.neighbours(ranking.table(rows), ranking.pairwise(rows), 8)
     assert "order by mean score is a, b, c. Told apart at the 5 % level: a and b. Not told apart: b and c" in text
-    alone = [r for r in rows if r["model"] == "a"]
+    alone = [r | {"is_llm_judge": False} for r in rows if r["model"] == "a"]
     assert "one candidate only" in tables.neighbours(ranking.table(alone, 1), ranking.pairwise(alone), 8)
