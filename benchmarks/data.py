@@ -14,16 +14,16 @@ import resource
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
 import numpy as np
 
+from benchmarks.common import keep
 from lib.chat import encoding
 from lib.dataset import clinic, ingest, leakage, near, readers, records, split, textbook
 from lib.model import twin
-from lib.pipeline.files import ROOT, outputs_dir, write_json, write_jsonl
+from lib.pipeline.files import ROOT, outputs_dir, write_jsonl
 
 COLUMNS = ("Question", "Complex_CoT", "Response")
 SPEC, SEED, TEST = {"name": "medical_o1", "config": "en"}, 42, 2000
@@ -221,7 +221,7 @@ def main():
     print("full", json.dumps({key: value for key, value in found["full"].items() if key != "steps"}))
     for name in ("raw.jsonl", "pool.arrow", "train.jsonl"):
         (folder / name).unlink()
-    write_json(Path(folder) / "data.json", found)
+    keep("data", found)
 
 
 if __name__ == "__main__":

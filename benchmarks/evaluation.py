@@ -8,17 +8,17 @@ same number of tokens, in turns. The loop's answers are compared with ours token
 of the loop's model say how close the two tokens were. Results go to outputs/bench/evaluation.json.
 """
 
+import functools
 import statistics
 import sys
-import time
 
 import torch
 
+from benchmarks import common
 from lib.chat import encoding
 from lib.evaluation import batching, generate
 from lib.model import loading
-from lib.pipeline import machine, recipe
-from lib.pipeline.files import outputs_dir, read_jsonl, write_json
+from lib.pipeline.files import outputs_dir, read_jsonl
 
 TARGET = 8.0  # times as fast as the loop
 
@@ -36,15 +36,6 @@ def load(cfg, count):
         {"id": r["id"], "messages": encoding.messages(r, fmt, answer=False)} for r in read_jsonl(questions)[:count]
     ]
     return loading.saved(cfg, merged), tokenizer, prompts
-
-
-def spent(call):
-    """(wall seconds, CPU seconds, result) of one call."""
-    start = time.perf_counter(), time.process_time()
-    result = call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start[0], time.process_time() - start[1], result
 
 
 def ours(model, tokenizer, prompts, how):
@@ -79,53 +70,52 @@ def gap(model, tokenizer, prompt, how, one, other):
     return {"id": prompt["id"], "token": at, "gap": abs(float(logits[first[at]] - logits[second[at]]))}
 
 
-def table(found):
+def told(found):
     """The result as Markdown; answers that differ, below it."""
     ours_s, loop_s = (statistics.median(row[key] for row in found["rounds"]) for key in ("ours_s", "loop_s"))
-    ratios = ("{median} ({low}-{high})".format(**found[key]) for key in ("ratio_wall", "ratio_cpu"))
-    cells = [found["questions"], f"{ours_s:.1f}", f"{loop_s:.1f}", *ratios, found["equal"]]
-    lines = ["| questions | ours, s | loop, s | ours is faster | by CPU time | equal answers |", "|" + " --: |" * 6]
-    lines.append(f"| {' | '.join(map(str, cells))} |")
+    row = {"questions": found["questions"], "ours, s": f"{ours_s:.1f}", "loop, s": f"{loop_s:.1f}",
+           "ours is faster": common.spread_text(found["ratio_wall"]),
+           "by CPU time": common.spread_text(found["ratio_cpu"]), "equal answers": found["equal"]}  # fmt: skip
     told = "{id}: apart from token {token} on, where the two tokens' logits differ by {gap:.1e}"
-    return "\n".join([*lines, *(told.format(**row) for row in found["apart"])])
+    return "\n".join([common.table([row]), *(told.format(**row) for row in found["apart"])])
+
+
+def timed_round(arms, backwards):
+    """({"ours_s", "ours_cpu_s", "loop_s", "loop_cpu_s"}, {arm: its texts}) of every arm once."""
+    row, texts = {}, {}
+    for name in list(arms)[:: -1 if backwards else 1]:
+        start = common.now()
+        texts[name] = arms[name]()
+        spent = common.since(start)
+        row |= {f"{name}_s": round(spent["wall_s"], 2), f"{name}_cpu_s": round(spent["cpu_s"], 2)}
+    return row, texts
 
 
 def main():
-    parser = recipe.parser(__doc__)
-    parser.add_argument("--questions", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
-    machine.quiet()
-    cfg = recipe.chosen(args)
+    args = common.parser(__doc__, questions=200, rounds=3).parse_args()
+    cfg = common.started(args)
     try:
         model, tokenizer, prompts = load(cfg, args.questions)
     except ValueError as error:
         print(f"bench-eval: {error}", file=sys.stderr)
         return 1
-    machine.seed(cfg.run["seed"], cfg.run["threads"])
     how = cfg.chat
     for arm in (ours, loop):
         arm(model, tokenizer, prompts[:2], how)  # warm up
-    rounds, texts = [], {}
+    arms = {arm.__name__: functools.partial(arm, model, tokenizer, prompts, how) for arm in (ours, loop)}
+    rounds = []
     for done in range(args.rounds):
-        row = {}
-        for name, arm in (("ours", ours), ("loop", loop))[:: 1 if done % 2 == 0 else -1]:
-            row[f"{name}_s"], row[f"{name}_cpu_s"], texts[name] = spent(
-                lambda arm=arm: arm(model, tokenizer, prompts, how)
-            )
-        rounds.append({key: round(value, 2) for key, value in row.items()})
-        print(f"round {done + 1} of {args.rounds}: {rounds[-1]}", flush=True)
-    found = {"hardware": machine.describe()["hardware"], "arguments": vars(args), "questions": len(prompts),
-             "rounds": rounds, "target": TARGET}  # fmt: skip
+        row, texts = timed_round(arms, done % 2)
+        rounds.append(row)
+        print(f"round {done + 1} of {args.rounds}: {row}", flush=True)
+    found = {"arguments": vars(args), "questions": len(prompts), "rounds": rounds, "target": TARGET}
     for key, label in (("_s", "wall"), ("_cpu_s", "cpu")):
-        ratios = [row[f"loop{key}"] / row[f"ours{key}"] for row in rounds]
-        found[f"ratio_{label}"] = {"median": round(statistics.median(ratios), 2), "low": round(min(ratios), 2),
-                                   "high": round(max(ratios), 2)}  # fmt: skip
+        found[f"ratio_{label}"] = common.spread([row[f"loop{key}"] / row[f"ours{key}"] for row in rounds])
     apart = [p for p in prompts if texts["ours"][p["id"]] != texts["loop"][p["id"]]]
     found["equal"] = len(prompts) - len(apart)
     found["apart"] = [gap(model, tokenizer, p, how, texts["ours"][p["id"]], texts["loop"][p["id"]]) for p in apart]
-    print(table(found))
-    write_json(outputs_dir() / "bench" / "evaluation.json", found)
+    print(told(found))
+    common.keep("evaluation", found)
     return 0
 
 

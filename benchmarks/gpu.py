@@ -21,6 +21,7 @@ import traceback
 
 import torch
 
+from benchmarks import common
 from lib.pipeline import machine
 from lib.pipeline.files import ROOT, outputs_dir, read_json, write_json, write_text
 
@@ -32,7 +33,6 @@ PARTS = {  # name: (module, function that gives its jobs), imported late, for wh
 }
 PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
-HEADS = ("part", "what", "measured", "MFU, %", "peak, GiB", "plan, GiB", "plan's error, %", "aim", "reached")
 
 
 def said(error):
@@ -61,7 +61,7 @@ def attempt(row, job, keep):
             traceback.print_exc()
     gc.collect()
     torch.cuda.empty_cache()
-    print(f"{row['part']}, {row['what']}: {cells(row)[2]}", flush=True)
+    print(f"{row['part']}, {row['what']}: {cells(row)['measured']}", flush=True)
 
 
 def run(part, args, rows, keep):
@@ -81,7 +81,7 @@ def run(part, args, rows, keep):
 
 
 def cells(row):
-    """The cells of a row of the table, as text."""
+    """The cells of a row of the table, as text under its heading."""
 
     def number(key, form):
         return "" if row.get(key) is None else format(row[key], form)
@@ -89,19 +89,15 @@ def cells(row):
     measured = "; ".join(text for text in (row.get("measured"), row.get("error")) if text)
     peak = number("peak_gib", ".2f") + (f" (reserved {row['reserved_gib']:.2f})" if row.get("reserved_gib") else "")
     reached = "failed" if "error" in row else {True: "yes", False: "no"}.get(row.get("reached"), "")
-    found = (row["part"], row["what"], measured, number("mfu", ".1f"), peak, number("plan_gib", ".2f"))
-    return [*found, number("plan_error", "+.1f"), row.get("aim", ""), reached]
+    return {"part": row["part"], "what": row["what"], "measured": measured, "MFU, %": number("mfu", ".1f"),
+            "peak, GiB": peak, "plan, GiB": number("plan_gib", ".2f"), "plan's error, %": number("plan_error", "+.1f"),
+            "aim": row.get("aim", ""), "reached": reached}  # fmt: skip
 
 
 def table(found):
     """What was found as Markdown, with where and when."""
     rows = sorted(found["rows"], key=lambda row: list(PARTS).index(row["part"]))
-    lines = [HEADS, ["---"] * len(HEADS), *(map(escaped, cells(row)) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{found['where']}, {found['when']}."
-
-
-def escaped(text):
-    return text.replace("|", "\\|")
+    return f"{common.table(map(cells, rows))}\n\n{found['where']}, {found['when']}."
 
 
 def page(text, found):

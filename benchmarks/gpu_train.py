@@ -11,7 +11,6 @@ import gc
 import itertools
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +28,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
+from benchmarks.common import now
 from lib.chat import packing
 from lib.model import adapter, loading, shapes
 from lib.pipeline import recipe
@@ -66,19 +66,13 @@ def matrix_rate(args):
         one, other = (torch.randn(size, size, device=args.device, dtype=torch.bfloat16) for _ in range(2))
         times = []
         for _ in range(13):
-            start = now()
+            start = now()[0]
             for _ in range(5):
                 one @ other
-            times.append((now() - start) / 5)
+            times.append((now()[0] - start) / 5)
         rates[size] = 2 * size**3 / statistics.median(times[3:]) / 1e12
     size = max(rates, key=rates.get)
     yield {"tflops": rates[size], "measured": f"{rates[size]:,.3g} TFLOP/s ({size} x {size})"}
-
-
-def now():
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def load(name, args):
@@ -111,7 +105,7 @@ class Clock(TrainerCallback):
         self.ends = []
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.ends.append(now())
+        self.ends.append(now()[0])
 
 
 def trainer_for(cfg, shape, folder):

@@ -10,7 +10,6 @@ quantized by lib.export.gguf and by the bare commands in turn. Results go to out
 import argparse
 import functools
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -22,12 +21,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks.common import children_s, keep
 from benchmarks.gpu_qat import typical
 from lib.dataset import clinic, textbook
 from lib.export import gguf
 from lib.model import twin
 from lib.pipeline import machine, programs
-from lib.pipeline.files import ROOT, outputs_dir, read_json, write_json
+from lib.pipeline.files import ROOT
 from lib.qat import ggml, grids, rounding
 
 STEP_SHAPE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8,
@@ -40,15 +40,10 @@ TYPES = ["q4_0", "q4_k_m", "q5_k_m", "q8_0"]
 
 
 def seconds(function, *args):
-    """How long one call takes: (wall seconds, CPU seconds of the programs that it ran, its result)."""
-
-    def children():
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return used.ru_utime + used.ru_stime
-
-    start, cpu = time.perf_counter(), children()
-    result = function(*args)
-    return time.perf_counter() - start, children() - cpu, result
+    """How long one call takes: (wall seconds, CPU seconds of the programs that it ran)."""
+    start, cpu = time.perf_counter(), children_s()
+    function(*args)
+    return time.perf_counter() - start, children_s() - cpu
 
 
 @functools.cache
@@ -185,7 +180,7 @@ def compare(name, ours, bare, rounds):
     for done in range(rounds):
         order = [("ours", ours), ("bare", bare)]
         for arm, call in order if done % 2 == 0 else reversed(order):
-            found[arm].append(seconds(call)[:2])
+            found[arm].append(seconds(call))
     best = {}
     for arm, times in found.items():
         best |= {f"{arm}_s": round(min(t[0] for t in times), 2), f"{arm}_cpu_s": round(min(t[1] for t in times), 2)}
@@ -204,15 +199,13 @@ def main():
     parser.add_argument("--export-rounds", type=int, default=3)
     args = parser.parse_args()
     machine.quiet()
-    out = outputs_dir() / "bench" / "qat.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
     parts = {"grids": lambda: grids_part(args.weights, args.threads),
              "steps": lambda: steps_part(args.rounds, args.rows, args.length, args.threads),
              "export": lambda: export_part(args.export_rounds, args.threads)}  # fmt: skip
     for name in args.part or parts:
-        found = {name: parts[name](), "hardware": machine.describe()["hardware"]}
-        print(name, json.dumps(found[name]), flush=True)
-        write_json(out, (read_json(out) if out.exists() else {}) | found)
+        found = parts[name]()
+        print(name, json.dumps(found), flush=True)
+        keep("qat", {name: found}, beside=True)
 
 
 if __name__ == "__main__":

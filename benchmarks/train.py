@@ -21,10 +21,8 @@ import contextlib
 import gc
 import io
 import random
-import statistics
 import sys
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,11 +34,12 @@ from transformers import DataCollatorForLanguageModeling, PrinterCallback, Train
 from transformers.optimization import get_scheduler
 from trl import SFTConfig, SFTTrainer
 
+from benchmarks import common
+from benchmarks.common import now, since, spread, spread_text, table
 from lib.chat import encoding, packing
 from lib.dataset import ingest, readers
 from lib.model import loading
-from lib.pipeline import machine, recipe
-from lib.pipeline.files import ROOT, outputs_dir, write_json
+from lib.pipeline.files import ROOT
 from lib.sft import checkpoint
 
 SHARED = ("learning_rate", "num_train_epochs", "gradient_accumulation_steps", "output_dir", "use_cpu", "bf16", "fp16",
@@ -79,16 +78,6 @@ class Clock(TrainerCallback):
         if state.global_step == state.max_steps:
             spent = {kind: s - self.other[kind] for kind, s in since(self.start).items()}
             self.spent = {"steps": state.global_step} | spent
-
-
-def now():
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter(), time.process_time()
-
-
-def since(start):
-    return {"wall_s": now()[0] - start[0], "cpu_s": now()[1] - start[1]}
 
 
 class Bench:
@@ -217,13 +206,6 @@ def farthest(one, other):
     return float(torch.stack([(one[name] - other[name]).abs().max() for name in one]).max())
 
 
-def spread(values, digits=2):
-    """{"median", "low", "high"}: the extremes, not an interval."""
-    return dict(
-        zip(("median", "low", "high"), (round(f(values), digits) for f in (statistics.median, min, max)), strict=True)
-    )
-
-
 def summary(bench, found):
     """One row per arm: tokens and trained tokens a second, and how many times as fast ours was, round by round."""
     rows = []
@@ -239,44 +221,36 @@ def summary(bench, found):
     return rows
 
 
-def table(rows):
+def told(rows):
     """The rows as Markdown: medians, with the extremes over the rounds."""
-
-    def cell(value):
-        return f"{value['median']:,} ({value['low']:,}-{value['high']:,})"
-
-    heads = ["arm", "steps", "tokens/s", "tokens with loss/s", "ours is faster", "by CPU time", "target"]
-    lines = [f"| {' | '.join(heads)} |", f"| --- |{' --: |' * (len(heads) - 1)}"]
-    for row in rows:
-        cells = [cell(row[key]) for key in ("tokens_per_s", "trained_per_s", "ours_faster_wall", "ours_faster_cpu")]
-        lines.append(f"| {row['arm']} | {row['steps']} | {' | '.join(cells)} | {row['target'] or ''} |")
-    return "\n".join(lines)
+    heads = {"tokens_per_s": "tokens/s", "trained_per_s": "tokens with loss/s", "ours_faster_wall": "ours is faster",
+             "ours_faster_cpu": "by CPU time"}  # fmt: skip
+    return table([
+        {"arm": row["arm"], "steps": row["steps"]} | {head: spread_text(row[key]) for key, head in heads.items()}
+        | {"target": row["target"]} for row in rows
+    ])  # fmt: skip
 
 
 def main():
-    parser = recipe.parser(__doc__)  # --set counts for all arms
-    parser.add_argument("--conversations", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = common.parser(__doc__, conversations=200, rounds=5)
     parser.add_argument("--arm", action="append", choices=ARMS, help="default: all; ours always runs")
     args = parser.parse_args()
     disable_progress_bars()
-    machine.quiet()
-    cfg = recipe.chosen(args)
-    machine.seed(cfg.run["seed"], cfg.run["threads"])
+    cfg = common.started(args)
     names = ["ours", *[name for name in args.arm or ARMS if name != "ours"]]
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(cfg, conversations(cfg, args.conversations), Path(folder))
         print(f"{len(bench.records)} conversations, {bench.tokens:,} tokens, {bench.trained:,} of answers. {bench.why}")
         rows = summary(bench, measure(bench, names, args.rounds))
-    print(table(rows))
-    found = {"hardware": machine.describe()["hardware"], "arguments": vars(args), "arms": rows}
+    print(told(rows))
+    found = {"arguments": vars(args), "arms": rows}
     found |= {"conversations": len(bench.records), "tokens": bench.tokens, "trained": bench.trained}
     if "bare loop" in names:
         ours, bare, start = (bench.adapters[name] for name in ("ours", "bare loop", "start"))
         found |= {"difference_from_bare": farthest(ours, bare), "moved_by_training": farthest(ours, start)}
         print("Largest weight difference: ours from the bare loop {difference_from_bare:.1e}, from its own beginning "
               "{moved_by_training:.1e}".format(**found))  # fmt: skip
-    write_json(outputs_dir() / "bench" / "train.json", found)
+    common.keep("train", found)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
-"""The benchmarks run at a small size, and their own sums hold."""
+"""The benchmarks run at a small size, and their own sums hold; what a GPU check tells when it fails."""
 
 import json
 import math
 import os
+import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import evaluation, train
-from lib.model import loading, saving
+from benchmarks import common, evaluation, gpu, gpu_qat, gpu_train, train
+from lib.model import loading, saving, shapes
 from lib.pipeline import recipe
 from lib.pipeline.files import ROOT, write_jsonl
+from lib.qat import grids
 
 
 def test_the_data_benchmark_accounts_for_every_row(tmp_path):
@@ -67,7 +70,7 @@ def test_training_arms_train_the_same_conversations_and_a_bare_loop_ends_at_our_
     assert found["difference_from_bare"] == 0.0 < 1e-3 < found["moved_by_training"]
     assert 0.2 < found["trained"] / found["tokens"] < 0.6
     printed = capsys.readouterr().out
-    assert all(f"| {name} | {count} |" in printed for name, count in steps.items())
+    assert all(re.search(rf"\| {name} +\| {count} ", printed) for name, count in steps.items())
 
 
 def test_the_evaluation_benchmark_compares_answers_and_says_what_is_missing(scratch, monkeypatch, capsys):
@@ -82,7 +85,7 @@ def test_the_evaluation_benchmark_compares_answers_and_says_what_is_missing(scra
     found = json.loads((scratch / "bench" / "evaluation.json").read_text())
     assert found["questions"] == 5 and len(found["rounds"]) == 2 and found["equal"] == 5 - len(found["apart"])
     assert all(row["gap"] < 1e-3 for row in found["apart"])
-    assert "| 5 |" in capsys.readouterr().out
+    assert re.search(r"\| 5 +\|", capsys.readouterr().out)
 
 
 def test_where_two_answers_part_the_gap_of_their_tokens_is_told(scratch):
@@ -94,8 +97,109 @@ def test_where_two_answers_part_the_gap_of_their_tokens_is_told(scratch):
     assert found["token"] == len(tokenizer("fever")["input_ids"])
 
 
+def test_a_spread_and_a_table_of_measurements():
+    assert common.spread([3.0, 1.234, 2.0], 1) == {"median": 2.0, "low": 1.2, "high": 3.0}
+    assert common.spread_text({"median": 2000, "low": 1, "high": 3}) == "2,000 (1-3)"
+    lines = common.table([{"a": "x|y", "b": 1}, {"a": None, "c": 0.5}]).splitlines()
+    assert [[cell.strip() for cell in line.split(" | ")] for line in lines[2:]] == [
+        ["| x\\|y", "1.0", "|"], ["|", "", "0.5 |"],
+    ]  # fmt: skip
+
+
 def test_the_comparison_of_adapters_sees_a_small_change_and_a_nan():
     one = {"a": torch.zeros(2), "b": torch.ones(2)}
     assert train.farthest(one, one) == 0.0
     assert abs(train.farthest(one, one | {"b": torch.tensor([1.0, 1.001])}) - 0.001) < 1e-6
     assert math.isnan(train.farthest(one, one | {"b": torch.tensor([math.nan, 1.0])}))
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory"),
+        (RuntimeError("CUDA error: out of memory"), "out of memory"),
+        (
+            ModuleNotFoundError("No module named 'trl'", name="trl"),
+            "the package trl is missing here (requirements.txt)",
+        ),
+        (ValueError("one\ntwo"), "ValueError: one"),
+        (ValueError(), "ValueError: "),
+    ],
+)
+def test_an_error_is_told_in_a_line_and_what_was_measured_before_stays(error, text):
+    def job():
+        yield {"measured": "5 tokens/s"}
+        raise error
+
+    row, kept = {"part": "train", "what": "x"}, []
+    gpu.attempt(row, job, lambda: kept.append(dict(row)))
+    assert row["error"] == text and gpu.cells(row)["measured"] == f"5 tokens/s; {text}"
+    assert [entry.get("error") for entry in kept] == [None, text]
+
+
+def test_a_missing_package_is_named_also_where_a_library_wraps_the_error(monkeypatch):
+    try:
+        try:
+            raise ModuleNotFoundError("No module named 'dill'", name="dill")
+        except ModuleNotFoundError as error:
+            raise RuntimeError("Failed to import trl.trainer") from error
+    except RuntimeError as error:
+        assert gpu.said(error) == "the package dill is missing here (requirements.txt)"
+    monkeypatch.setitem(sys.modules, "trl", None)
+    monkeypatch.delitem(sys.modules, "benchmarks.gpu_train")
+    rows = [{"part": "train", "what": "earlier"}, {"part": "qat", "what": "stays"}]
+    gpu.run("train", None, rows, lambda: None)
+    assert [row["what"] for row in rows] == ["stays", "all of it"] and "trl" in rows[1]["error"]
+
+
+def test_the_table_goes_between_its_markers():
+    one = {"mfu": 48.25, "peak_gib": 20.0, "reserved_gib": 21.5, "plan_gib": 19.0, "plan_error": -5.0, "reached": False}
+    two = {"part": "exactness", "what": "a|b", "error": "out of memory"}
+    rows = [{"part": "train", "what": "b"} | one, two]
+    found = {"where": "a GPU", "when": "2026-01-01", "rows": rows}
+    text = gpu.page(f"one\n{gpu.BEGIN}\nold\n{gpu.END}\ntwo\n", found)
+    assert text.startswith(f"one\n{gpu.BEGIN}\n| part ") and text.endswith(f"a GPU, 2026-01-01.\n{gpu.END}\ntwo\n")
+    lines = [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text.splitlines() if line[:1] == "|"
+    ]
+    assert lines[2][:3] == ["exactness", "a\\|b", "out of memory"] and "old" not in text  # in the order of the parts
+    assert lines[3] == ["train", "b", "", "48.2", "20.00 (reserved 21.50)", "19.00", "-5.0", "", "no"]
+    with pytest.raises(ValueError, match="table: begin"):
+        gpu.page("no markers", found)
+
+
+def test_flops_of_a_token_by_hand():
+    shape = shapes.config("gpt-oss-20b")
+    lora = {"r": 2, "target_modules": ["q_proj"], "target_parameters": ["mlp.experts.down_proj"]}
+    model = shapes.adapted(shapes.model(shape), lora)
+    passed = 3.6e9  # active parameters, as its card says; embedding included there, but not multiplied
+    trained = 24 * (2 * (2880 + 4096) + 4 * 2 * (2880 + 2880))  # of 32 experts a token passes four
+    attention = 3 * 4 * 24 * 64 * 64 * (128 + 1024) / 2  # every other layer sees 128 tokens, the rest half of 2,048
+    found = gpu_train.flops_per_token(model, shape, 2048)
+    assert found == pytest.approx(6 * trained + 4 * passed + attention, rel=0.2)
+    exact = 4 * shapes.active(shape, shapes.parts(shapes.model(shape)))
+    assert found - exact == pytest.approx(6 * trained + attention)
+
+
+def test_the_plan_is_judged_by_its_mean_error_and_its_largest_under_prediction():
+    def verdict(*errors):
+        pairs = zip(gpu_train.CASES, errors, strict=False)
+        return next(gpu_train.planned([{"what": what, "plan_error": error} for what, error in pairs]))
+
+    assert verdict(4, 4, -4, 4)["reached"] and verdict(0, 0, 0, 0)["reached"]
+    assert not verdict(1, 1, -6, 1)["reached"] and not verdict(9, 9, 1, 9)["reached"] and not verdict(1, 1)["reached"]
+    assert "mean error 2.2 %, largest under-prediction 6.0 %" in verdict(1, 1, -6, 1)["measured"]
+    assert "reached" not in verdict()
+
+
+def test_a_value_that_differs_is_counted_and_not_reached(monkeypatch):
+    real = grids.by_torch
+    monkeypatch.setattr(grids, "by_torch", lambda blocks, type: real(blocks, type) + (type == "q4_k"))
+    jobs = dict(gpu_qat.exactness(SimpleNamespace(device="cpu"), []))
+    found = {type: next(jobs[type]()) for type in ("q4_k", "q8_0")}
+    assert found["q4_k"]["differing"] and found["q4_k"]["reached"] is False and found["q8_0"]["reached"]
+
+
+def test_a_cycle_of_steps_weighs_searching_and_reusing_ones():
+    assert gpu_qat.cycle([9, 1, 1, 1, 5, 1, 1, 1, 7], 4) == {"search_s": 6, "reuse_s": 1, "mean_s": 2.25}
+    assert gpu_qat.cycle([9, 1, 2, 3], 1) == {"search_s": 2, "reuse_s": 2, "mean_s": 2}

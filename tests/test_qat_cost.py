@@ -5,7 +5,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from benchmarks import qat as bench
 from lib.qat import grids, layout, rounding
 
 SIZES = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 96, "num_hidden_layers": 1, "head_dim": 64}
@@ -136,28 +135,6 @@ def test_a_model_in_bfloat16_computes_in_it_and_proves_the_values_of_the_file():
         assert found[place.tensors[0]] == grids.sha256(grids.fake_quantize(merged[name], types[name]))
 
 
-SMALL = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4, "head_dim": 64}
-
-
-@pytest.mark.slow
-def test_the_benchmark_of_steps_plans_as_llama_cpp_does(monkeypatch):
-    monkeypatch.setattr(bench, "STEP_SHAPE", SMALL | {"num_key_value_heads": 4, "vocab_size": 4096})
-    planned, real = [], rounding.prepare
-
-    def spy(model, types):
-        planned.append(types["model.layers.0.mlp.down_proj.weight"])
-        return real(model, types)
-
-    monkeypatch.setattr(bench.rounding, "prepare", spy)
-    found = bench.steps_part(25, 1, 16, 1)
-    assert planned == ["q4_0", "q6_k"]
-    assert found["arms"].keys() == bench.ARMS.keys() and found["tokens_a_step"] == 16
-
-
-@pytest.mark.slow
-def test_the_benchmark_of_export_writes_the_same_bytes_by_both_ways(monkeypatch):
-    shape = SMALL | {"num_key_value_heads": 4, "vocab_size": 4096, "tie_word_embeddings": True}
-    monkeypatch.setattr(bench, "EXPORT_SHAPE", shape)
-    monkeypatch.setattr(bench, "TYPES", ["q4_k_m"])
-    found = bench.export_part(1, 1)
-    assert found["same_bytes"] and found["commands"].keys() == {"convert", "q4_k_m"}
+def test_refreshing_less_than_never_is_refused():
+    with pytest.raises(ValueError, match="refresh_every is 0, expected 1 or more"):
+        prepared(0)

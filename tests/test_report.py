@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import shutil
+import subprocess
 
 import nbformat
 import papermill
@@ -29,7 +30,7 @@ def notebook(stage, last="'stored'"):
         new_code_cell('recipe = "tiny"  # a name in params/\noverrides = {}', metadata={"tags": ["parameters"]}),
         new_markdown_cell("## What does it print?\n\nPredict first."),
         new_code_cell('print("printed by", recipe)\n"<b>"'),
-        new_markdown_cell("## How good is it?"),
+        new_markdown_cell("## How good is it & why?"),
         new_code_cell(FIGURE, metadata={"tags": ["headline"]}),
         new_code_cell(last),
     ]
@@ -138,6 +139,7 @@ def test_a_chapter_has_prose_foldable_code_and_outputs(repository):
     )
     assert "printed by tiny" in page and "'&lt;b&gt;'" in page
     assert '<a href="#What-does-it-print?">What does it print?</a>' in page and 'id="What-does-it-print?"' in page
+    assert ">How good is it &amp; why?</a></li>" in page
     assert ">Open in Colab</a>" in page and "injected" not in page
     assert page.count("overrides") == 1  # the injected cell repeats the parameters and is left out
     assert 'alt="Accuracy of two models"' in page
@@ -149,6 +151,51 @@ def test_a_failed_chapter_shows_its_error_and_its_overrides(repository):
     assert "This stage failed: ValueError: no tokens carry loss." in page
     assert "An Exception was encountered" in page and "output_error" in page
     assert "max_steps" in page
+
+
+def test_nothing_that_a_file_says_becomes_markup(repository):
+    """Labels, errors, titles, versions, artifacts and recipe values are others' text: a page shows them as text."""
+    evil = "<img src=x onerror=alert(1)>"
+    edit(repository, "01_dataset", "# 1. The stage dataset", f"# {evil}")
+    folder = repository / "outputs" / "tiny"
+    entry = {"label": evil, "value": 0.5, "unit": evil}
+    told = record("01_dataset", metrics={"headline": [entry]}, versions={evil: evil}, outputs={evil: evil})
+    told |= {"sections": {"sft": {evil: evil}}, "git": {"commit": evil[:10], "dirty": False}, "accepted": {"why": evil}}
+    told |= {"timings": {"wall_s": 1.0, "cpu_s": 1.0, evil: 2.0}, "hardware": told["hardware"] | {"cpu": evil}}
+    (folder / "01_dataset" / "stage.json").write_text(json.dumps(told))
+    (folder / "02_baseline" / "stage.json").write_text(json.dumps(record("02_baseline", error=evil)))
+    index = build(repository)
+    for path in (index, index.parent / "02_baseline.html"):
+        assert "<img src=x" not in path.read_text() and "&lt;img src=x onerror" in path.read_text(), path.name
+    assert index.read_text().count("&lt;img src=x") >= 14
+    run = results.read_run(folder, None, repository / "notebooks")[:2]
+    assert evil not in publish.results_block(run, [], "make all")
+
+
+def measured_in_chromium(page, tmp_path, width=390):
+    """(document.scrollWidth of a page in a frame of `width` pixels; chromium's own windows are wider than a phone)."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("chromium is not installed: nothing measures the page's width")
+    script = "onload=()=>{document.title=document.querySelector('iframe').contentDocument.documentElement.scrollWidth}"
+    frame = f'<iframe src="{page.as_uri()}" style="width:{width}px;height:800px;border:0"></iframe>'
+    (tmp_path / "frame.html").write_text(f"<title></title>{frame}<script>{script}</script>")
+    quiet = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+    command = [chromium, "--headless", *quiet, "--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'user'}",
+               "--dump-dom", (tmp_path / "frame.html").as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return int(re.search(r"<title>(\d+)</title>", done.stdout)[1])
+
+
+def test_no_page_is_wider_than_a_phone(repository, tmp_path):
+    long = record("01_dataset", outputs={f"{'deep/' * 20}rows.jsonl": "ab" * 32})
+    long["metrics"]["headline"].append({"label": "a_label_without_a_blank_" * 4, "value": 1234.5678, "unit": "nats"})
+    (repository / "outputs" / "tiny" / "01_dataset" / "stage.json").write_text(json.dumps(long))
+    index = build(repository)
+    unfolded = index.read_text().replace("<details", "<details open")
+    (index.parent / "open.html").write_text(unfolded)
+    for name in ("index", "open", "02_baseline"):
+        assert measured_in_chromium(index.parent / f"{name}.html", tmp_path) <= 390, name
 
 
 def test_missing_and_interactive_stages(repository):

@@ -2,6 +2,7 @@
 
 import copy
 import getpass
+import html
 import re
 import socket
 import sys
@@ -105,7 +106,7 @@ def error_of(notebook):
 
 
 def to_html(notebook):
-    """(HTML of the notebook's cells without page around it, [(id, text)] of its second-level headings)."""
+    """(HTML of the notebook's cells without page around it, [(id, plain text)] of its second-level headings)."""
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(template_name="chapter", extra_template_basedirs=[str(TEMPLATES)])
@@ -117,7 +118,7 @@ def to_html(notebook):
             cell.source = re.sub(r"!\[([^\]]*)\]\(https?://[^)]*\)", r"\1", cell.source)
     body, _ = exporter.from_notebook_node(notebook)
     heads = re.findall(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', body, re.S)
-    return body, [(anchor, re.sub(r"<[^>]+>", "", text).strip()) for anchor, text in heads]
+    return body, [(anchor, html.unescape(re.sub(r"<[^>]+>", "", text)).strip()) for anchor, text in heads]
 
 
 def scrub(notebook):

@@ -77,7 +77,7 @@ def results_block(run, figures, command):
     frame = pd.DataFrame(results.headline(run), columns=["stage", "title", "label", "value", "interval", "n"])
     links = "[" + frame["title"].map(_plain) + "](outputs/published/" + frame.pop("stage") + ".ipynb)"
     frame["title"] = links.where(frame["title"] != "", "")
-    frame["label"] = frame["label"].map(_plain)
+    frame[["label", "value", "interval"]] = frame[["label", "value", "interval"]].map(_plain)
     frame.columns = ["Stage", "Measure", "Value", "95 % interval", "n"]
     table = frame.to_markdown(index=False, disable_numparse=True, colalign=["left", "left", "right", "right", "right"])
     lines = [
