@@ -187,6 +187,7 @@ def loss_curve(log_history, title="Training and evaluation loss", name="sft", la
 
     log_history: trainer.state.log_history, or {name: log_history} to compare runs, each in its model's colour.
         From 60 logged values on, the line is a running mean and the values themselves stand faintly behind it.
+    The axis is logarithmic, unless a loss of zero (a distance, say) has no place on one.
     """
     histories = log_history if isinstance(log_history, dict) else {name: log_history}
     if not any(_series(history, "loss")[0] for history in histories.values()):
@@ -213,6 +214,8 @@ def loss_curve(log_history, title="Training and evaluation loss", name="sft", la
                 markeredgewidth=1.8,
                 label=f"{run}: evaluation",
             )
+    if min(min(line.get_ydata()) for line in ax.lines) > 0:
+        ax.set_yscale("log")
     ax.set_xlabel("optimizer step")
     ax.set_ylabel(label)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
