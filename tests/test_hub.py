@@ -237,7 +237,7 @@ def test_the_token_of_dotenv_reaches_the_libraries(monkeypatch):
 
 
 def test_a_stage_ends_with_the_hubs_reason(made, tmp_path):
-    first = "FreedomIntelligence/medical-o1-reasoning-SFT"  # of the default recipe's sources
+    first = "UCSC-VLAA/MedReason"  # chapter 1 follows one of its rows before all others
     with Hub() as server:
         server.add(first, made.rows, "datasets", gate="sesame")
         env = environment(server, tmp_path)
