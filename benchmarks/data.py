@@ -10,7 +10,6 @@ import json
 import os
 import random
 import re
-import resource
 import sys
 import time
 from collections import Counter
@@ -23,6 +22,7 @@ from benchmarks.common import keep
 from lib.chat import encoding
 from lib.dataset import clinic, ingest, leakage, near, readers, records, split, textbook
 from lib.model import twin
+from lib.pipeline import machine
 from lib.pipeline.files import ROOT, outputs_dir, write_jsonl
 
 COLUMNS = ("Question", "Complex_CoT", "Response")
@@ -87,7 +87,7 @@ class Steps:
 
     def done(self, name, count):
         now = time.perf_counter()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        peak = machine.peak_bytes() / 2**30
         seconds = now - self.start
         row = {
             "step": name,

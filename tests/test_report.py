@@ -12,7 +12,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from lib.pipeline.files import ROOT
-from lib.report import chapters, front, pages, publish, results
+from lib.report import chapters, pages, publish, results
 
 STAGES = ("01_dataset", "02_baseline", "03_sft")
 BADGE = (
@@ -350,13 +350,11 @@ def test_the_front_page_shows_six_rows_of_a_run():
               "03_sft": ["SFT accuracy, held-out questions", "SFT format compliance"],
               "04_qat": ["price of rounding to q4_0", "share of it recovered (trained on the file's grid)"],
               "05_export": ["q4_k_m served, accuracy", "qat q4_0 served, accuracy"]}  # fmt: skip
-    records = [
-        record(stage, metrics={"headline": [{"label": label, "value": 0.5} for label in of]})
-        for stage, of in labels.items()
-    ]
-    shown = [entry["label"] for _, entry in front.rows(records)]
+    rows = [{"stage": stage, "title": "", "label": label, "value": "50.0 %", "interval": "", "n": ""}
+            for stage, of in labels.items() for label in of]  # fmt: skip
+    shown = [row["label"] for row in publish.front_rows(rows)]
     assert shown == [*labels["02_baseline"][:2], labels["03_sft"][0], *labels["04_qat"], labels["05_export"][1]]
-    without = [entry["label"] for _, entry in front.rows([r for r in records if r["stage"] != "04_qat"])]
+    without = [row["label"] for row in publish.front_rows([row for row in rows if row["stage"] != "04_qat"])]
     assert len(without) == 6 and without[2] == "Accuracy: base, generated"
-    block = front.block(records, "Measured by `make all` on a machine with a long name, " * 4)
+    block = publish.front_block(rows, "Measured by `make all` on a machine with a long name, " * 4)
     assert max(map(len, block.splitlines())) <= 120 and block.count("\n| [") == 6

@@ -32,7 +32,7 @@ def execute(stage, cfg, folder):
     )
     own = "" if ranks.leads() else f".rank{ranks.rank()}"
     executed, error, started = folder / f"{stage}{own}.ipynb", "", time.time()
-    terminal, failed = Terminal(stage, folder, quiet=bool(own)), "FAILED"
+    terminal, failed = Terminal(folder, quiet=bool(own)), "FAILED"
     signal.signal(signal.SIGTERM, lambda *_: _stop(folder))
     try:
         papermill.execute_notebook(

@@ -8,6 +8,7 @@ This file stays readable to Python 3.6, so that an old interpreter gets one clea
 
 import contextlib
 import hashlib
+import importlib.util
 import os
 import re
 import shlex
@@ -97,12 +98,8 @@ def checks():
 
 def missing_venv():
     """Debian splits venv and ensurepip off Python into a package of their own."""
-    try:
-        import ensurepip  # noqa: F401
-        import venv  # noqa: F401
-    except ImportError as error:
-        return f"{error}: install it first, on Debian or Ubuntu with `apt install python3-venv`"
-    return None
+    names = [name for name in ("ensurepip", "venv") if importlib.util.find_spec(name) is None]
+    return f"no module {names[0]}: on Debian or Ubuntu `apt install python3-venv`" if names else None
 
 
 def existing(path):
@@ -122,17 +119,17 @@ def not_writable(path):
 def missing_compiler():
     """Compile an empty C++17 program; cmake would look for the same compilers in the same order."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    found = next(filter(shutil.which, names), None)
-    if found is None:
-        return f"no C++ compiler ({', '.join(names)}): on Debian or Ubuntu `apt install g++`"
-    source = b"#include <filesystem>\nint main() { return 0; }\n"
-    with tempfile.TemporaryDirectory() as scratch:
-        args = [found, "-std=c++17", "-x", "c++", "-", "-o", os.path.join(scratch, "a.out")]
-        result = subprocess.run(args, input=source, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if result.returncode != 0:
-        first = result.stdout.decode(errors="replace").strip().partition("\n")[0]
-        return f"{found} cannot compile a C++17 program ({first}): on Debian or Ubuntu `apt install g++`"
-    return None
+    found, said = next(filter(shutil.which, names), None), b"not found"
+    if found:
+        source = b"#include <filesystem>\nint main() { return 0; }\n"
+        with tempfile.TemporaryDirectory() as scratch:
+            args = [found, "-std=c++17", "-x", "c++", "-", "-o", os.path.join(scratch, "a.out")]
+            result = subprocess.run(args, input=source, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        if result.returncode == 0:
+            return None
+        said = result.stdout.strip().partition(b"\n")[0]
+    why = f"{found or ', '.join(names)} compiles no C++17 program ({said.decode(errors='replace')})"
+    return f"{why}: on Debian or Ubuntu `apt install g++`"
 
 
 def missing_space(needs):

@@ -1,25 +1,26 @@
-"""The terminal while a notebook runs: which stage, which section, how far, how long."""
+"""The terminal while a notebook runs: which section, how far, how long."""
 
-import os
 import sys
 import threading
 import time
 
+from tqdm import tqdm
+
 
 class Terminal:
-    """One line on the terminal: the stage, a bar over its cells, the time, the section heading, training steps.
+    """A bar over a notebook's cells, with its section heading and training steps, redrawn twice a second.
 
-    On a terminal the line is redrawn every second; elsewhere one line is printed for each section of the notebook.
-    quiet: says nothing, for ranks other than 0.
+    Where the output is no terminal, a line is printed for each section instead.
+    folder: the stage's, whose .progress says how far a long cell is. quiet: says nothing, for ranks other than 0.
     """
 
-    def __init__(self, stage, folder, quiet=False):
-        self.stage, self.folder, self.start = stage, folder, time.time()
-        self.cell, self.cells, self.heading = 0, 1, ""
-        self.quiet, self.live = quiet, sys.stdout.isatty() and not quiet
+    def __init__(self, folder, quiet=False):
+        self.folder, self.quiet, self.heading, self.start = folder, quiet, "", time.time()
+        shape = "  |{bar:20}| {elapsed}  {desc}"
+        off = quiet or not sys.stdout.isatty()
+        self.bar = tqdm(total=1, file=sys.stdout, disable=off, leave=False, dynamic_ncols=True, bar_format=shape)
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._redraw, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._redraw, daemon=True).start()
 
     def register(self):
         """Register a papermill engine that reports each cell here; returns its name."""
@@ -47,23 +48,15 @@ class Terminal:
         lines = (line for c in cells[:index] if c.cell_type == "markdown" for line in c.source.split("\n"))
         headings = [line.lstrip("# ") for line in lines if line.startswith("#")]
         before, self.heading = self.heading, (headings or [""])[-1]
-        self.cell, self.cells = index, len(cells)
-        if not self.live and not self.quiet and self.heading != before:
+        self.bar.n, self.bar.total = index, len(cells)
+        if self.bar.disable and not self.quiet and self.heading != before:
             print(f"  {time.time() - self.start:5.0f} s  {self.heading}", flush=True)
 
     def _redraw(self):
-        while self.live and not self._end.wait(0.5):
-            try:
-                step = (self.folder / ".progress").read_text()
-            except OSError:
-                step = ""
-            full = round(20 * self.cell / self.cells)
-            minutes, seconds = divmod(int(time.time() - self.start), 60)
-            line = f"  [{'#' * full}{'.' * (20 - full)}] {minutes:02d}:{seconds:02d}  {self.heading} {step}"
-            print(f"\r\x1b[2K{line[: os.get_terminal_size().columns - 1]}", end="", flush=True)
+        while not self.bar.disable and not self._end.wait(0.5):
+            step = self.folder / ".progress"
+            self.bar.set_description_str(f"{self.heading} {step.read_text() if step.exists() else ''}")
 
     def close(self):
         self._end.set()
-        self._thread.join()
-        if self.live:
-            print("\r\x1b[2K", end="", flush=True)
+        self.bar.close()

@@ -38,25 +38,19 @@ def merge(source, executed):
     written = [c for c in source.cells if c.cell_type == "code"]
     if [_code(c) for c in own] != [_code(c) for c in written]:
         return _cleaned(executed), False
-    before, after, top, count = {}, {}, [], 0
+    prose, cells, marks = list(source.cells), [], []
     for cell in executed.cells:
         if tags(cell) & ERROR_TAGS:
-            (before.setdefault(count, []) if count else top).append(cell)
+            (marks if cells else prose).insert(0, cell)  # above the cell that failed, or above everything
         elif "injected-parameters" in tags(cell):
-            after.setdefault(count - 1, []).append(cell)
+            cells += [cell] if _statements(cell) - _statements(cells[-1]) else []
         elif cell.cell_type == "code":
-            count += 1
-    cells, number = [], 0
-    for cell in source.cells:
-        if cell.cell_type != "code":
-            cells.append(cell)
-            continue
-        ran = copy.deepcopy(own[number])
-        ran.metadata["tags"] = sorted(tags(cell))
-        news = [c for c in after.get(number, []) if _statements(c) - _statements(ran)]
-        cells += [*before.get(number, []), ran, *news]
-        number += 1
-    return _cleaned({**executed, "cells": top + cells}), True
+            while prose[0].cell_type != "code":
+                cells.append(prose.pop(0))
+            ran = copy.deepcopy(cell)
+            ran.metadata["tags"] = sorted(tags(prose.pop(0)))
+            cells, marks = [*cells, *marks, ran], []
+    return _cleaned({**executed, "cells": cells + prose}), True
 
 
 def _code(cell):

@@ -4,13 +4,16 @@ import base64
 import html
 import re
 import shutil
+import textwrap
 
 import pandas as pd
 
 from lib.pipeline.files import ROOT, write_text
-from lib.report import chapters, front, results
+from lib.report import chapters, results
 
 LIMIT_MIB = 4
+ROWS = 6  # of the README's results
+WANTED = ("lookup", "by likelihood", "sft accuracy", "price of rounding", "recovered", "qat")  # words of their labels
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 
 
@@ -35,7 +38,7 @@ def publish(folder, cfg=None, root=ROOT):
     mib = _checked_size(files)
     command = f"make all{results.options(folder.name, cfg)}"
     full = results_block(run, figures, command).replace("](outputs/", "](../outputs/")
-    blocks = {"README.md": front.block([r.record for r in run], _origin(run, command)), "docs/results.md": full}
+    blocks = {"README.md": front_block(results.headline(run), _origin(run, command)), "docs/results.md": full}
     pages = {name: with_results((root / name).read_text(encoding="utf-8"), text, name) for name, text in blocks.items()}
     target = root / "outputs" / "published"
     shutil.rmtree(target, ignore_errors=True)
@@ -74,20 +77,40 @@ def results_block(run, figures, command):
 
     run: list of results.Result. figures: [(file in outputs/published/, alternative text)].
     """
-    frame = pd.DataFrame(results.headline(run), columns=["stage", "title", "label", "value", "interval", "n"])
-    links = "[" + frame["title"].map(_plain) + "](outputs/published/" + frame.pop("stage") + ".ipynb)"
-    frame["title"] = links.where(frame["title"] != "", "")
-    frame[["label", "value", "interval"]] = frame[["label", "value", "interval"]].map(_plain)
-    frame.columns = ["Stage", "Measure", "Value", "95 % interval", "n"]
-    table = frame.to_markdown(index=False, disable_numparse=True, colalign=["left", "left", "right", "right", "right"])
-    lines = [
-        _origin(run, command),
-        "",
-        re.sub("(?<= ) +|(?<=--)-+", "", table),  # as long as its text: the padding would double the file's lines
-    ]
+    rows = [row | {"shown": row["title"]} for row in results.headline(run)]
+    lines = [_origin(run, command), "", _table(rows, "Stage", "Measure")]
     for name, alt in figures:
         lines += ["", f"![{_plain(alt)}](outputs/published/{name})"]
     return "\n".join(lines)
+
+
+def front_block(headline, origin):
+    """Markdown of the README's six rows and, below them, where they come from, in lines of at most 120 characters."""
+    rows = [row | {"shown": str(int(row["stage"][:2]))} for row in front_rows(headline)]
+    wrapped = textwrap.wrap(origin, 118, break_on_hyphens=False)
+    return "\n".join([_table(rows, "Chapter", "Measured"), "", *wrapped])
+
+
+def front_rows(headline):
+    """At most ROWS of results.headline: those with the wanted words, filled up with others, in their own order."""
+    picked = []
+    for word in WANTED:
+        found = [i for i, row in enumerate(headline) if word in row["label"].lower() and i not in picked]
+        picked += found[:1]
+    others = [i for i in range(len(headline)) if i not in picked]
+    return [headline[i] for i in sorted((picked + others)[:ROWS])]
+
+
+def _table(rows, stage, measure):
+    """Headline rows as Markdown, as long as its text: padding would double the file's lines. shown: the link's text."""
+    columns = {"shown": stage, "label": measure, "value": "Value", "interval": "95 % interval", "n": "n"}
+    frame = pd.DataFrame(rows, columns=["stage", *columns])
+    links = "[" + frame["shown"].map(_plain) + "](outputs/published/" + frame["stage"] + ".ipynb)"
+    frame["shown"] = links.where(frame["shown"] != "", "")
+    frame[["label", "value", "interval"]] = frame[["label", "value", "interval"]].map(_plain)
+    align = ["left", "left", "right", "right", "right"]
+    table = frame[list(columns)].rename(columns=columns).to_markdown(index=False, disable_numparse=True, colalign=align)
+    return re.sub("(?<= ) +|(?<=--)-+", "", table)
 
 
 def _origin(run, command):

@@ -6,14 +6,13 @@ differ from run to run. Keys and servers are read from the environment, by the t
 
 import importlib.util
 import os
-import resource
 import sys
 import time
 
 import torch
 from transformers import TrainerCallback
 
-from lib.pipeline import ranks
+from lib.pipeline import machine, ranks
 
 PROJECT = "medtune"
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
@@ -100,5 +99,5 @@ class Meter(TrainerCallback):
             logs["tokens_per_s"] = (logs["num_tokens"] - self.tokens) / self.seconds
         self.seconds, self.tokens = 0.0, logs["num_tokens"]
         cuda = torch.cuda.is_available()
-        peak = torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = torch.cuda.max_memory_allocated() if cuda else machine.peak_bytes()
         logs["memory_gib"] = peak / 2**30
