@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from lib.figures import panels
-from lib.qat import grids
 
 PAIRS = {"medical_o1": [(100 * n, 10 * n) for n in range(1, 50)], "medqa": [(0, 5)] * 30, "empty": []}
 
@@ -27,20 +26,6 @@ def test_a_map_writes_each_share_and_leaves_what_was_not_measured():
     assert cells == ["", "12", "0", ""]
     rows = [{"after": "base", "medqa": 0.25, "pubmedqa": None}, {"after": "medqa", "medqa": 0.705, "pubmedqa": 0.5}]
     assert texts(panels.forgetting(rows))[1] == ["25.0", "–", "70.5", "50.0"]
-
-
-def test_a_row_shows_every_weight_its_rounded_value_and_the_blocks_own_levels():
-    weights = torch.linspace(-1, 1, 64)
-    both = {"file": grids.fake_quantize(weights, "q4_0"), "other": weights.round()}
-    axes = panels.grid_rows(weights, both, 32).axes
-    assert [ax.get_title(loc="left") for ax in axes] == ["file", "other"]
-    for ax, rounded in zip(axes, both.values(), strict=True):
-        drawn = {line.get_label(): [float(y) for y in line.get_ydata()] for line in ax.lines}
-        assert drawn["weight as trained"] == weights.tolist()
-        assert drawn["value on the grid"] == rounded.tolist()
-        segments = [len(c.get_segments()) for c in ax.collections]
-        assert segments == [len(set(half.tolist())) for half in (rounded[:32], rounded[32:])] + [64]
-        assert [float(stem[1][1]) for stem in ax.collections[-1].get_segments()] == pytest.approx(rounded.tolist())
 
 
 def test_block_errors_has_one_dot_a_block_and_labels():

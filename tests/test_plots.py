@@ -83,15 +83,6 @@ def test_score_bars_in_shares_and_in_points():
     assert "8.32 (8-8.6, n = 50)" in words(figure)
 
 
-def test_perplexity_bars_tell_the_distance_to_the_first():
-    figure = plots.perplexity_bars(
-        [{"name": "bf16", "value": 4.0, "stderr": 0.1}, {"name": "q4_0", "value": 4.1, "stderr": 0.1}]
-    )
-    assert {"4", "4.1  (+2.50 %)"} <= set(words(figure))
-    assert figure.axes[0].get_xlim()[0] == 0
-    drawn(figure)
-
-
 def test_sizes():
     table = plots.size_table([{"name": "q4_k_m", "original_mib": 39909, "quantized_mib": 15061}]).data
     assert all(text in table for text in ("39,909.0", "15,061.0", "37.7 %", "24,848.0"))

@@ -189,14 +189,9 @@ def medqa(row: dict) -> dict:
 def _unquoted(value):
     """Options with stray quotes and blanks taken off every text."""
     if isinstance(value, dict):
-        return {key: _unquoted(text) if isinstance(text, list | str) else text for key, text in value.items()}
+        return {key: _unquoted(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [
-            {k: _unquoted(v) if isinstance(v, str) else v for k, v in entry.items()}
-            if isinstance(entry, dict)
-            else _unquoted(entry)
-            for entry in value
-        ]
+        return [_unquoted(inner) for inner in value]
     return choices.unquote(value) if isinstance(value, str) else value
 
 

@@ -4,6 +4,8 @@ Words are runs of letters and digits, whatever their case; all that is not ASCII
 bits: a billion grams against a million known ones meet by accident with a chance of 5 in 100,000.
 """
 
+import itertools
+
 import numpy as np
 
 BATCH = 1000  # texts hashed at once
@@ -60,12 +62,7 @@ def runs(hashes, offsets, n):
 
 
 def batches(texts, size=BATCH):
-    """Lists of up to `size` texts of an iterable."""
-    batch = []
-    for text in texts:
-        batch.append(text)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+    """Lists of up to `size` texts, or whatever else an iterable holds."""
+    texts = iter(texts)
+    while batch := list(itertools.islice(texts, size)):
         yield batch

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from lib.dataset import grams
+
 BATCH = 1000  # records held in memory while writing
 SCHEMA = pa.schema(
     [
@@ -35,20 +37,16 @@ def write(path, records):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial, count, batch = path.with_name(f".{path.name}.{os.getpid()}.partial"), 0, []
+    partial, count = path.with_name(f".{path.name}.{os.getpid()}.partial"), 0
     try:
         with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as stream:
-            for record in records:
-                batch.append(record)
-                if len(batch) == BATCH:
-                    stream.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
-                    count, batch = count + BATCH, []
-            if batch:
+            for batch in grams.batches(records, BATCH):
                 stream.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
+                count += len(batch)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    return count + len(batch)
+    return count
 
 
 def read(path):

@@ -1,4 +1,4 @@
-"""Figures of several panels: lengths, shares of sources, and where a grid puts the weights of a row."""
+"""Figures of several panels: lengths, shares of sources, and what rounding costs."""
 
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
@@ -83,31 +83,6 @@ def _percentages(cells, text, title, labels):
     ax.set_ylabel(labels[1])
     ax.spines[["left", "bottom"]].set_visible(False)
     ax.tick_params(length=0)
-    return figure
-
-
-def grid_rows(weights, grids, block, title="One row of weights and the values the file can hold"):
-    """The start of one row on one or several grids, one panel each.
-
-    Weights are circles, the ends of the stems what they become, grey lines the values that each block has in use.
-    weights: the numbers. grids: {name: rounded values, as many as weights}. block: weights that share a scale.
-    """
-    figure, axes = _canvas(1.3 + 2.6 * len(grids), title, len(grids))
-    places = range(len(weights))
-    for ax, (name, rounded) in zip(axes, grids.items(), strict=True):
-        for start in range(0, len(weights), block):
-            levels = sorted({float(value) for value in rounded[start : start + block]})
-            ax.hlines(levels, start - 0.5, min(start + block, len(weights)) - 0.5, color="#BBBBBB", linewidth=0.9)
-            ax.axvline(start - 0.5, color=INK, linewidth=0.9, linestyle=":")
-        ax.vlines(places, weights, rounded, color=colour("qat"), linewidth=1.6, label="rounding error")
-        ax.plot(places, weights, "o", color="white", markeredgecolor=INK, markersize=4.5, label="weight as trained")
-        ax.plot(places, rounded, "_", color=colour("qat"), markersize=7, markeredgewidth=1.8, label="value on the grid")
-        if len(grids) > 1:
-            ax.set_title(name, loc="left", fontsize=11)
-        ax.set_ylabel("value of the weight")
-        ax.set_xlim(-1, len(weights))
-    axes[-1].set_xlabel("position in the row (weights)")
-    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=10, ncols=3, loc="outside lower left")
     return figure
 
 

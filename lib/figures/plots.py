@@ -10,6 +10,7 @@ import re
 import zlib
 from base64 import b64encode
 
+import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -26,7 +27,7 @@ COLOURS = {
 }  # fmt: skip
 SPARE = ("#44AA99", "#332288", "#AA4499", "#999933", "#117733", "#661100")
 DASHES = ("-", "--", "-.", ":")
-FIGURES = ["accuracy_bars", "length_histogram", "loss_curve", "perplexity_bars", "score_bars", "colour"]
+FIGURES = ["accuracy_bars", "length_histogram", "loss_curve", "score_bars", "colour"]
 __all__ = [*FIGURES, "interval", "loss_mask", "p_value", "size_table", "table", "transcript", "transcripts"]
 
 
@@ -62,10 +63,10 @@ def _canvas(height, title, panels=1):
     return figure, list(axes)
 
 
-def _bars(rows, title, label, text, mark=None):
-    """Horizontal bars with whiskers where rows have low and high, and text(row) to the right of the frame.
+def _bars(rows, title, label, mark=None):
+    """Horizontal bars with whiskers where rows have low and high, and their text to the right of the frame.
 
-    rows: [{"name", "value", "low"?, "high"?, "group"?}]; rows of one group stand together under its name.
+    rows: [{"name", "value", "text", "low"?, "high"?, "group"?}]; rows of one group stand together under its name.
     mark: (value, name) of a dashed vertical line, such as chance.
     """
     if not rows:
@@ -85,7 +86,7 @@ def _bars(rows, title, label, text, mark=None):
             reach = [[max(0.0, row["value"] - row["low"])], [max(0.0, row["high"] - row["value"])]]
             ax.errorbar(row["value"], place, xerr=reach, color="white", capsize=5, lw=3.4, capthick=3.4)
             ax.errorbar(row["value"], place, xerr=reach, color=INK, capsize=4, lw=1.4, capthick=1.4)
-        ax.text(1.02, place, text(row), transform=ax.get_yaxis_transform(), va="center", fontsize=10, color=INK)
+        ax.text(1.02, place, row["text"], transform=ax.get_yaxis_transform(), va="center", fontsize=10, color=INK)
     for place, group in heads:
         ax.text(0.0, place, group, transform=ax.get_yaxis_transform(), va="center", fontsize=10, style="italic")
     if mark is not None:
@@ -98,50 +99,25 @@ def _bars(rows, title, label, text, mark=None):
     return figure
 
 
-def _percent(rows):
-    """Rows with proportions multiplied by 100 for drawing; the row as given stays under "given" for its text."""
-    keys = ("value", "low", "high")
-    return [{**row, **{k: 100 * row[k] for k in keys if row.get(k) is not None}, "given": row} for row in rows]
+def score_bars(rows, chance=None, title="Judged answers", label="mean pairwise win share (%)", unit="%"):
+    """Scores as bars with their 95 % intervals, one per candidate; unit "%" draws proportions as per cent.
 
-
-def accuracy_bars(rows, chance=None, title="Accuracy on the held-out questions", label="correct answers (%)"):
-    """Proportions as bars with their 95 % intervals.
-
-    rows: [{"name", "value", "low", "high", "n", "group"?}], proportions between 0 and 1.
-    chance: a proportion too, drawn as a dashed line.
+    rows: [{"name", "value", "low", "high", "n", "group"?}]. chance: the value that a coin would give, in the rows' own
+        scale (0.5 for win shares, 1/M for first places), drawn as a dashed line.
     """
-    mark = None if chance is None else (100 * chance, "chance")
-    figure = _bars(_percent(rows), title, label, lambda row: interval(row["given"]), mark)
-    figure.axes[0].set_xlim(0, 100)
+    scale = 100 if unit == "%" else 1
+    drawn = [row | {"text": interval(row, unit)} for row in rows]
+    for row in drawn:
+        row |= {key: scale * row[key] for key in ("value", "low", "high") if row.get(key) is not None}
+    figure = _bars(drawn, title, label, None if chance is None else (scale * chance, "chance"))
+    if unit == "%":
+        figure.axes[0].set_xlim(0, 100)
     return figure
 
 
-def score_bars(rows, chance=None, title="Judged answers", label="mean pairwise win share (%)", unit="%"):
-    """The judge's scores, one bar per candidate. rows as in accuracy_bars; unit "%" draws proportions as per cent.
-
-    chance: the value that a coin would give, in the rows' own scale (0.5 for win shares, 1/M for first places).
-    """
-    if unit == "%":
-        return accuracy_bars(rows, chance, title, label)
-    mark = None if chance is None else (chance, "chance")
-    return _bars(rows, title, label, lambda row: interval(row, unit), mark)
-
-
-def perplexity_bars(rows, title="Perplexity of each file", label="perplexity (1 is perfect; lower is better)"):
-    """Perplexities with intervals; each but the first says how far it lies from the first.
-
-    rows: [{"name", "value", "stderr"? or "low"?, "high"?}]; a standard error is drawn as +-1.96 of it.
-    """
-    drawn = []
-    for row in rows:
-        reach = 1.96 * row["stderr"] if row.get("stderr") is not None else None
-        drawn.append({**row, "low": row["value"] - reach, "high": row["value"] + reach} if reach is not None else row)
-
-    def text(row):
-        change = 100 * (row["value"] / rows[0]["value"] - 1)
-        return f"{row['value']:.4g}" + ("" if row["name"] == rows[0]["name"] else f"  ({change:+.2f} %)")
-
-    return _bars(drawn, title, label, text)
+def accuracy_bars(rows, chance=None, title="Accuracy on the held-out questions", label="correct answers (%)"):
+    """Proportions between 0 and 1 as bars; rows and chance as in score_bars."""
+    return score_bars(rows, chance, title, label)
 
 
 def length_histogram(lengths_by_source, cutoff, title="Length of the training rows", label="tokens per row"):
@@ -171,17 +147,6 @@ def length_histogram(lengths_by_source, cutoff, title="Length of the training ro
     return figure
 
 
-def _smooth(values, window):
-    """Mean of each value and up to `window` - 1 before it."""
-    return [sum(values[max(0, i + 1 - window) : i + 1]) / min(window, i + 1) for i in range(len(values))]
-
-
-def _series(log_history, key):
-    """(steps, values) of the entries of a trainer's log that have this key."""
-    pairs = [(entry["step"], entry[key]) for entry in log_history if key in entry]
-    return [step for step, _ in pairs], [value for _, value in pairs]
-
-
 def loss_curve(log_history, title="Training and evaluation loss", name="sft", label="loss (nats per trained token)"):
     """Training loss (line) and evaluation loss (circles) over optimizer steps.
 
@@ -190,30 +155,22 @@ def loss_curve(log_history, title="Training and evaluation loss", name="sft", la
     The axis is logarithmic, unless a loss of zero (a distance, say) has no place on one.
     """
     histories = log_history if isinstance(log_history, dict) else {name: log_history}
-    if not any(_series(history, "loss")[0] for history in histories.values()):
+    logs = {run: pd.DataFrame(log, columns=["step", "loss", "eval_loss"]) for run, log in histories.items()}
+    if not any(log["loss"].count() for log in logs.values()):
         raise ValueError("the log has no training loss: set logging_steps in the recipe below the number of steps")
     figure, (ax,) = _canvas(3.6, title)
-    for (run, history), dashes in zip(histories.items(), itertools.cycle(DASHES), strict=False):
-        steps, losses = _series(history, "loss")
-        if len(steps) >= 60:
-            ax.plot(steps, losses, color=colour(run), linewidth=0.8, alpha=0.35)
-        window = max(1, len(steps) // 30) if len(steps) >= 60 else 1
-        dot = "." if len(steps) < 30 else None
-        note = "training" + (f", mean of {window} values" if window > 1 else "")
-        ax.plot(
-            steps, _smooth(losses, window), dashes, color=colour(run), marker=dot, linewidth=1.8, label=f"{run}: {note}"
-        )
-        at, held_out = _series(history, "eval_loss")
-        if at:
-            ax.plot(
-                at,
-                held_out,
-                "o",
-                color="white",
-                markeredgecolor=colour(run),
-                markeredgewidth=1.8,
-                label=f"{run}: evaluation",
-            )
+    for (run, log), dashes in zip(logs.items(), itertools.cycle(DASHES), strict=False):
+        trained, held_out = log.dropna(subset="loss"), log.dropna(subset="eval_loss")
+        style, window = {"color": colour(run), "linewidth": 1.8, "label": f"{run}: training"}, 1
+        if len(trained) >= 60:
+            ax.plot(trained["step"], trained["loss"], color=colour(run), linewidth=0.8, alpha=0.35)
+            window = len(trained) // 30
+            style["label"] += f", mean of {window} values"
+        smooth = trained["loss"].rolling(window, min_periods=1).mean()
+        ax.plot(trained["step"], smooth, dashes, marker="." if len(trained) < 30 else None, **style)
+        if len(held_out):
+            style = {"color": "white", "markeredgecolor": colour(run), "label": f"{run}: evaluation"}
+            ax.plot(held_out["step"], held_out["eval_loss"], "o", markeredgewidth=1.8, **style)
     if min(min(line.get_ydata()) for line in ax.lines) > 0:
         ax.set_yscale("log")
     ax.set_xlabel("optimizer step")
