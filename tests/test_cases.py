@@ -69,10 +69,10 @@ def broken(tmp_path, old, new):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("  traps:", "  trap:", "case 1: no traps; found id, .*trap, expected id, .*traps"),
-        ("  specialty: neurology", "  specialty:", "case 1, specialty: found None, expected text"),
+        ("  traps:", "  trap:", "case 1: traps: Field required, found 'id, .*trap"),
+        ("  specialty: neurology", "  specialty:", "case 1: specialty: .*valid string, found 'None'"),
         ("- id: headache-on-the-pill", "- id: stroke-on-apixaban", "stroke-on-apixaban occurs more than once"),
-        ("    - Choose immediate mechanical thrombectomy", "    - why: now", "case 1, steps: found .*expected text"),
+        ("    - Choose immediate mechanical thrombectomy", "    - why: now", "case 1: steps.2: .*valid string, found"),
     ],
 )
 def test_a_broken_case_is_named(tmp_path, old, new, message):
@@ -83,7 +83,7 @@ def test_a_broken_case_is_named(tmp_path, old, new, message):
 def test_a_file_without_cases_is_refused(tmp_path):
     path = tmp_path / "cases.yaml"
     path.write_text("cases: 3")
-    with pytest.raises(ValueError, match="found dict, expected a list of cases"):
+    with pytest.raises(ValueError, match="valid list, found"):
         cases.load_cases(path)
 
 
@@ -102,13 +102,19 @@ def renamed(row):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (renamed, "line 2: no rubrics; found .*rubric, expected prompt, prompt_id, rubrics, example_tags: rename"),
-        (lambda row: row["rubrics"][0].update(points="9"), "line 2, points: found '9', expected a number"),
-        (lambda row: row["rubrics"][0].pop("criterion"), "line 2, rubrics: no criterion; found points, tags"),
+        (renamed, "line 2: rubrics: Field required, found .*rubric"),
+        (lambda row: row["rubrics"][0].update(points="9"), "line 2: rubrics.0.points.*valid integer, found '9'"),
+        (
+            lambda row: row["rubrics"][0].pop("criterion"),
+            "line 2: rubrics.0.criterion: Field required, found 'points, tags'",
+        ),
         (lambda row: row["rubrics"].__delitem__(slice(0, 3)), "no criterion has points above 0"),
-        (lambda row: row.update(prompt="Can I?"), "line 2, prompt: found 'Can I\\?', expected a list of messages"),
-        (lambda row: row["prompt"].pop(), "line 2, prompt: ends with assistant, expected the user's turn"),
-        (lambda row: row["prompt"][0].update(role="tool"), "role 'tool', expected one of system, user, assistant"),
+        (lambda row: row.update(prompt="Can I?"), "line 2: prompt: .*valid list, found 'Can I"),
+        (lambda row: row["prompt"].pop(), "line 2: .*prompt ends with assistant, expected the user's turn"),
+        (
+            lambda row: row["prompt"][0].update(role="tool"),
+            "prompt.0.role: .*'system', 'user' or 'assistant', found 'tool'",
+        ),
         (lambda row: row.update(prompt_id="sample-green-tea"), "sample-green-tea occurs more than once"),
     ],
 )
@@ -137,12 +143,15 @@ def test_medsafetybench_comes_from_one_file_or_from_the_published_folder(tmp_pat
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([["", "harmful_request", "safe_response"], [0, "a", "b"]], "header: no harmful_medical_request; found , harm"),
-        ([["", "harmful_medical_request", "safe_response"], [0, "a", ""]], "row 1, safe_response: found ''"),
-        ([["", "harmful_medical_request", "safe_response"], [0, "a"]], "row 1, safe_response: found None"),
+        (
+            [["", "harmful_request", "safe_response"], [0, "a", "b"]],
+            "row 1: harmful_medical_request: Field required",
+        ),
+        ([["", "harmful_medical_request", "safe_response"], [0, "a", ""]], "row 1: safe_response: .*, found ''"),
+        ([["", "harmful_medical_request", "safe_response"], [0, "a"]], "row 1: safe_response: .*, found 'None'"),
         ([["", "harmful_medical_request", "safe_response"], [0, "a", "b", "c"]], "row 1: more cells than columns"),
         ([["", "harmful_medical_request", "safe_response"]], "found no row"),
-        ([], "header: no harmful_medical_request, safe_response; found nothing"),
+        ([], "found no row"),
     ],
 )
 def test_a_broken_row_of_medsafetybench_is_named(tmp_path, rows, message):

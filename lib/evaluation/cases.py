@@ -7,17 +7,50 @@ is what judge/rubric.py needs. HealthBench and MedSafetyBench are not stored her
 import csv
 import random
 from pathlib import Path
+from typing import Annotated, Literal
 
 import yaml
+from pydantic import Field, StrictFloat, StrictInt, create_model, model_validator
 
 from lib.pipeline.files import ROOT, iter_jsonl
+from lib.pipeline.forms import Open, Text, Texts, checked
 
 CASES = ROOT / "data" / "cases.yaml"
-TEXTS = ("id", "specialty", "prompt", "reference")
-LISTS = ("steps", "facts", "traps")
-HEALTHBENCH = ("prompt", "prompt_id", "rubrics", "example_tags")
-MEDSAFETY = ("harmful_medical_request", "safe_response")
-ROLES = ("system", "user", "assistant")
+
+
+TEXTS, LISTS = ("id", "specialty", "prompt", "reference"), ("steps", "facts", "traps")
+Case = create_model("Case", __base__=Open, **dict.fromkeys(TEXTS, Text), **dict.fromkeys(LISTS, Texts))
+
+
+class Message(Open):
+    role: Literal["system", "user", "assistant"]
+    content: Text
+
+
+class Criterion(Open):
+    criterion: Text
+    points: StrictInt | StrictFloat
+    tags: list
+
+
+class HealthBench(Open):
+    prompt: Annotated[list[Message], Field(min_length=1)]
+    prompt_id: Text
+    rubrics: list[Criterion]
+    example_tags: object
+
+    @model_validator(mode="after")
+    def can_be_graded(self):
+        if self.prompt[-1].role != "user":
+            raise ValueError(f"prompt ends with {self.prompt[-1].role}, expected the user's turn to answer")
+        if not any(entry.points > 0 for entry in self.rubrics):
+            raise ValueError("no criterion has points above 0, so that no score can be given")
+        return self
+
+
+class MedSafety(Open):
+    harmful_medical_request: Text
+    safe_response: Text
 
 
 def load_cases(path=CASES):
@@ -25,22 +58,11 @@ def load_cases(path=CASES):
 
     Raises ValueError naming the case and what is wrong with it.
     """
-    rows = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{path}: found {type(rows).__name__}, expected a list of cases that each begin with '- id:'")
-    items = []
+    rows = checked(yaml.safe_load(Path(path).read_text(encoding="utf-8")), list, path)
     for number, row in enumerate(rows, 1):
-        where = f"{path}, case {number}"
-        _columns(row, TEXTS + LISTS, where)
-        for key in TEXTS:
-            _text(row[key], f"{where}, {key}")
-        for key in LISTS:
-            if not isinstance(row[key], list) or not row[key]:
-                raise ValueError(f"{where}, {key}: found {row[key]!r}, expected a list of texts")
-            for entry in row[key]:
-                _text(entry, f"{where}, {key}")
-        rest = {key: row[key] for key in ("specialty", "reference", *LISTS)}
-        items.append(_item("case", row["id"], [{"role": "user", "content": row["prompt"]}], rest))
+        checked(row, Case, f"{path}, case {number}")
+    kept = ("specialty", "reference", *LISTS)
+    items = [_item("case", row["id"], row["prompt"], {key: row[key] for key in kept}) for row in rows]
     return _distinct(items, path)
 
 
@@ -52,11 +74,7 @@ def load_healthbench(path):
     """
     items = []
     for number, row in enumerate(iter_jsonl(path), 1):
-        where = f"{path}, line {number}"
-        _columns(row, HEALTHBENCH, where)
-        _text(row["prompt_id"], f"{where}, prompt_id")
-        _conversation(row["prompt"], where)
-        _criteria(row["rubrics"], where)
+        checked(row, HealthBench, f"{path}, line {number}")
         rest = {"rubrics": row["rubrics"], "tags": row["example_tags"]}
         items.append(_item("healthbench", row["prompt_id"], row["prompt"], rest))
     return _distinct(items, path)
@@ -69,20 +87,16 @@ def load_medsafetybench(path):
     Source: Han et al. 2024 (NeurIPS), github.com/AI4LIFE-GROUP/med-safety-bench; its authors allow research only.
     """
     path, items = Path(path), []
-    files = sorted(path.rglob("*.csv")) if path.is_dir() else [path]
-    for file in files:
+    for file in _files(path):
         name = file.relative_to(path).with_suffix("").as_posix() if path.is_dir() else file.stem
         with open(file, encoding="utf-8-sig", newline="") as lines:
-            table = csv.DictReader(lines)
-            _columns(dict.fromkeys(table.fieldnames or ()), MEDSAFETY, f"{file}, its header")
-            for number, row in enumerate(table, 1):
-                for column in MEDSAFETY:
-                    _text(row[column], f"{file}, row {number}, {column}")
-                if None in row:
-                    raise ValueError(f"{file}, row {number}: more cells than columns; quote texts that hold commas")
-                request = [{"role": "user", "content": row["harmful_medical_request"]}]
-                rest = {"safe_response": row["safe_response"]}
-                items.append(_item("medsafety", f"{name}-{number}", request, rest))
+            for number, row in enumerate(csv.DictReader(lines, restkey="more cells than columns"), 1):
+                where = f"{file}, row {number}"
+                if "more cells than columns" in row:
+                    raise ValueError(f"{where}: more cells than columns; quote texts that hold commas")
+                found = checked(row, MedSafety, where)
+                rest = {"safe_response": found.safe_response}
+                items.append(_item("medsafety", f"{name}-{number}", found.harmful_medical_request, rest))
     return _distinct(items, path)
 
 
@@ -96,52 +110,19 @@ def load_benchmark(entry, seed, opened=None):
     opened: called with each file's path, from the repository's root on; stage.file records them as read.
     """
     path = ROOT / entry["path"]
-    for file in (sorted(path.rglob("*.csv")) if path.is_dir() else [path]) if opened else ():
+    for file in _files(path) if opened else ():
         opened(file.relative_to(ROOT).as_posix() if file.is_relative_to(ROOT) else str(file))
     items = LOADERS[entry["name"]](path)
     return random.Random(seed).sample(items, min(entry.get("questions", len(items)), len(items)))
 
 
-def _item(kind, name, messages, rest):
+def _files(path):
+    return sorted(path.rglob("*.csv")) if path.is_dir() else [path]
+
+
+def _item(kind, name, prompt, rest):
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     return {"id": name, "kind": kind, "messages": messages} | rest
-
-
-def _columns(row, expected, where):
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: found {type(row).__name__}, expected the fields {', '.join(expected)}")
-    if missing := [name for name in expected if name not in row]:
-        raise ValueError(
-            f"{where}: no {', '.join(missing)}; found {', '.join(map(str, row)) or 'nothing'}, expected "
-            f"{', '.join(expected)}: rename the columns, or fetch the file as its authors publish it"
-        )
-
-
-def _text(value, where):
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where}: found {value!r}, expected text: mend or remove this entry")
-
-
-def _conversation(messages, where):
-    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
-        raise ValueError(f"{where}, prompt: found {str(messages)[:60]!r}, expected a list of messages")
-    for message in messages:
-        if message.get("role") not in ROLES:
-            raise ValueError(f"{where}, prompt: role {message.get('role')!r}, expected one of {', '.join(ROLES)}")
-        _text(message.get("content"), f"{where}, prompt")
-    if messages[-1]["role"] != "user":
-        raise ValueError(f"{where}, prompt: ends with {messages[-1]['role']}, expected the user's turn to answer")
-
-
-def _criteria(rubrics, where):
-    if not isinstance(rubrics, list):
-        raise ValueError(f"{where}, rubrics: found {type(rubrics).__name__}, expected a list of criteria")
-    for entry in rubrics:
-        _columns(entry, ("criterion", "points", "tags"), f"{where}, rubrics")
-        _text(entry["criterion"], f"{where}, criterion")
-        if isinstance(entry["points"], bool) or not isinstance(entry["points"], (int, float)):
-            raise ValueError(f"{where}, points: found {entry['points']!r}, expected a number")
-    if not any(entry["points"] > 0 for entry in rubrics):
-        raise ValueError(f"{where}, rubrics: no criterion has points above 0, so that no score can be given")
 
 
 def _distinct(items, path):

@@ -11,10 +11,11 @@ import random
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, create_model
 
 from lib.dataset import answers as reading
 from lib.pipeline.files import read_jsonl
+from lib.pipeline.forms import checked
 
 MAX_INVALID = 0.05  # above this share of questions without a verdict a panel is INCOMPLETE
 EMPTY, NOT_GIVEN = "(no answer)", "(not given)"
@@ -196,16 +197,6 @@ def read_json(text):
         raise ContentFault(f"not JSON: {error}") from None
 
 
-def validated(value, form):
-    """A reply's JSON as an instance of a pydantic model. Raises ContentFault with every field that is wrong."""
-    try:
-        return form.model_validate(value)
-    except ValidationError as error:
-        told = [f"{'.'.join(map(str, e['loc'])) or 'the reply'}: {e['msg']}, found {str(e['input'])[:60]!r}"
-                for e in error.errors()[:3]]  # fmt: skip
-        raise ContentFault("; ".join(told)) from None
-
-
 def parse(text, labels):
     """The verdicts of a reply in the order of the labels. Raises ContentFault saying what is wrong with it."""
     reply = read_json(text)
@@ -215,7 +206,7 @@ def parse(text, labels):
         if len(by_code) != len(listed):
             raise ContentFault(f"codes {[v['code'] for v in listed]}, expected each of {list(labels)} once")
         reply = {"verdicts": by_code}
-    verdicts = validated(reply, _form(labels)).verdicts.model_dump()
+    verdicts = checked(reply, _form(labels), "the reply", ContentFault).verdicts.model_dump()
     for a, first in verdicts.items():
         for b, second in verdicts.items():
             if first["score"] > second["score"] and first["rank"] >= second["rank"]:

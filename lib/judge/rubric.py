@@ -7,10 +7,11 @@ the model; what it quotes as evidence must stand in the answer, or the reply is 
 
 import re
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from lib.judge.protocol import ContentFault, blind, read_json, validated
+from lib.judge.protocol import ContentFault, blind, read_json
 from lib.pipeline.files import sha256_json
+from lib.pipeline.forms import Strict, checked
 
 AXES = {
     "case": ("reasoning_depth", "factual_correctness", "hallucinations"),
@@ -101,10 +102,6 @@ def content_hash(item, text):
     return sha256_json(messages(item, text))
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")  # so that its JSON schema is one that servers can enforce
-
-
 class Supported(Strict):
     """A score with the words of the answer that it rests on; the reason stands before the grade it supports."""
 
@@ -151,7 +148,7 @@ def schema(item):
 
 def parse(reply, item, text):
     """The verdict in a reply about an answer, a dict of the schema's form. Raises ContentFault saying what is wrong."""
-    verdict = validated(read_json(reply), FORMS[item["kind"]]).model_dump()
+    verdict = checked(read_json(reply), FORMS[item["kind"]], "the reply", ContentFault).model_dump()
     if item["kind"] == "case":
         for axis in SCORED:
             if verdict[axis]["quote"].strip() or verdict[axis]["score"] > 1:
