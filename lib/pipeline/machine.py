@@ -9,6 +9,7 @@ import random
 import re
 import resource
 import subprocess
+import sys
 import warnings
 
 from lib.pipeline.files import ROOT
@@ -64,6 +65,18 @@ def free_bytes():
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
 
 
+def resident_bytes():
+    """Largest resident size of this process so far; Linux counts KiB, macOS bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def peak_bytes():
+    """Most memory in use so far: what torch allocated on the GPU, or without one the whole process's."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident_bytes()
+
+
 def describe():
     """Versions, commit, hardware and peak memory, as they are now."""
     versions = {"python": platform.python_version()}
@@ -74,7 +87,7 @@ def describe():
         "versions": versions,
         "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
         "hardware": _hardware(),
-        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_memory_mib": round(resident_bytes() / 2**20),
     }
 
 

@@ -1,14 +1,12 @@
 """Two training steps at the longest rows, measured before the real ones: what a plan could only estimate."""
 
 import copy
-import resource
-import sys
 import time
 
 import torch
 
 from lib.model import saving
-from lib.pipeline.machine import random_state
+from lib.pipeline.machine import peak_bytes, random_state
 
 STEPS = 2  # the second one has the optimizer's states in memory
 
@@ -33,7 +31,7 @@ def probe(trainer):
     """
     if saving.sharded(trainer):
         return None
-    model, args, cuda = trainer.model, trainer.args, torch.cuda.is_available()
+    model, args = trainer.model, trainer.args
     batch = longest(trainer)
     trained = [p for p in model.parameters() if p.requires_grad]
     kept = [p.detach().cpu().clone() for p in trained]
@@ -44,10 +42,10 @@ def probe(trainer):
             model.train()
             if checkpointing:
                 model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
-            if cuda:
+            if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
             seconds = _steps(trainer, trained, batch)
-            peak = torch.cuda.max_memory_allocated() if cuda else _resident()
+            peak = peak_bytes()
         finally:
             if checkpointing:
                 model.gradient_checkpointing_disable()
@@ -76,8 +74,3 @@ def _steps(trainer, trained, batch):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
     return time.perf_counter() - begin
-
-
-def _resident():
-    """Bytes of the largest resident size so far; Linux counts KiB, macOS bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
