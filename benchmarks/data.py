@@ -87,7 +87,7 @@ class Steps:
 
     def done(self, name, count):
         now = time.perf_counter()
-        peak = machine.peak_bytes() / 2**30
+        peak = machine.resident_bytes() / 2**30
         seconds = now - self.start
         row = {
             "step": name,

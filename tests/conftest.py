@@ -48,14 +48,13 @@ def small_base(tmp_path_factory):
     """Folder of a random Qwen3 in bfloat16 with its tokenizer, large enough to be quantized."""
     import families
     import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from tiny_qwen import tiny_config
+    from transformers import Qwen3ForCausalLM
 
     tokenizer, path = families.qwen3(), tmp_path_factory.mktemp("base")
     torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, initializer_range=0.1, tie_word_embeddings=True,
-    )  # fmt: skip
+    shape = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "initializer_range": 0.1}
+    config = tiny_config(vocab_size=len(tokenizer), **shape)
     Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path

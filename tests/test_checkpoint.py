@@ -3,10 +3,7 @@
 from types import SimpleNamespace
 
 import torch
-from datasets import Dataset
-from peft import LoraConfig, get_peft_model
-from tiny_qwen import byte_tokenizer, random_model
-from trl import SFTConfig, SFTTrainer
+from tiny_qwen import tiny_trainer
 
 from lib.sft import checkpoint
 
@@ -32,32 +29,18 @@ def test_the_newest_verified_one_wins_and_the_rest_is_removed(tmp_path):
     assert old.exists() and not torn.exists() and not half.exists()
 
 
-def test_a_checkpoint_of_other_values_is_not_resumed(tmp_path):
-    path = saved(tmp_path, 10, key="another learning rate")
-    assert checkpoint.newest(tmp_path, "k") is None and not path.exists()
-
-
-def test_a_file_too_many_or_a_broken_manifest_is_not_trusted(tmp_path):
+def test_what_has_other_values_bytes_or_a_broken_manifest_is_not_trusted(tmp_path):
+    other = saved(tmp_path, 10, key="another learning rate")
     extra, broken = saved(tmp_path, 1), saved(tmp_path, 2)
     (extra / "more.bin").write_bytes(b"")
     (broken / checkpoint.MANIFEST).write_text("{")
-    assert checkpoint.newest(tmp_path, "k") is None
-
-
-def test_no_folder_no_checkpoint(tmp_path):
+    assert checkpoint.newest(tmp_path, "k") is None and not other.exists()
     assert checkpoint.newest(tmp_path / "none", "k") is None
 
 
 def trainer(folder):
-    tokenizer = byte_tokenizer()
-    rows = Dataset.from_list([{"input_ids": [5 + n] * n, "labels": [5 + n] * n} for n in range(9, 30)])
-    args = SFTConfig(output_dir=str(folder), use_cpu=True, bf16=False, max_steps=4, per_device_train_batch_size=1,
-                     learning_rate=1e-2, save_steps=2, logging_steps=1, disable_tqdm=True, report_to="none",
-                     dataset_kwargs={"skip_prepare_dataset": True})  # fmt: skip
-    model = get_peft_model(random_model(tokenizer, 1), LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
-    return SFTTrainer(
-        model, args, train_dataset=rows, processing_class=tokenizer, callbacks=[checkpoint.Manifests("k")]
-    )
+    fields = {"per_device_train_batch_size": 1, "save_strategy": "steps", "save_steps": 2}
+    return tiny_trainer(folder, range(9, 30), {}, [checkpoint.Manifests("k")], **fields)
 
 
 def test_a_checkpoint_of_the_last_step_is_the_end_of_training(tmp_path):
@@ -71,22 +54,3 @@ def test_a_checkpoint_of_the_last_step_is_the_end_of_training(tmp_path):
         assert all(torch.equal(a, b) for a, b in pairs)
         found.append([e["loss"] for e in resumed.state.log_history if "loss" in e])
     assert found == [[e["loss"] for e in whole.state.log_history if "loss" in e]] * 2
-
-
-def test_training_asks_for_no_walk_over_modules_and_leaves_the_model_as_it_was(tmp_path):
-    made, modes = trainer(tmp_path), []
-    model = made.model
-    model.base_model.model.eval()  # as models.base gives it: PEFT's own module says it trains, its base does not
-    inner = model.base_model.model.model.layers[0]
-    inner.register_forward_hook(lambda *_: modes.append(inner.training))
-    walks, walk = [], type(model).train
-    made.args.eval_strategy, made.args.eval_steps, made.eval_dataset = "steps", 2, made.train_dataset
-    type(model).train = lambda self, mode=True: walks.append(mode) or walk(self, mode)
-    try:
-        checkpoint.train(made, None)
-    finally:
-        del type(model).train
-    evaluated = len(made.train_dataset) * 2 // made.args.per_device_eval_batch_size
-    assert modes.count(True) == 4 and 0 < modes.count(False) <= evaluated + 2
-    assert len(walks) < 8 and made.state.total_flos > 0  # two evaluations, there and back, beside the first
-    assert not {"train", "num_parameters", "zero_grad"} & set(vars(model))

@@ -5,23 +5,21 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from tiny_qwen import tiny_config
 from torch.nn.functional import cross_entropy
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 from trl import SFTConfig
 
 from lib.qat import int4, rounding
 from lib.qat.distill import DistillTrainer, SFTTrainer
 
-SHAPE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4, "head_dim": 32}
+SHAPE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "head_dim": 32}
 ROWS = [{"input_ids": list(range(5, 37)), "labels": [-100] * 8 + list(range(13, 37))} for _ in range(4)]
 
 
 def model(seed=0):
     torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=512, num_key_value_heads=2, tie_word_embeddings=True, initializer_range=0.1, **SHAPE
-    )
-    plain = Qwen3ForCausalLM(config)
+    plain = Qwen3ForCausalLM(tiny_config(vocab_size=512, initializer_range=0.1, **SHAPE))
     adapter = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     return get_peft_model(plain, adapter)
 

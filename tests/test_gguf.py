@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from tiny_qwen import tiny_config
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from lib.export import gguf, serve
 from lib.model import gguf_convert
@@ -50,16 +51,12 @@ def save_twin(folder, expression):
     tokenizer = build_tokenizer(expression)
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    config = Qwen3Config(
+    config = tiny_config(
         vocab_size=len(tokenizer),
         hidden_size=256,
         intermediate_size=512,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         head_dim=64,
         max_position_embeddings=512,
-        tie_word_embeddings=True,
         initializer_range=0.06,  # large enough that the greedy choice is never a near tie
         eos_token_id=tokenizer.eos_token_id,
     )
@@ -103,8 +100,6 @@ def test_the_file_holds_the_models_numbers_under_the_mapped_names(twin, bf16):
 
 
 def test_names_of_a_peft_model_are_those_of_its_merge(twin):
-    from peft import LoraConfig, get_peft_model
-
     model = get_peft_model(Qwen3ForCausalLM(twin[1].config), LoraConfig(r=2, target_modules=["q_proj"]))
     assert {n: p.tensors for n, p in layout.of(model).items()} == {n: p.tensors for n, p in layout.of(twin[1]).items()}
 

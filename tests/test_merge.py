@@ -4,7 +4,7 @@ import families
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from lib.evaluation import probability
 from lib.model import saving
@@ -20,18 +20,6 @@ def tokenizer():
     return families.qwen3()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tokenizer):
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, initializer_range=0.1, tie_word_embeddings=True,
-    )  # fmt: skip
-    path = tmp_path_factory.mktemp("base")
-    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
-    return path
-
-
 def adapted(folder, quantization):
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=quantization)
     torch.manual_seed(1)
@@ -45,8 +33,8 @@ def merged(model, tokenizer, path):
 
 
 @pytest.mark.parametrize("quantization", [None, NF4], ids=["16 bits", "nf4"])
-def test_the_merge_is_the_trained_model_to_bfloat16(folder, tokenizer, quantization, tmp_path):
-    model = adapted(folder, quantization)
+def test_the_merge_is_the_trained_model_to_bfloat16(small_base, tokenizer, quantization, tmp_path):
+    model = adapted(small_base, quantization)
     before = probability.next_token_logits(model, ROWS)
     assert before.shape == (39 + 31, len(tokenizer))
     found = probability.changed_by_merging(
@@ -63,9 +51,9 @@ def test_a_flipped_token_is_counted_with_its_lead():
     assert found["flipped"] == 2 and found["lead"] == pytest.approx(0.1)
 
 
-def test_a_merge_into_the_16_bit_base_is_refused(folder, tokenizer, tmp_path):
+def test_a_merge_into_the_16_bit_base_is_refused(small_base, tokenizer, tmp_path):
     """What tutorials do: the adapter was trained over NF4 weights, and is merged into those from the hub."""
-    before = probability.next_token_logits(adapted(folder, NF4), ROWS)
-    wrong = merged(adapted(folder, None), tokenizer, tmp_path)
+    before = probability.next_token_logits(adapted(small_base, NF4), ROWS)
+    wrong = merged(adapted(small_base, None), tokenizer, tmp_path)
     with pytest.raises(ValueError, match="is not the trained one: .* nats a token apart, expected at most 0.01"):
         probability.changed_by_merging(before, probability.next_token_logits(wrong, ROWS))

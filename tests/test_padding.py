@@ -118,6 +118,9 @@ def test_the_end_is_trained_and_padding_is_not(base):
         assert tokenizer.pad_token_id not in ids  # also where the data says <unk> or <|pad|>
 
 
+@pytest.mark.parametrize(  # the family with a new row is the harder one
+    "base", [pytest.param(llama2, id="llama2", marks=pytest.mark.slow), pytest.param(gpt2, id="gpt2")], indirect=True
+)
 def test_adapter_merge_and_gguf_have_one_vocabulary(base, tmp_path):
     cfg, _ = base
     tokenizer = loading.tokenizer(cfg)

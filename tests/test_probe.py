@@ -3,27 +3,14 @@
 import random
 
 import torch
-from datasets import Dataset
-from peft import LoraConfig, get_peft_model
-from transformers import Qwen3Config, Qwen3ForCausalLM
-from trl import SFTConfig, SFTTrainer
+from tiny_qwen import tiny_trainer
 
 from lib.sft.probe import longest, probe
-from tests.families import qwen3
 
 
 def trainer(folder):
     torch.manual_seed(0)
-    tokenizer = qwen3()
-    config = Qwen3Config(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2,
-                         num_attention_heads=2, num_key_value_heads=2, head_dim=32)  # fmt: skip
-    lora = LoraConfig(r=4, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
-    rows = [{"input_ids": [5] * n, "labels": [5] * n} for n in (9, 40, 17, 33, 12, 21)]
-    args = SFTConfig(output_dir=str(folder), use_cpu=True, bf16=False, max_steps=4, per_device_train_batch_size=2,
-                     learning_rate=1e-2, report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True,
-                     dataset_kwargs={"skip_prepare_dataset": True})  # fmt: skip
-    model = get_peft_model(Qwen3ForCausalLM(config), lora)
-    return SFTTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    return tiny_trainer(folder, (9, 40, 17, 33, 12, 21), {"r": 4, "lora_dropout": 0.1})
 
 
 def state(trainer):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from tiny_qwen import tiny_config
+from transformers import Qwen3ForCausalLM
 
 from lib.qat import grids, layout, rounding
 
@@ -14,8 +15,7 @@ TOKENS = torch.arange(32).view(2, 16)
 
 def plain_model(**changes):
     torch.manual_seed(0)
-    config = Qwen3Config(num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, **SIZES | changes)
-    return Qwen3ForCausalLM(config).eval()
+    return Qwen3ForCausalLM(tiny_config(**SIZES | changes)).eval()
 
 
 def lora_model(model=None, **changes):

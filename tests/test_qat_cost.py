@@ -1,27 +1,17 @@
 """What makes exact QAT affordable, matrices kept until they change, changes no number that it should not."""
 
 import pytest
+import test_qat
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from test_qat import TOKENS
 
 from lib.qat import grids, layout, rounding
 
-SIZES = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 96, "num_hidden_layers": 1, "head_dim": 64}
-TOKENS = torch.arange(32).view(2, 16)
 DOWN = "model.layers.0.mlp.down_proj.weight"
 
 
-def plain_model():
-    torch.manual_seed(0)
-    config = Qwen3Config(num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, **SIZES)
-    return Qwen3ForCausalLM(config)
-
-
 def lora_model():
-    torch.manual_seed(1)
-    lora = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
-    return get_peft_model(plain_model(), lora)
+    return test_qat.lora_model(test_qat.plain_model(head_dim=64))  # rows of 256 in every matrix
 
 
 def k_types(model):
@@ -133,8 +123,3 @@ def test_a_model_in_bfloat16_computes_in_it_and_proves_the_values_of_the_file():
     merged = {site.name: site.saved() for site in rounding.sites(model)}
     for name, place in layout.of(model).items():
         assert found[place.tensors[0]] == grids.sha256(grids.fake_quantize(merged[name], types[name]))
-
-
-def test_refreshing_less_than_never_is_refused():
-    with pytest.raises(ValueError, match="refresh_every is 0, expected 1 or more"):
-        prepared(0)

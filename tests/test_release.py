@@ -55,28 +55,18 @@ def test_parity_counts_equal_prompts_and_shows_the_first_difference():
 SOURCE = {"source": "medreason", "licence": "Apache-2.0", "rows": 1200, "commercial": True, "citation": "Wu (2025)"}
 
 
-def test_a_licence_that_is_unknown_or_not_commercial_is_in_the_card():
+def test_a_card_holds_the_ladder_the_licences_and_what_they_do_not_allow():
+    run, base = {"recipe": "tiny", "run": "tiny"}, "C:/models: my base #2"  # which YAML would read otherwise
+    ladder = [{"file": "q4_0", "accuracy": "80 %", "tokens/s": None}]
+    card = release.model_card("m", base, ladder, [SOURCE], run)
+    assert "| q4_0   | 80 %       |" in card and "medreason: 1,200 training rows, licence Apache-2.0" in card
+    assert "license: apache-2.0" in card and ModelCard(card).data.base_model == base
     odd = [SOURCE | {"source": "a", "licence": "unknown", "commercial": None},
            SOURCE | {"source": "b", "licence": "CC-BY-NC-4.0", "commercial": False}]  # fmt: skip
-    assert release.licence_warnings([SOURCE]) == []
-    card = release.model_card("m", "base", [{"file": "f"}], [SOURCE, *odd], {"recipe": "tiny", "run": "tiny"})
-    assert "Licence of a: unknown, terms not known" in card and card.count("Wu (2025)") == 1
-    assert "Licence of b: CC-BY-NC-4.0, commercial use excluded" in card and "license: other" in card
-
-
-def test_a_model_card_holds_the_ladder_and_the_licences():
-    card = release.model_card(
-        "m", "base/model", [{"file": "q4_0", "accuracy": "80 %"}],
-        [SOURCE], {"recipe": "tiny", "run": "tiny"},
-    )  # fmt: skip
-    assert "| q4_0 | 80 % |" in card and "medreason: 1,200 training rows, licence Apache-2.0" in card
-    assert card.startswith("---\nbase_model: base/model\n") and "license: apache-2.0" in card
-
-
-def test_the_front_matter_of_a_card_escapes_what_yaml_would_read():
-    base = "C:/models: my base #2"
-    card = release.model_card("m", base, [{"file": "f"}], [SOURCE], {"recipe": "tiny", "run": "tiny"})
-    assert ModelCard(card).data.base_model == base
+    card = release.model_card("m", base, ladder, [SOURCE, *odd], run)
+    assert release.licence_warnings([SOURCE]) == [] and card.count("Wu (2025)") == 1
+    assert "Licence of a: unknown, terms not known" in card and "license: other" in card
+    assert "Licence of b: CC-BY-NC-4.0, commercial use excluded" in card
 
 
 def test_the_first_parting_counts_with_its_lead():

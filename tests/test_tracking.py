@@ -4,28 +4,15 @@ import json
 import os
 
 import pytest
-import torch
-from datasets import Dataset
-from tiny_qwen import byte_tokenizer, random_model
-from trl import SFTConfig, SFTTrainer
+from tiny_qwen import tiny_trainer
 
 from lib.sft import tracking
 
 
 def trained(folder, report_to):
     """A trainer after four steps, tracked below folder/logs."""
-    tokenizer = byte_tokenizer()
-    rows = [{"input_ids": [5 + n] * n, "labels": [5 + n] * n} for n in (9, 40, 17, 33, 12, 21)]
-    settings = {
-        "output_dir": str(folder), "use_cpu": True, "bf16": False, "max_steps": 4, "per_device_train_batch_size": 2,
-        "learning_rate": 1e-2, "save_strategy": "no", "logging_steps": 2, "disable_tqdm": True, "report_to": report_to,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-    }  # fmt: skip
-    args = SFTConfig(**(settings | tracking.fields(settings, folder / "logs")))
-    torch.manual_seed(0)
-    made = SFTTrainer(
-        random_model(tokenizer, 1), args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
-    )
+    told = tracking.fields({"report_to": report_to}, folder / "logs")
+    made = tiny_trainer(folder, (9, 40, 17, 33, 12, 21), logging_steps=2, **told)
     tracking.attach(made, folder / "logs" / "all").train()
     return made
 

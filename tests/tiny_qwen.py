@@ -1,8 +1,11 @@
 """A Qwen3-shaped model of a few thousand parameters and its tokenizer; shared by several test files."""
 
 import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from trl import SFTConfig, SFTTrainer
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -31,20 +34,36 @@ def byte_tokenizer():
     )
 
 
+def tiny_config(**over):
+    """A Qwen3 config of 32 dimensions and two layers, with the fields of `over`."""
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape |= {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True}
+    return Qwen3Config(**shape | over)
+
+
+def tiny_trainer(folder, lengths, lora=None, callbacks=(), **fields):
+    """TRL's trainer of four steps on a CPU: an untrained model, with an adapter for LoraConfig fields `lora`.
+
+    lengths: of its rows, each of one repeated token. fields: of SFTConfig.
+    """
+    tokenizer, model = byte_tokenizer(), random_model(byte_tokenizer(), 1)
+    rows = Dataset.from_list([{"input_ids": [5 + n] * n, "labels": [5 + n] * n} for n in lengths])
+    given = {"use_cpu": True, "bf16": False, "max_steps": 4, "per_device_train_batch_size": 2, "learning_rate": 1e-2}
+    given |= {"save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "report_to": "none"}
+    given |= {"output_dir": str(folder), "dataset_kwargs": {"skip_prepare_dataset": True}}
+    if lora is not None:
+        model = get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **lora))
+    args = SFTConfig(**given | fields)
+    return SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer, callbacks=list(callbacks))
+
+
 def random_model(tokenizer, seed):
     """An untrained Qwen3-shaped model of 32 dimensions in float32, on one thread."""
     torch.set_num_threads(1)  # more are slower at this size
     torch.manual_seed(seed)
-    config = Qwen3Config(
+    config = tiny_config(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
         max_position_embeddings=512,
-        tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

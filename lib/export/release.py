@@ -7,6 +7,7 @@ probabilities differ in the fourth decimal only and the seed is the same: a toke
 from collections import deque
 from itertools import zip_longest
 
+import pandas
 from huggingface_hub import ModelCard, ModelCardData
 
 from lib.chat import encoding
@@ -121,9 +122,7 @@ def model_card(title, base, ladder, sources, run):
     "commercial", "citation"}]; commercial is whether the licence allows such use, None where nobody says: anything but
     True is warned of in the card.
     """
-    heads = list(ladder[0])
-    table = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    table += ["| " + " | ".join(str(row[h]) for h in heads) + " |" for row in ladder]
+    table = pandas.DataFrame(ladder, dtype=object).to_markdown(index=False, missingval="", disable_numparse=True)
     data = [f"- {s['source']}: {s['rows']:,} training rows, licence {s['licence']}" for s in sources]
     data += [f"- cite: {citation}" for citation in dict.fromkeys(s["citation"] for s in sources if s.get("citation"))]
     data += licence_warnings(sources)
@@ -141,7 +140,7 @@ def model_card(title, base, ladder, sources, run):
         "",
         "## Measured",
         "",
-        *table,
+        table,
         "",
         f"Recipe {run['recipe']}, run {run['run']}. Intervals are 95 %, over questions.",
         "",

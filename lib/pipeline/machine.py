@@ -65,9 +65,16 @@ def free_bytes():
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
 
 
-def peak_bytes():
-    """Bytes of the system's memory that this process has held at most."""
+def resident_bytes():
+    """Largest resident size of this process so far; Linux counts KiB, macOS bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def peak_bytes():
+    """Most memory in use so far: what torch allocated on the GPU, or without one the whole process's."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident_bytes()
 
 
 def describe():
@@ -80,7 +87,7 @@ def describe():
         "versions": versions,
         "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
         "hardware": _hardware(),
-        "peak_memory_mib": round(peak_bytes() / 2**20),
+        "peak_memory_mib": round(resident_bytes() / 2**20),
     }
 
 

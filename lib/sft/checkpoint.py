@@ -1,6 +1,5 @@
 """Training checkpoints that can be trusted: a checksum manifest, written last, decides which one is resumed."""
 
-import contextlib
 import shutil
 from pathlib import Path
 
@@ -71,30 +70,10 @@ def train(trainer, resume):
     """
     state = TrainerState.load_from_json(f"{resume}/trainer_state.json") if resume else None
     if not state or state.global_step < state.max_steps:
-        with _walked_once(trainer):
-            trainer.train(resume_from_checkpoint=resume)
+        trainer.train(resume_from_checkpoint=resume)
         return
     trainer._load_from_checkpoint(resume)  # what its train() calls to resume
     trainer.state = state
-
-
-@contextlib.contextmanager
-def _walked_once(trainer):
-    """Inside, the trainer gets three answers without a walk over all modules of the model in every step.
-
-    They are the number of parameters, for total_flos, train() of a model that trains already, and zero_grad(): together
-    nearly 2 % of a step of a model with three layers on a CPU, of the 5 % that the trainer costs (`make bench-train`).
-    """
-    model = trainer.model
-    model.train()  # a fresh PeftModel says that it trains, over a base that does not
-    count, switch = model.num_parameters(exclude_embeddings=True), model.train
-    model.num_parameters = lambda **_: count
-    model.train = lambda mode=True: model if model.training == mode else switch(mode)
-    model.zero_grad = lambda set_to_none=True: trainer.optimizer.zero_grad(set_to_none)
-    try:
-        yield
-    finally:
-        del model.num_parameters, model.train, model.zero_grad
 
 
 @ranks.led

@@ -31,7 +31,7 @@ def probe(trainer):
     """
     if saving.sharded(trainer):
         return None
-    model, args, cuda = trainer.model, trainer.args, torch.cuda.is_available()
+    model, args = trainer.model, trainer.args
     batch = longest(trainer)
     trained = [p for p in model.parameters() if p.requires_grad]
     kept = [p.detach().cpu().clone() for p in trained]
@@ -42,10 +42,10 @@ def probe(trainer):
             model.train()
             if checkpointing:
                 model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
-            if cuda:
+            if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
             seconds = _steps(trainer, trained, batch)
-            peak = torch.cuda.max_memory_allocated() if cuda else peak_bytes()
+            peak = peak_bytes()
         finally:
             if checkpointing:
                 model.gradient_checkpointing_disable()

@@ -9,7 +9,6 @@ import os
 import sys
 import time
 
-import torch
 from transformers import TrainerCallback
 
 from lib.pipeline import machine, ranks
@@ -51,7 +50,7 @@ def fields(settings, folder):
 
 
 def attach(trainer, folder):
-    """Let a trainer's trackers log throughput, memory and the adapter's settings too; returns the trainer.
+    """Let a trainer's trackers log throughput and memory too; returns the trainer.
 
     folder: logs/<name> of a stage, for TensorBoard's files; with the others the run is called run/stage/name.
     """
@@ -60,18 +59,7 @@ def attach(trainer, folder):
         if type(callback).__name__ == "TensorBoardCallback":
             callback.logging_dir = str(folder)
     trainer.callback_handler.callbacks.insert(0, Meter())  # before the trackers, which read what it adds
-    trainer.add_callback(Adapter())
     return trainer
-
-
-class Adapter(TrainerCallback):
-    """Tells MLflow the adapter's settings, which transformers tells to W&B and Trackio only."""
-
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        mlflow = sys.modules.get("mlflow")
-        if mlflow and "mlflow" in args.report_to and mlflow.active_run() and hasattr(model, "peft_config"):
-            found = model.peft_config["default"].to_dict()
-            mlflow.log_params({f"lora.{key}": str(value)[:500] for key, value in found.items() if value is not None})
 
 
 class Meter(TrainerCallback):
@@ -98,6 +86,4 @@ class Meter(TrainerCallback):
         if self.tokens is not None and self.seconds:
             logs["tokens_per_s"] = (logs["num_tokens"] - self.tokens) / self.seconds
         self.seconds, self.tokens = 0.0, logs["num_tokens"]
-        cuda = torch.cuda.is_available()
-        peak = torch.cuda.max_memory_allocated() if cuda else machine.peak_bytes()
-        logs["memory_gib"] = peak / 2**30
+        logs["memory_gib"] = machine.peak_bytes() / 2**30
