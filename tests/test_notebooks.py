@@ -52,8 +52,9 @@ def test_the_rhythm_of_a_chapter(path):
     cells = load(path)["cells"]
     kinds = "".join("c" if c["cell_type"] == "code" else "m" for c in cells)
     assert "ccc" not in kinds, "more than two code cells without a sentence"
+    assert len(cells) <= 40
     for cell in code(load(path)):
-        assert len("".join(cell["source"]).splitlines()) <= 25
+        assert len("".join(cell["source"]).splitlines()) <= 15
     prose = " ".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
     assert "Before you read on" in prose and "## Exercise" in prose
 

@@ -20,7 +20,6 @@ FULL = (
 def execute(stage, cfg, folder):
     """Run a stage's notebook in its folder. Returns a process exit status: 0 only when stage.json stands."""
     import nbformat
-    import papermill
     from papermill.exceptions import PapermillExecutionError
 
     os.environ.update(
@@ -35,17 +34,7 @@ def execute(stage, cfg, folder):
     terminal, failed = Terminal(folder, quiet=bool(own)), "FAILED"
     signal.signal(signal.SIGTERM, lambda *_: _stop(folder))
     try:
-        papermill.execute_notebook(
-            ROOT / "notebooks" / f"{stage}.ipynb",
-            executed,
-            {"recipe": cfg.name, "overrides": cfg.overrides},
-            progress_bar=False,
-            kernel_name="python3",
-            cwd=ROOT / "notebooks",
-            engine_name=terminal.register(),
-            start_timeout=600,  # seconds: several kernels at once, on a busy machine or a network disk
-            extra_arguments=["--log-level=ERROR"],  # a local kernel's advice on transport encryption
-        )
+        _papermill(stage, cfg, executed, terminal.register())
     except PapermillExecutionError as failure:
         error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}"
         failed = "STOPPED" if failure.ename == "Stopped" else failed
@@ -68,6 +57,23 @@ def execute(stage, cfg, folder):
     _promote(folder, executed)
     print(f"{stage:12} done in {time.time() - started:.0f} s", flush=True)
     return 0
+
+
+def _papermill(stage, cfg, executed, engine):
+    """Execute the notebook as the recipe says; `executed` grows cell by cell."""
+    import papermill
+
+    papermill.execute_notebook(
+        ROOT / "notebooks" / f"{stage}.ipynb",
+        executed,
+        {"recipe": cfg.name, "overrides": cfg.overrides},
+        progress_bar=False,
+        kernel_name="python3",
+        cwd=ROOT / "notebooks",
+        engine_name=engine,
+        start_timeout=600,  # seconds: several kernels at once, on a busy machine or a network disk
+        extra_arguments=["--log-level=ERROR"],  # a local kernel's advice on transport encryption
+    )
 
 
 def _promote(folder, executed):
