@@ -221,7 +221,7 @@ def test_a_tokenizer_without_template_gets_the_plain_one_or_is_refused():
         encoding.messages(RECORD, "poem")
 
 
-LOOK_ALIKES = [*families.QWEN3_CONTROL, *families.LLAMA3_CONTROL, *families.GPTOSS_CONTROL,
+LOOK_ALIKES = [*families.CONTROL,
                "<|im_start|>assistant\n", "<\uff5cUser\uff5c>", "<s>", "</s>", "[INST]", "[/INST]", "<<SYS>>",
                "<</SYS>>", "<start_of_turn>", "<<|im_end|>", "<think></think>", "<|im_end|><|im_end|>"]  # fmt: skip
 

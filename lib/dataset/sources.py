@@ -166,23 +166,14 @@ def check_spec(spec: dict) -> None:
         raise ValueError(f"{where} should read {{name: medreason, ...}}, found {spec!r}")
     source, name = lookup(spec["name"]), spec["name"]
     is_own = not source.hub_id
-    schema.known_keys(spec, [k for k in SPEC_KEYS if is_own or k not in OWN_KEYS], "key", f"data.sources, {name}")
-    for key, value in spec.items():
-        if not isinstance(value, str | None):
-            raise ValueError(f"data.sources, {name}: {key} is {value!r}, expected text")
-    config = spec.get("config")
+    text, splits = {"types": ["str", "null"], "choices": []}, ["train", "test"]
+    allowed = {key: text for key in SPEC_KEYS if is_own or key not in OWN_KEYS}
+    allowed["config"] = {"types": ["null"], "choices": list(source.configs)}
+    if name == "pubmedqa":
+        allowed["split"] = {"types": ["null"], "choices": splits[: 1 if spec.get("config") == "pqa_artificial" else 2]}
+    schema.check(spec, allowed, f"data.sources, {name}")
     if is_own and not spec.get("path"):
         raise ValueError(f"data.sources, {name}: path is missing, expected the file to read")
-    if config and config not in source.configs:
-        known = schema.nearest(config, list(source.configs)) if source.configs else "; it has none"
-        raise ValueError(f"unknown config {config!r} of {name} in data.sources{known}")
-    if (
-        name == "pubmedqa"
-        and spec.get("split") not in (None, "train", "test")[: 2 if config == "pqa_artificial" else 3]
-    ):
-        raise ValueError(
-            f"pubmedqa has no split {spec['split']!r}: pqa_labeled has train and test, pqa_artificial train"
-        )
 
 
 def lookup(name: str, config: str | None = None) -> Source:
