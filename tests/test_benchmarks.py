@@ -1,4 +1,4 @@
-"""The benchmarks run at a small size, and their own sums hold; what a GPU check tells when it fails."""
+"""The benchmarks run at a small size, and their own sums hold."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import common, evaluation, gpu, gpu_qat, gpu_train, train
+from benchmarks import common, evaluation, gpu_qat, gpu_train, train
 from lib.model import loading, saving, shapes
 from lib.pipeline import recipe
 from lib.pipeline.files import ROOT, write_jsonl
@@ -19,17 +19,8 @@ from lib.qat import grids
 
 
 def test_the_data_benchmark_accounts_for_every_row(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.data",
-        "--rows",
-        "1500",
-        "--compare-rows",
-        "200",
-        "--malformed",
-        "1000",
-    ]
+    sizes = "--rows 1500 --compare-rows 200 --malformed 1000".split()
+    command = [sys.executable, "-m", "benchmarks.data", *sizes]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"OUTPUTS": str(tmp_path)}, capture_output=True, text=True
     )
@@ -113,61 +104,6 @@ def test_the_comparison_of_adapters_sees_a_small_change_and_a_nan():
     assert math.isnan(train.farthest(one, one | {"b": torch.tensor([math.nan, 1.0])}))
 
 
-@pytest.mark.parametrize(
-    ("error", "text"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory"),
-        (RuntimeError("CUDA error: out of memory"), "out of memory"),
-        (
-            ModuleNotFoundError("No module named 'trl'", name="trl"),
-            "the package trl is missing here (requirements.txt)",
-        ),
-        (ValueError("one\ntwo"), "ValueError: one"),
-        (ValueError(), "ValueError: "),
-    ],
-)
-def test_an_error_is_told_in_a_line_and_what_was_measured_before_stays(error, text):
-    def job():
-        yield {"measured": "5 tokens/s"}
-        raise error
-
-    row, kept = {"part": "train", "what": "x"}, []
-    gpu.attempt(row, job, lambda: kept.append(dict(row)))
-    assert row["error"] == text and gpu.cells(row)["measured"] == f"5 tokens/s; {text}"
-    assert [entry.get("error") for entry in kept] == [None, text]
-
-
-def test_a_missing_package_is_named_also_where_a_library_wraps_the_error(monkeypatch):
-    try:
-        try:
-            raise ModuleNotFoundError("No module named 'dill'", name="dill")
-        except ModuleNotFoundError as error:
-            raise RuntimeError("Failed to import trl.trainer") from error
-    except RuntimeError as error:
-        assert gpu.said(error) == "the package dill is missing here (requirements.txt)"
-    monkeypatch.setitem(sys.modules, "trl", None)
-    monkeypatch.delitem(sys.modules, "benchmarks.gpu_train")
-    rows = [{"part": "train", "what": "earlier"}, {"part": "qat", "what": "stays"}]
-    gpu.run("train", None, rows, lambda: None)
-    assert [row["what"] for row in rows] == ["stays", "all of it"] and "trl" in rows[1]["error"]
-
-
-def test_the_table_goes_between_its_markers():
-    one = {"mfu": 48.25, "peak_gib": 20.0, "reserved_gib": 21.5, "plan_gib": 19.0, "plan_error": -5.0, "reached": False}
-    two = {"part": "exactness", "what": "a|b", "error": "out of memory"}
-    rows = [{"part": "train", "what": "b"} | one, two]
-    found = {"where": "a GPU", "when": "2026-01-01", "rows": rows}
-    text = gpu.page(f"one\n{gpu.BEGIN}\nold\n{gpu.END}\ntwo\n", found)
-    assert text.startswith(f"one\n{gpu.BEGIN}\n| part ") and text.endswith(f"a GPU, 2026-01-01.\n{gpu.END}\ntwo\n")
-    lines = [
-        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text.splitlines() if line[:1] == "|"
-    ]
-    assert lines[2][:3] == ["exactness", "a\\|b", "out of memory"] and "old" not in text  # in the order of the parts
-    assert lines[3] == ["train", "b", "", "48.2", "20.00 (reserved 21.50)", "19.00", "-5.0", "", "no"]
-    with pytest.raises(ValueError, match="table: begin"):
-        gpu.page("no markers", found)
-
-
 def test_flops_of_a_token_by_hand():
     shape = shapes.config("gpt-oss-20b")
     lora = {"r": 2, "target_modules": ["q_proj"], "target_parameters": ["mlp.experts.down_proj"]}
@@ -198,8 +134,3 @@ def test_a_value_that_differs_is_counted_and_not_reached(monkeypatch):
     jobs = dict(gpu_qat.exactness(SimpleNamespace(device="cpu"), []))
     found = {type: next(jobs[type]()) for type in ("q4_k", "q8_0")}
     assert found["q4_k"]["differing"] and found["q4_k"]["reached"] is False and found["q8_0"]["reached"]
-
-
-def test_a_cycle_of_steps_weighs_searching_and_reusing_ones():
-    assert gpu_qat.cycle([9, 1, 1, 1, 5, 1, 1, 1, 7], 4) == {"search_s": 6, "reuse_s": 1, "mean_s": 2.25}
-    assert gpu_qat.cycle([9, 1, 2, 3], 1) == {"search_s": 2, "reuse_s": 2, "mean_s": 2}

@@ -16,12 +16,10 @@ from types import SimpleNamespace
 import families
 import pandas
 import pytest
-import torch
 from huggingface_hub import get_token
 from pipeline import make
 from safetensors.torch import load_file
 from smallhub import Hub
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from lib.pipeline import hub, recipe
 from lib.pipeline.files import ROOT, sha256_file
@@ -88,17 +86,10 @@ def load(server, home, *cases):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(small_base, tmp_path_factory):
     """A model and a data set in folders, and what loading each must give."""
-    base, rows = tmp_path_factory.mktemp("base"), tmp_path_factory.mktemp("rows")
+    base, rows = small_base, tmp_path_factory.mktemp("rows")
     tokenizer = families.qwen3()
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, tie_word_embeddings=True,
-    )  # fmt: skip
-    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(base)
-    tokenizer.save_pretrained(base)
     weights = load_file(base / "model.safetensors")
     sums = {name: hashlib.sha256(t.float().numpy().tobytes()).hexdigest() for name, t in weights.items()}
     draw = random.Random(0)

@@ -158,7 +158,9 @@ def test_four_bit_weights_by_hand():
     assert held["adapter"] == 4 * 8 * 36 * (4096 + 4096 + 4096 + 1024)  # chapter 3 trains it in float32
 
 
-def test_keys_and_values_by_hand():
+def test_keys_and_values_and_the_rows_of_a_sliced_source_by_hand():
+    whole = recipe.load("llama31_8b_t4", {"data.eval_fraction": 0.0}).sections()
+    assert budget.rows(whole, ASSUMED) == 500  # train[:500]
     assert memory.token_cache(shapes.config("Qwen3-8B"), torch.bfloat16) == 2 * 36 * 8 * 128 * 2
     assert memory.token_cache(shapes.config("DialoGPT-medium"), torch.float32) == 2 * 24 * 1024 * 4
 
@@ -245,9 +247,3 @@ def test_dtype_auto_follows_the_gpu():
     assert [model["dtype"] for model in found] == ["bfloat16", "float16"]
     assert [model["quantization"]["bnb_4bit_compute_dtype"] for model in found] == ["bfloat16", "float16"]
     assert sections["model"]["dtype"] == "auto"
-
-
-def test_a_slice_of_a_source_is_planned_as_one():
-    assumed = budget.load()
-    whole = recipe.load("llama31_8b_t4", {"data.eval_fraction": 0.0}).sections()
-    assert budget.rows(whole, assumed) == 500

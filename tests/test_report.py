@@ -110,6 +110,9 @@ def test_summary_of_a_run_with_a_failed_stage(repository):
     assert re.findall("<td[^>]*>(.*?)</td>", row)[1:] == ["01_dataset accuracy", "<b>84.2 %</b>", "79.0-88.3", "240"]
     assert "<b>1.235 nats</b>" in page and "loss | held out" in page
     assert "1 min 01 s" in page and "2 min 02 s" in page and "train 50 s" in page
+    failed = (repository / "outputs" / "tiny" / "report" / "03_sft.html").read_text()
+    assert "This stage failed: ValueError: no tokens carry loss." in failed and "max_steps" in failed
+    assert "An Exception was encountered" in failed and "output_error" in failed
     assert "A CPU, 2 cores, 23.5 GiB memory, no GPU" in page and "commit 0123456789" in page and "torch 2.13.0" in page
     assert "learning_rate: 0.002" in page and "01_dataset/rows.jsonl" in page
 
@@ -117,12 +120,7 @@ def test_summary_of_a_run_with_a_failed_stage(repository):
 def test_pages_are_self_contained_and_linked(repository):
     build(repository)
     folder = repository / "outputs" / "tiny" / "report"
-    assert sorted(p.name for p in folder.glob("*.html")) == [
-        "01_dataset.html",
-        "02_baseline.html",
-        "03_sft.html",
-        "index.html",
-    ]
+    assert {path.stem for path in folder.glob("*.html")} == {*STAGES, "index"}
     for path in folder.glob("*.html"):
         page = path.read_text()
         assert not re.search(r'(src|rel="stylesheet" href|@import|url\()\s*=?\s*"?(https?:)?//', page), path.name
@@ -144,13 +142,6 @@ def test_a_chapter_has_prose_foldable_code_and_outputs(repository):
     assert page.count("overrides") == 1  # the injected cell repeats the parameters and is left out
     assert 'alt="Accuracy of two models"' in page
     assert "02_baseline of run tiny, 1 min 01 s on A CPU" in page
-
-
-def test_a_failed_chapter_shows_its_error_and_its_overrides(repository):
-    page = (build(repository).parent / "03_sft.html").read_text()
-    assert "This stage failed: ValueError: no tokens carry loss." in page
-    assert "An Exception was encountered" in page and "output_error" in page
-    assert "max_steps" in page
 
 
 def test_nothing_that_a_file_says_becomes_markup(repository):
@@ -205,15 +196,11 @@ def test_missing_and_interactive_stages(repository):
     page = build(repository).read_text()
     assert "03_sft is missing: not run yet. To mend: make 03_sft" in page
     assert not (repository / "outputs/tiny/report/02_baseline.html").exists() and "02_baseline accuracy" in page
+    path.write_text(json.dumps(record("02_baseline", error="out of memory")))
+    assert "02_baseline failed: out of memory" in build(repository).read_text()
     shutil.rmtree(repository / "outputs" / "tiny")
     with pytest.raises(ValueError, match="no stage to report on: make all"):
         build(repository)
-
-
-def test_a_stage_json_with_an_error_is_a_failure(repository):
-    path = repository / "outputs" / "tiny" / "02_baseline" / "stage.json"
-    path.write_text(json.dumps(record("02_baseline", error="out of memory")))
-    assert "02_baseline failed: out of memory" in build(repository).read_text()
 
 
 def test_prose_reaches_the_report_without_a_run_and_nothing_is_written_twice(repository, capsys):
@@ -228,20 +215,15 @@ def test_prose_reaches_the_report_without_a_run_and_nothing_is_written_twice(rep
 
 
 def test_changed_code_keeps_the_executed_copy_and_says_so(repository):
+    edit(repository, "02_baseline", r"recipe = \"tiny\"", r"recipe = \"qwen3_8b\"")  # no change of code
+    edit(repository, "02_baseline", '"headline"', '"detail"')  # tags come from the source
+    index = build(repository)
+    assert "changed since" not in (index.parent / "02_baseline.html").read_text()
+    assert index.read_text().count("<figure>") == 1
     edit(repository, "02_baseline", "printed by", "said by")
     edit(repository, "02_baseline", "Predict first.", "Predict before you look.")
     page = (build(repository).parent / "02_baseline.html").read_text()
     assert "code has changed since this run" in page and "printed by" in page and "Predict first." in page
-
-
-def test_another_value_in_the_parameters_cell_is_no_change_of_code(repository):
-    edit(repository, "02_baseline", r"recipe = \"tiny\"", r"recipe = \"qwen3_8b\"")
-    assert "changed since" not in (build(repository).parent / "02_baseline.html").read_text()
-
-
-def test_tags_come_from_the_source(repository):
-    edit(repository, "02_baseline", '"headline"', '"detail"')
-    assert build(repository).read_text().count("<figure>") == 1
 
 
 def test_publish_needs_a_finished_run(repository):
