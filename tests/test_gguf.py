@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+from types import SimpleNamespace
 
 import families
 import gguf as package
@@ -90,12 +91,9 @@ def test_names_of_a_peft_model_are_those_of_its_merge(twin):
 
 
 def test_unknown_architecture_is_refused():
-    class Model:
-        class config:
-            model_type = "abacus"
-
+    model = SimpleNamespace(config=SimpleNamespace(model_type="abacus"))
     with pytest.raises(ValueError, match="'abacus' has no GGUF architecture"):
-        layout.of(Model())
+        layout.of(model)
 
 
 @pytest.mark.parametrize("kind", ["q4_0", "q8_0"])
