@@ -8,19 +8,18 @@ import math
 
 import pytest
 import torch
+from tiny_qwen import NF4, over_base
 
 from lib.evaluation import probability
 from lib.model import loading
-from lib.pipeline import machine, recipe
+from lib.pipeline import machine
 
-NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 IDS = list(range(5, 45))
 ROWS = [(IDS, [-100] * 10 + IDS[10:]), (IDS[::-1], [-100] * 30 + IDS[::-1][30:])]
 
 
-def over(small_base, **model):
-    fields = {"base": str(small_base), "twin": None, "dtype": "bfloat16", "quantization": NF4, **model}
-    return recipe.load("tiny", {"model": fields, "qat": None, "judge.candidates": ["base", "sft"]})
+def over(base, **model):
+    return over_base(base, **{"dtype": "bfloat16", "quantization": NF4} | model)
 
 
 def found(*shares, targets, seconds=1.0, mib=1.0):

@@ -8,15 +8,16 @@ import subprocess
 import sys
 import time
 import urllib.error
+from types import SimpleNamespace
 
+import families
 import gguf as package
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_qwen import tiny_config
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+from tiny_qwen import TEMPLATE, tiny_config
+from transformers import Qwen3ForCausalLM
 
 from lib.export import gguf, serve
 from lib.model import gguf_convert
@@ -24,27 +25,12 @@ from lib.pipeline import programs
 from lib.qat import layout, rounding
 
 CORPUS = [f"A patient aged {n} with fever, chest pain and {n % 7} days of cough isn't well." for n in range(200)]
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def build_tokenizer(expression):
-    """A byte-level BPE of 600 tokens with the given pre-tokenizer expression."""
-    tokenizer = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(expression), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
-    tokenizer.decoder = decoders.ByteLevel()
+    """A byte-level BPE with the given pre-tokenizer expression."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=TEMPLATE
-    )
+    return families.byte_level(expression, TEMPLATE, special, eos_token=special[2], pad_token=special[0])
 
 
 def save_twin(folder, expression):
@@ -105,12 +91,9 @@ def test_names_of_a_peft_model_are_those_of_its_merge(twin):
 
 
 def test_unknown_architecture_is_refused():
-    class Model:
-        class config:
-            model_type = "abacus"
-
+    model = SimpleNamespace(config=SimpleNamespace(model_type="abacus"))
     with pytest.raises(ValueError, match="'abacus' has no GGUF architecture"):
-        layout.of(Model())
+        layout.of(model)
 
 
 @pytest.mark.parametrize("kind", ["q4_0", "q8_0"])

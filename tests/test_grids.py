@@ -176,14 +176,13 @@ def test_rows_that_do_not_divide_fall_back_as_in_llama_cpp(wanted, cols, stored)
     assert grids.fallback(wanted, cols) == stored
 
 
-def test_a_row_that_does_not_divide_is_refused_with_the_type_to_use():
-    with pytest.raises(ValueError, match="2880 .* q4_k blocks of 256.*as q5_0"):
-        grids.fake_quantize(torch.zeros(2, 2880), "q4_k")
-
-
-def test_unknown_type():
-    with pytest.raises(ValueError, match="'int4'.*q4_0"):
-        grids.fake_quantize(torch.zeros(2, 32), "int4")
+@pytest.mark.parametrize(
+    ("cols", "type", "said"),
+    [(2880, "q4_k", "2880 .* q4_k blocks of 256.*as q5_0"), (32, "int4", "'int4'.*q4_0")],
+)
+def test_what_has_no_grid_is_refused_with_the_types_to_use(cols, type, said):
+    with pytest.raises(ValueError, match=said):
+        grids.fake_quantize(torch.zeros(2, cols), type)
 
 
 def test_straight_through_rounds_forward_and_passes_the_gradient():

@@ -2,6 +2,7 @@
 
 import families
 import pytest
+import tiny_qwen
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -9,9 +10,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from lib.evaluation import probability
 from lib.model import saving
 
-NF4 = BitsAndBytesConfig(
-    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
-)
+NF4 = BitsAndBytesConfig(**tiny_qwen.NF4, bnb_4bit_compute_dtype=torch.float32)
 ROWS = [(list(range(5, 45)), list(range(5, 45))), (list(range(9, 60)), [-100] * 20 + list(range(29, 60)))]
 
 

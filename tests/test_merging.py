@@ -7,6 +7,7 @@ import families
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from tiny_qwen import NF4
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
@@ -104,9 +105,7 @@ def test_the_files_are_those_of_a_merge_in_one_piece(case, tokenizer, tmp_path):
 @pytest.mark.parametrize("case", ["linear", "tied embedding"])
 def test_a_base_in_four_bits_merges_into_its_dequantized_weights(case, dtype, tokenizer, tmp_path):
     lora = bases(case, tokenizer, tmp_path / "base")
-    nf4 = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
+    nf4 = BitsAndBytesConfig(**NF4, bnb_4bit_compute_dtype=dtype)
     expected = whole(adapted(tmp_path / "base", copy.deepcopy(lora), dtype, nf4), tokenizer, tmp_path)
     saving.merge(adapted(tmp_path / "base", lora, dtype, nf4), tokenizer, tmp_path / "merged")
     assert same_files(expected, tmp_path / "merged") == []

@@ -13,21 +13,16 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny_qwen import NF4
+from tiny_qwen import over_base as over
 from transformers import Qwen3ForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from lib.chat import encoding
 from lib.model import adapter, loading, saving, unsloth
-from lib.pipeline import recipe
 
-NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 ROW = torch.arange(5, 45).unsqueeze(0)
 RECORDS = [{"instruction": "Which test?", "reasoning": "Step one.", "output": "Two."}] * 2
-
-
-def over(small_base, **model):
-    fields = {"base": str(small_base), "twin": None, "dtype": "auto", **model}
-    return recipe.load("tiny", {"model": fields, "qat": None, "judge.candidates": ["base", "sft"]})
 
 
 @pytest.mark.parametrize(
@@ -144,15 +139,7 @@ def test_unsloth_gets_the_recipe_s_base_and_adapter(small_base, tmp_path, monkey
     monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=fast))
     monkeypatch.setattr(unsloth, "backend", lambda cfg: ("unsloth", "a test says so"))
     lora = {"r": 4, "lora_alpha": 8, "target_modules": ["v_proj", "q_proj"], "task_type": "CAUSAL_LM"}
-    cfg = recipe.load(
-        "tiny",
-        {
-            "model": {"base": str(small_base), "twin": None},
-            "lora": lora,
-            "qat": None,
-            "judge.candidates": ["base", "sft"],
-        },
-    )
+    cfg = over(small_base, {"lora": lora})
     model = adapter.trainable(cfg, LoraConfig(**cfg.lora))
     assert (asked["model_name"], asked["load_in_4bit"], asked["load_in_16bit"]) == (str(small_base), False, True)
     assert asked["use_exact_model_name"] and asked["targets"] == ["q_proj", "v_proj"]

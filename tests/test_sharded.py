@@ -71,16 +71,8 @@ def save_one(prepare, texts, folder):
 def test_an_adapter_in_parts_is_saved_whole(tmp_path):
     save_one(lambda model: model, list(TEXTS), tmp_path / "one")
     script = RANK.format(tests=os.path.dirname(__file__), folder=str(tmp_path / "two"))
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        *LAUNCH.split()[1:],
-        "--no-python",
-        sys.executable,
-        "-c",
-        script,
-    ]
+    launcher = [sys.executable, "-m", "torch.distributed.run", *LAUNCH.split()[1:], "--no-python"]
+    command = [*launcher, sys.executable, "-c", script]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr

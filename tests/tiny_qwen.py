@@ -7,6 +7,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from trl import SFTConfig, SFTTrainer
 
+from lib.pipeline import recipe
+
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -39,6 +43,12 @@ def tiny_config(**over):
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     shape |= {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True}
     return Qwen3Config(**shape | over)
+
+
+def over_base(folder, more=None, **model):
+    """The tiny recipe over a base in a folder. model: fields of its section; more: further overrides."""
+    fields = {"base": str(folder), "twin": None, "dtype": "auto", **model}
+    return recipe.load("tiny", {"model": fields, "qat": None, "judge.candidates": ["base", "sft"]} | (more or {}))
 
 
 def tiny_trainer(folder, lengths, lora=None, callbacks=(), **fields):

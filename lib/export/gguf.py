@@ -16,6 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from gguf import GGUFReader
+from gguf.quants import dequantize as to_float32
+from safetensors.torch import load_file, save_file
+
 from lib.export.serve import environment
 from lib.pipeline.files import ROOT
 from lib.pipeline.programs import toolchain
@@ -56,8 +60,6 @@ def _turned(adapter_dir, scratch):
     GPT-2 stores its weights input by output, and the converter turns them, the adapter's too; PEFT's, with
     fan_in_fan_out, is not stored so. Each pair is therefore turned beforehand: (BA)' = A'B'.
     """
-    from safetensors.torch import load_file, save_file
-
     config = json.loads((adapter_dir / "adapter_config.json").read_text(encoding="utf-8"))
     if not config.get("fan_in_fan_out"):
         return adapter_dir
@@ -106,19 +108,17 @@ def planned(model_dir, type, outtype, folder):
 
 def tensor_types(file):
     """The types that a GGUF file holds: {tensor name: ggml type in lower case}."""
-    return {tensor.name: tensor.tensor_type.name.lower() for tensor in _reader(file).tensors}
+    return {tensor.name: tensor.tensor_type.name.lower() for tensor in GGUFReader(file).tensors}
 
 
 def imatrix(file):
     """Whether an importance matrix was used to quantize a file, as its header says."""
-    return any(key.startswith("quantize.imatrix") for key in _reader(file).fields)
+    return any(key.startswith("quantize.imatrix") for key in GGUFReader(file).fields)
 
 
 def dequantize(file):
     """Yield (tensor name, float32 array of shape (rows, cols)) exactly as llama.cpp reads the file's numbers."""
-    from gguf.quants import dequantize as to_float32
-
-    for tensor in _reader(file).tensors:
+    for tensor in GGUFReader(file).tensors:
         shape = tuple(int(size) for size in reversed(tensor.shape))  # GGUF lists the fastest dimension first
         yield tensor.name, to_float32(tensor.data, tensor.tensor_type).astype("float32", copy=False).reshape(shape)
 
@@ -147,28 +147,17 @@ def perplexity(file, text_path, ctx=256, threads=1, save=None, against=None):
         needs = f"it needs {2 * ctx} tokens or more{', 100 of them in second halves' if against else ''}"
         raise ValueError(f"no perplexity for {file} on {text_path}, {needs}:\n{_last(text)}")
     ppl, stderr = (float(found) for found in final.groups() if found)
-    seconds = time.monotonic() - start
+    found = {"ppl": ppl, "stderr": stderr, "ctx": ctx, "seconds": time.monotonic() - start}
     if not against:
-        chunks = int(re.search(r"over (\d+) chunks", text).group(1))
-        return {"ppl": ppl, "stderr": stderr, "chunks": chunks, "ctx": ctx, "seconds": seconds}
-    chunks = int(re.findall(r"^ *(\d+) +\S+ ±", text, re.MULTILINE)[-1])
-    kld, kld_stderr = re.search(r"Mean +KLD: +(\S+) ± +(\S+)", text).groups()
-    top, top_stderr = re.search(r"Same top p: +(\S+) ± +(\S+) %", text).groups()
-    return {
-        "ppl": ppl, "stderr": stderr, "kld": float(kld), "kld_stderr": float(kld_stderr),
-        "same_top": float(top) / 100, "same_top_stderr": float(top_stderr) / 100,
-        "chunks": chunks, "ctx": ctx, "seconds": seconds,
-    }  # fmt: skip
+        return found | {"chunks": int(re.search(r"over (\d+) chunks", text)[1])}
+    kld, kld_stderr = map(float, re.search(r"Mean +KLD: +(\S+) ± +(\S+)", text).groups())
+    top, top_stderr = map(float, re.search(r"Same top p: +(\S+) ± +(\S+) %", text).groups())
+    found |= {"kld": kld, "kld_stderr": kld_stderr, "same_top": top / 100, "same_top_stderr": top_stderr / 100}
+    return found | {"chunks": int(re.findall(r"^ *(\d+) +\S+ ±", text, re.MULTILINE)[-1])}
 
 
 def _vocab_size(file):
-    return next(int(t.shape[1]) for t in _reader(file).tensors if t.name == "token_embd.weight")
-
-
-def _reader(file):
-    from gguf import GGUFReader
-
-    return GGUFReader(file)
+    return next(int(t.shape[1]) for t in GGUFReader(file).tensors if t.name == "token_embd.weight")
 
 
 def _run(args, what):

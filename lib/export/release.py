@@ -69,9 +69,7 @@ def parity(conversations, tokenizer, to_text, to_tokens, date=None):
 def _same(ours, theirs, where):
     if ours == theirs:
         return
-    at = next(
-        (i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), min(len(ours), len(theirs))
-    )
+    at = next(i for i, (one, other) in enumerate(zip_longest(ours, theirs)) if one != other)
     raise ValueError(
         f"{where}: the server sees something else than the trainer from position {at} on: "
         f"trained {ours[max(0, at - 20) : at + 20]!r}, served {theirs[max(0, at - 20) : at + 20]!r}"

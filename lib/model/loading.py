@@ -185,15 +185,15 @@ def adapted(model, folder, trainable=False):
 def write_base(cfg, tokenizer, folder):
     """Save the untouched base in bfloat16, dequantized where it is loaded in 4 bits; returns the folder."""
     model = base(cfg)
-    return saving.write(model, tokenizer, folder, model)
+    return saving.save(model, tokenizer, folder, model)
 
 
 @ranks.led
 def write_nf4(cfg, tokenizer, folder):
     """Save the base as the 4-bit checkpoint that model.quantization describes; returns the folder.
 
-    It needs a quarter of the disk and of the download, and model.base may name it; loaded again, it computes what the
-    base in 4 bits computes, bit for bit. Raises ValueError where the recipe loads the base in 16 bits.
+    Loaded again, it computes what the base in 4 bits computes, bit for bit. Raises ValueError where the recipe loads
+    the base in 16 bits.
     """
     model = _quantized(cfg, _in_16_bits(cfg))
     if not getattr(model, "is_loaded_in_4bit", False):

@@ -48,29 +48,21 @@ def merge(peft_model, tokenizer, folder):
     inside its forward. A 4-bit base is dequantized, because the adapter was trained on the dequantized weights.
     peft_model: is consumed; its memory is free afterwards. Returns the folder.
     """
-    ranks.led(write)(peft_model.get_base_model(), tokenizer, folder, peft_model)
+    ranks.led(save)(peft_model.get_base_model(), tokenizer, folder, peft_model)
     for parameter in peft_model.parameters() if not ranks.leads() else ():
         parameter.data = parameter.data.new_empty(0)
     return folder
 
 
-def write(model, tokenizer, folder, whole):
-    """Save a model, plain or with its adapter (`whole`), as `save` would; it is consumed."""
-    _agree(model, tokenizer)
-    with whole_folder(folder) as partial:
-        merging.write(whole, partial)
-        save_tokenizer(tokenizer, partial)
-    return folder
-
-
-def save(model, tokenizer, folder):
+def save(model, tokenizer, folder, consumed=None):
     """Save a model and its tokenizer with one pad token and one vocabulary, whole or not at all; returns the folder.
 
+    consumed: the model with its adapter, or itself, to write merged in bfloat16 instead; its memory is free afterwards.
     Raises ValueError where the model lacks rows for the tokenizer's tokens.
     """
     _agree(model, tokenizer)
     with whole_folder(folder) as partial:
-        model.save_pretrained(partial)
+        merging.write(consumed, partial) if consumed is not None else model.save_pretrained(partial)
         save_tokenizer(tokenizer, partial)
     return folder
 

@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import gguf
+
 ARCHITECTURES = {"gpt_oss": "gpt-oss"}  # transformers' model_type where the GGUF architecture is spelt otherwise
 
 
@@ -40,8 +42,6 @@ def of(model):
 
     Raises ValueError for an architecture that GGUF does not know, and for a parameter that has no place in its file.
     """
-    import gguf
-
     config = model.config
     wanted = ARCHITECTURES.get(config.model_type, config.model_type)
     known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}

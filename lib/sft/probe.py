@@ -36,19 +36,16 @@ def probe(trainer):
     trained = [p for p in model.parameters() if p.requires_grad]
     kept = [p.detach().cpu().clone() for p in trained]
     mode, counted = model.training, copy.deepcopy({name: trainer.__dict__.get(name) for name in _COUNTERS})
-    checkpointing = args.gradient_checkpointing and not getattr(model, "is_gradient_checkpointing", False)
     with random_state():
         try:
             model.train()
-            if checkpointing:
+            if args.gradient_checkpointing:  # and stays so: train() asks for it again
                 model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
             seconds = _steps(trainer, trained, batch)
             peak = peak_bytes()
         finally:
-            if checkpointing:
-                model.gradient_checkpointing_disable()
             with torch.no_grad():
                 for p, before in zip(trained, kept, strict=True):
                     p.copy_(before)
