@@ -1,6 +1,5 @@
 import json
 import re
-import time
 
 import pytest
 from loopback import Endpoint, completion
@@ -130,14 +129,6 @@ def test_what_never_becomes_valid_is_dropped_for_all_counted_and_asked_again_nex
     assert coverage["invalid"] == {}
 
 
-def test_transport_faults_end_at_the_deadline(store):
-    with Endpoint(lambda body, n: (503, {"Retry-After": "600"}, "{}", 0)) as server:
-        start = time.monotonic()
-        rows, coverage = ask(server, store, panel.tasks(items(4)), timeout_s=2)
-    assert rows == [] and coverage["incomplete"] and list(coverage["invalid"]) == ["transport: InternalServerError"]
-    assert time.monotonic() - start < 25  # one wait as the server asks for takes 30 s
-
-
 def test_a_server_without_schema_or_temperature_is_asked_plainly(store):
     def reply(body, number):
         if "response_format" in body:
@@ -154,8 +145,9 @@ def test_the_budget_is_a_cap_and_survives_the_process(store):
     with Endpoint(lambda body, n: (200, {}, completion(honest(body)), 0)) as server:
         one = judges.Judge("m", server.url, usd_per_mtok=(1000.0, 1000.0), slots=1)
         work = panel.tasks(items(10))
+        store.record_call("another judge", "valid", 0, 0, 5.0)
         # a call costs 12 tokens, 0.012 dollars; it is made while what is left covers its estimate
-        cap = max(panel.estimate(one, [task]) for task in work) + 0.030
+        cap = 5.0 + max(panel.estimate(one, [task]) for task in work) + 0.030
         _, coverage = panel.run(one, work, store, timeout_s=20, max_usd=cap)
         assert coverage["judged"] == coverage["calls"] == 3 and coverage["invalid"] == {"budget": 7}
         assert coverage["incomplete"] and coverage["usd"] == pytest.approx(0.036)
