@@ -17,7 +17,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny_qwen import TEMPLATE, tiny_config
-from transformers import Qwen3ForCausalLM
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from lib.export import gguf, serve
 from lib.model import gguf_convert
@@ -28,9 +29,19 @@ CORPUS = [f"A patient aged {n} with fever, chest pain and {n % 7} days of cough 
 
 
 def build_tokenizer(expression):
-    """A byte-level BPE with the given pre-tokenizer expression."""
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    return families.byte_level(expression, TEMPLATE, special, eos_token=special[2], pad_token=special[0])
+    """A byte-level BPE with the given pre-tokenizer expression; None for GPT-2's, which ByteLevel has built in."""
+    core, ends = Tokenizer(models.BPE()), ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=expression is None)
+    if expression:
+        split = pre_tokenizers.Split(Regex(expression), "isolated")
+        core.pre_tokenizer = pre_tokenizers.Sequence([split, core.pre_tokenizer])
+    core.decoder, alphabet = decoders.ByteLevel(), pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    core.train_from_iterator(families.TEXT, trainer)
+    core.add_special_tokens(ends)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=ends[2], pad_token=ends[0])
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
 
 
 def save_twin(folder, expression):
