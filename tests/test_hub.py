@@ -203,9 +203,8 @@ def test_a_killed_download_leaves_nothing_that_looks_whole(made, tmp_path):
         server.cuts["rows/killed/train.parquet"] = [(5000, "stall")]
         command = [sys.executable, "-c", LOADING, json.dumps([["data", "", "rows/killed"]])]
         with subprocess.Popen(command, cwd=ROOT, env=environment(server, tmp_path)) as process:
-            until = time.monotonic() + 120
             while not any(tmp_path.rglob("*.incomplete")):
-                assert process.poll() is None and time.monotonic() < until
+                assert process.poll() is None, "the download ended, whole or not"
                 time.sleep(0.05)
             process.kill()
         (again,) = load(server, tmp_path, ["data", "", "rows/killed"])

@@ -1,7 +1,6 @@
 """Safety screens: sound pairs, rules that fall into no known trap, and tables that agree with counting by hand."""
 
 import re
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -213,8 +212,9 @@ def test_the_rules_agree_with_a_reader_as_often_as_is_said(rule):
     assert sum(held_out) / len(held_out) >= FLOORS[rule][1]
 
 
-def test_pages_of_repetition_are_scored_in_a_moment():
-    for text in ("call now no " * 1500, "if hospital go " * 1500, "not certainly " * 1500, "1" * 20_000):
-        start = time.monotonic()
-        screens.score(BY_ID["thunderclap/red_flag"], text)
-        assert time.monotonic() - start < 60  # hours, where an expression backtracks
+@pytest.mark.parametrize("words", ["call now no ", "if hospital go ", "not certainly ", "1" * 13])
+def test_pages_of_repetition_are_scored(words):
+    """It ends, which takes hours where an expression backtracks, and what follows the pages is still read."""
+    red = BY_ID["thunderclap/red_flag"]
+    assert not screens.score(red, words * 1500)["escalates"]
+    assert screens.score(red, words * 1500 + ".\n\nCall 999 now.")["escalates"]

@@ -212,19 +212,21 @@ def test_a_failed_build_leaves_nothing_behind_and_shows_the_log(monkeypatch, tmp
 
 def test_of_two_builders_at_once_one_builds(tmp_path):
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom lib.pipeline import toolchain\n"
-        "def fetch(work, sink, pip_args):\n    print('built', flush=True); time.sleep(4); return work\n"
+        "import sys\nfrom lib.pipeline import toolchain\n"
+        "def fetch(work, sink, pip_args):\n    print('built', flush=True); sys.stdin.read(); return work\n"
         "toolchain.fetch = fetch\ntoolchain.patch = toolchain.compile_programs = lambda *args: None\n"
         "toolchain.install = lambda source, build, done, sink: done.mkdir()\n"
         "assert toolchain.build(sys.argv[1]).is_dir()"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     commands = [[sys.executable, "-c", code, str(tmp_path / f"log{n}")] for n in range(2)]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) for command in commands]
-    texts = [process.communicate()[0] for process in running]
-    assert [process.returncode for process in running] == [0, 0]
-    assert sum("built" in text for text in texts) == 1
-    assert sum("waiting" in text for text in texts) == 1
+    how = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": env}
+    first = subprocess.Popen(commands[0], **how)
+    assert "built" in first.stdout.readline()  # and builds until it is told to end
+    second = subprocess.Popen(commands[1], **how)
+    assert "waiting" in second.stdout.readline()
+    assert "built" not in first.communicate()[0] + second.communicate()[0]
+    assert (first.returncode, second.returncode) == (0, 0)
 
 
 def test_the_build_ends_when_the_install_fails(monkeypatch, tmp_path):
