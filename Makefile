@@ -3,6 +3,7 @@
 RECIPE ?= tiny
 PYTHON3 ?= python3
 PYTHON := .venv/bin/python
+TESTS := $(PYTHON) -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
 STAGES := 01_dataset 02_baseline 03_sft 04_qat 05_export 06_judge
 LAUNCHED := 02_baseline 03_sft 04_qat
 # What is given to Make reaches Python through the environment, as it was typed: no shell and no $ in it is expanded.
@@ -65,10 +66,10 @@ publish: all  ## refresh outputs/published/ and the results in the README
 	@$(PYTHON) -m lib.report publish
 
 test: setup lint  ## every test, no network beyond the package index, no GPU
-	$(PYTHON) -m pytest -q -m "not slow" --durations=10
+	$(TESTS) -m "not slow" --durations=10
 
 soak: setup  ## the long tests too: many kills, a rehearsal of every recipe
-	$(PYTHON) -m pytest -q
+	$(TESTS)
 
 bench-data: setup  ## the data pipeline on 400,000 generated rows: seconds, memory, and side by side with plain loops
 	$(PYTHON) -m benchmarks.data

@@ -23,6 +23,14 @@ for name in (
     os.environ.pop(name, None)  # make exports what it was given
 
 
+def pytest_collection_modifyitems(items):
+    """With `pytest -n 2`: the users of the finished run stay together and begin first, other files stay whole."""
+    for item in items:
+        shares = {"run", "pair"} & set(item.fixturenames)
+        item.add_marker(pytest.mark.xdist_group("run" if shares else item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("run",))
+
+
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
     """outputs/ with one finished run of all stages."""

@@ -101,6 +101,7 @@ def test_what_was_trained_is_what_is_served(run):
     assert {"Modelfile", "README.md", "sft-q4_k_m.gguf", "qat-q4_0.gguf"} <= set(names)
 
 
+@pytest.mark.slow  # test_architectures.py compares trained weights with the file's, for both kinds of grid
 @pytest.mark.parametrize(
     "changed, compared",
     [("qat.scheme=int4_weight_only qat.distill=true", 0), ("qat.scheme=q4_k_m", 35)],

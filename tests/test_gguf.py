@@ -140,6 +140,25 @@ def test_unknown_type_is_refused_and_leaves_no_file(bf16, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_killed_quantization_leaves_no_file_of_its_name_and_then_the_same_file(bf16, tmp_path):
+    half, out = tmp_path / "half-way", tmp_path / "made" / "out.gguf"
+    half.write_text('#!/bin/sh\nhead -c 1000 "$1" > "$2"; while kill -0 $PPID; do sleep 0.1; done\n')
+    half.chmod(0o755)
+    out.parent.mkdir()
+    code = (
+        "import sys, types\nfrom lib.export import gguf\n"
+        "gguf.toolchain = lambda: types.SimpleNamespace(quantize=sys.argv[1])\ngguf.quantize(*sys.argv[2:], 'q4_0')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(half), str(bf16), str(out)])
+    while not any(path.stat().st_size for path in out.parent.iterdir()):
+        assert process.poll() is None, "it ended before it wrote"
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not out.exists() and gguf.quantize(bf16, out, "q4_0").exists()
+    assert out.read_bytes() == gguf.quantize(bf16, tmp_path / "undisturbed.gguf", "q4_0").read_bytes()
+
+
 def test_perplexity_agrees_with_the_same_sum_in_torch(twin, bf16, text):
     _, model, tokenizer = twin
     ctx = 128

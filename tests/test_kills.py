@@ -17,6 +17,7 @@ STEP = "transformers.Trainer.training_step"
 AIMS = {  # what the kernel runs before its first cell: (where, at which call, what then, and on which rank)
     "step": (STEP, 2 * 2, "kill"),  # half of step 2, after its first backward pass
     "save": ("transformers.Trainer._save_optimizer_and_scheduler", 1, "kill"),  # the adapter is written, no more
+    "second save": ("transformers.Trainer._save_optimizer_and_scheduler", 2, "kill"),
     "stop": (STEP, 2, "stop"),  # inside the first step of this attempt
     "merge": ("lib.model.merging._write_configs", 1, "kill"),
     "quantize": ("lib.export.gguf.quantize", 2, "start and kill"),  # the second file is half written
@@ -77,10 +78,11 @@ def steps(stage):
 @pytest.mark.parametrize(
     ("aims", "resumed"),
     [
-        ((("save", []), ("stop", [1]), ("merge", [4, 6])), 6),
+        ((("second save", [2]),), 2),
+        pytest.param((("save", []), ("stop", [1]), ("merge", [4, 6])), 6, marks=pytest.mark.slow),
         pytest.param((("full", []), ("stop", [1]), ("step", [1, 2])), 2, marks=pytest.mark.slow),
     ],
-    ids=["save, stop, merge", "full, stop, step"],
+    ids=["second save", "save, stop, merge", "full, stop, step"],
 )
 def test_a_training_that_is_disturbed_in_every_way_ends_in_the_same_adapter_and_metrics(run, tmp_path, aims, resumed):
     copy, undisturbed = tmp_path / "outputs", record(run, "03_sft")
@@ -109,6 +111,7 @@ def test_a_training_that_is_disturbed_in_every_way_ends_in_the_same_adapter_and_
     assert adapter == undisturbed["metrics"]["adapter_sha256"]
 
 
+@pytest.mark.slow  # test_gguf.py kills a quantization by itself, test_execute.py any stage
 def test_a_kill_while_a_file_is_quantized_leaves_no_stage_and_then_the_same_files(run, tmp_path):
     copy = tmp_path / "outputs"
     for name in ("01_dataset", "02_baseline", "03_sft", "04_qat"):

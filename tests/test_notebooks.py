@@ -5,9 +5,13 @@ import importlib
 import json
 import re
 
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from lib.pipeline import notebook, recipe
 from lib.pipeline.files import ROOT
+from lib.report import chapters
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 COLAB = "colab"  # tag of the one cell that clones and installs, and does nothing elsewhere
@@ -111,3 +115,23 @@ def test_every_name_of_lib_that_a_chapter_uses_exists(path):
     missing = [f"{name}.{attribute}" for name, attribute in sorted(used)
                if not hasattr(importlib.import_module(name), attribute)]  # fmt: skip
     assert missing == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "shown"),
+    [({}, ["always", "of qat", "x"]), ({"qat": None, "judge.candidates": ["base", "sft"]}, ["always", "x"])],
+)
+def test_prose_about_a_section_that_the_recipe_leaves_out_is_in_no_copy(tmp_path, changed, shown):
+    optional = new_markdown_cell("of qat", metadata={"tags": ["needs qat"]})
+    source, path = new_notebook(cells=[new_markdown_cell("always"), optional, new_code_cell("x")]), tmp_path / "a.ipynb"
+    nbformat.write(source, path)
+    notebook._leave_out(path, recipe.load("tiny", changed))
+    executed = nbformat.read(path, as_version=4)
+    assert [cell.source for cell in executed.cells] == shown
+    merged, same = chapters.merge(source, executed)
+    assert same and [cell.source for cell in merged.cells] == shown
+
+
+def test_prose_that_may_be_left_out_names_a_section():
+    tags = {tag for path in NOTEBOOKS for cell in load(path)["cells"] for tag in cell["metadata"].get("tags", [])}
+    assert {tag for tag in tags if tag.startswith("needs ")} <= {f"needs {name}" for name in recipe.SECTIONS}

@@ -15,7 +15,8 @@ from lib.plan import rehearsal
 NEITHER = ("prices", "tiny", "my_model")  # the last needs a file of the reader's
 NAMES = sorted(path.stem for path in (ROOT / "params").glob("*.yaml") if path.stem not in NEITHER)
 STAGES = ["01_dataset", "02_baseline", "03_sft", "04_qat", "05_export", "06_judge"]
-QUICKEST = "llama32_1b_reasonmed"  # of the seven, measured; the others are for make soak
+QUICKEST = "llama32_1b_reasonmed"  # of the seven, measured
+SHORT = "model.twin.steps=20 sft.max_steps=3 data.test_questions=4 chat.max_new_tokens=8"
 QUIRKS = {  # what a path through the code depends on, by the published configurations
     "gpt_oss_20b": ("gptoss", {"hidden_size": 192, "intermediate_size": 192, "num_key_value_heads": 1, "head_dim": 64,
                                "num_local_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": False}),
@@ -74,15 +75,30 @@ def test_every_difference_is_printed_with_what_it_cannot_show(capsys):
     assert rehearsal.main(["--recipe", "nothing"]) == 1
 
 
-@pytest.mark.parametrize("name", [QUICKEST, *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n != QUICKEST)])
-def test_all_six_stages_of_a_rehearsal(name, tmp_path):
-    for stage in STAGES:
-        command = [sys.executable, "-m", "lib.execute", stage, "--recipe", rehearsal.name(name)]
-        env = os.environ | {"OUTPUTS": str(tmp_path)}
+def rehearsed(name, outputs, stages, settings=""):
+    """The folder of a rehearsal's run and the records of its stages, {stage: stage.json}."""
+    for stage in stages:
+        command = [sys.executable, "-m", "lib.execute", stage, "--recipe", rehearsal.name(name), "--set", settings]
+        env = os.environ | {"OUTPUTS": str(outputs)}
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
         assert done.returncode == 0, f"{stage}:\n{done.stdout}\n{done.stderr}"
-    run = tmp_path / rehearsal.name(name)
-    records = {stage: json.loads((run / stage / "stage.json").read_text()) for stage in STAGES}
+    run = outputs / recipe.load(rehearsal.name(name), recipe.parse_set(settings)).run_name
+    return run, {stage: json.loads((run / stage / "stage.json").read_text()) for stage in stages}
+
+
+def test_a_rehearsal_trains_the_twin_of_its_base(tmp_path):
+    run, records = rehearsed(QUICKEST, tmp_path, ("01_dataset", "03_sft"), SHORT)
+    shares = records["03_sft"]["metrics"]["audit"]["shares"]
+    assert [shares[part] for part in ("prompt", "answer", "end")] == [0, 1, 1]
+    made = json.loads((run / "03_sft" / "merged" / "config.json").read_text())
+    assert made["model_type"] == "llama" and made["hidden_size"] == QUIRKS[QUICKEST][1]["hidden_size"]
+    assert "cannot show" in (run / "03_sft" / "03_sft.ipynb").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_all_six_stages_of_a_rehearsal(name, tmp_path):
+    run, records = rehearsed(name, tmp_path, STAGES)
     sft, export = (records[stage]["metrics"] for stage in ("03_sft", "05_export"))
     assert sft["loss"]["last"] < 0.8 * sft["loss"]["first"]
     assert [sft["audit"]["shares"][part] for part in ("prompt", "answer", "end")] == [0, 1, 1]
@@ -94,4 +110,3 @@ def test_all_six_stages_of_a_rehearsal(name, tmp_path):
         assert len(served) == cfg.data["test_questions"]
         said = [answer for answer in served if answer["text"] and answer["finish"] in ("stop", "length")]
         assert len(said) > len(served) / 4, kind  # control tokens alone, which a server shows nobody, are no text
-    assert "cannot show" in (run / "03_sft" / "03_sft.ipynb").read_text()

@@ -54,6 +54,7 @@ def execute(stage, cfg, folder):
     if own:
         run.pending(folder).unlink()
         return 0
+    _leave_out(executed, cfg)
     _promote(folder, executed)
     print(f"{stage:12} done in {time.time() - started:.0f} s", flush=True)
     return 0
@@ -74,6 +75,16 @@ def _papermill(stage, cfg, executed, engine):
         start_timeout=600,  # seconds: several kernels at once, on a busy machine or a network disk
         extra_arguments=["--log-level=ERROR"],  # a local kernel's advice on transport encryption
     )
+
+
+def _leave_out(executed, cfg):
+    """Take the prose about a section of the recipe that is null, tagged "needs qat" for example, out of a notebook."""
+    import nbformat
+
+    notebook = nbformat.read(executed, as_version=4)
+    missing = {f"needs {name}" for name, values in cfg.sections().items() if values is None}
+    notebook.cells = [cell for cell in notebook.cells if not missing & set(cell.metadata.get("tags", []))]
+    nbformat.write(notebook, executed)
 
 
 def _promote(folder, executed):

@@ -38,7 +38,9 @@ def merge(source, executed):
     written = [c for c in source.cells if c.cell_type == "code"]
     if [_code(c) for c in own] != [_code(c) for c in written]:
         return _cleaned(executed), False
-    prose, cells, marks = list(source.cells), [], []
+    kept = {c.get("id") for c in executed.cells}  # without what lib.execute took out, as the recipe has no such section
+    prose = [c for c in source.cells if c.get("id") in kept or not any(tag.startswith("needs ") for tag in tags(c))]
+    cells, marks = [], []
     for cell in executed.cells:
         if tags(cell) & ERROR_TAGS:
             (marks if cells else prose).insert(0, cell)  # above the cell that failed, or above everything
