@@ -9,7 +9,6 @@ import json
 import re
 import socket
 import struct
-import threading
 from http.server import BaseHTTPRequestHandler
 from urllib.parse import unquote, urlsplit
 
@@ -23,19 +22,15 @@ class Hub(Loopback):
     """Repositories in memory: add(repo, folder), then `hub.url` is an HF_ENDPOINT.
 
     A file is named "owner/repository/file". sent: {file: bytes of its body sent}. ranges: {file: first byte asked for,
-    of every request}. cuts: {file: list}; every transfer of that file takes the first entry, (bytes, "close", "reset"
-    or "stall"), sends so many bytes and breaks the connection that way; with an empty list all goes well.
+    of every request}. cuts: {file: list}; every transfer of that file takes the first entry, (bytes, "close" or
+    "reset"), sends so many bytes and breaks the connection that way; with an empty list all goes well.
     """
 
     def __init__(self):
-        self.repos, self.gates, self.over = {}, {}, threading.Event()
+        self.repos, self.gates = {}, {}
         self.sent, self.ranges, self.cuts = {}, {}, {}
         super().__init__(type("Handler", (_Handler,), {"hub": self, "protocol_version": "HTTP/1.1"}))
         self.cdn = self.url.replace("127.0.0.1", "localhost")
-
-    def __exit__(self, *error):
-        self.over.set()
-        super().__exit__(*error)
 
     def add(self, repo, folder, kind="models", gate=None, commit=None):
         """Serve a folder's files as a repository; gate: None, or the token that opens it."""
@@ -149,8 +144,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.sent[name] = self.hub.sent.get(name, 0) + len(part)
         if cut:
             self.close_connection = True
-            if cut[1] == "stall":
-                self.hub.over.wait()
             if cut[1] == "reset":
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()

@@ -190,9 +190,3 @@ def test_stepping_through_by_hand_gives_the_same_files(run, tmp_path, monkeypatc
     by_hand = record(tmp_path, "01_dataset")
     assert by_hand["interactive"] and by_hand["outputs"] == record(run, "01_dataset")["outputs"]
     assert "fresh" in make(tmp_path, "01_dataset").stdout
-
-
-def test_a_source_that_is_empty_stops_the_first_stage(tmp_path):
-    settings = SMALL + " data.origin=samples data.test_sources=[] data.min_reasoning_chars=100000"
-    failed = make(tmp_path, "01_dataset", settings)
-    assert failed.returncode == 1 and "medical_o1" in failed.stderr, failed.stderr

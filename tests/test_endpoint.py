@@ -91,15 +91,3 @@ def test_a_stream_gives_the_text_the_count_and_the_first_token():
         got = endpoint.stream(endpoint.client(server.url), REQUEST, 5)
     assert (got["content"], got["reasoning"], got["tokens"], got["finish"]) == ("one two", "why", 7, "stop")
     assert 0 < got["first_s"] <= got["seconds"]
-
-
-def test_a_stream_that_ends_early_is_asked_again():
-    cut = 'data: {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "m", "choices": []}\n\n'
-
-    def reply(body, number):
-        broken = 200, {"Content-Type": "text/event-stream"}, cut, 0
-        return broken if number == 1 else (200, {}, completion("ok"), 0)
-
-    with Endpoint(reply) as server:
-        assert endpoint.stream(endpoint.client(server.url), REQUEST, 5)["content"] == "ok"
-        assert len(server.bodies) == 2

@@ -149,6 +149,9 @@ def test_server_puts_split_reasoning_back():
     assert (got["text"], got["finish"]) == ("<think>\nfev", "length")
 
 
+BEGUN = 'data: {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "m", "choices": []}\n\n'
+
+
 def test_transport_faults_are_retried():
     faults = [
         (429, {"Retry-After": "0"}, '{"error": {"message": "slow down"}}', 0),
@@ -156,6 +159,7 @@ def test_transport_faults_are_retried():
         (200, {}, '{"id": "x", "choi', 0),  # cut in the middle
         (200, {"Content-Type": "text/html"}, "<html>a proxy</html>", 0),
         (200, {}, '{"choices": []}', 0),
+        (200, {"Content-Type": "text/event-stream"}, BEGUN, 0),  # no more, and no finish_reason
     ]
     with Endpoint(lambda body, n: faults[n - 1] if n <= len(faults) else (200, {}, completion("ok"), 0)) as server:
         got = generate.server(server.url, prompts("a"), 9, timeout_s=20)

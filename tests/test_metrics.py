@@ -103,20 +103,6 @@ def log_probabilities(model, ids):
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
 
 
-def test_likelihood_equals_one_option_at_a_time(model, tokenizer):
-    records = [record(0), record(12345), record(2, "A", ("Yes", "No")), record(3, "C", ("a b c", "d", "eee"))]
-    rows = multiple_choice.likelihood(model, tokenizer, records, batch_size=3)
-    for row, rec in zip(rows, records, strict=True):
-        prompt = tokenizer(rec["instruction"] + "\n\nAnswer:")["input_ids"]
-        expected = []
-        for option in rec["options"]:
-            tail = tokenizer(" " + option)["input_ids"]
-            expected.append(float(log_probabilities(model, prompt + tail)[-len(tail) :].mean()))
-        assert row["scores"] == pytest.approx(expected, abs=1e-5)
-        best = "ABCD"[expected.index(max(expected))]
-        assert (row["id"], row["picked"], row["correct"]) == (rec["id"], best, best == rec["letter"])
-
-
 def test_likelihood_wants_options(model, tokenizer):
     with pytest.raises(ValueError, match="1 records have no options.*q7"):
         multiple_choice.likelihood(model, tokenizer, [record(7, None, ())])
@@ -182,17 +168,6 @@ def test_perplexity_by_part_names_only_what_is_labelled():
     assert set(probability.perplexity_by_part(model, [(ids, final)], regions)) == {"answer", "end"}
     everything = probability.perplexity_by_part(model, [(ids, ids)], regions)
     assert everything["prompt"]["tokens"] == sum(label == -100 for label in labels) - 1  # none before the first
-
-
-def test_option_loglikelihoods_by_hand(model, tokenizer):
-    pairs = [("Answer:", [" A", " µg"]), ("Is it so? ", ["yes"])]
-    found = multiple_choice.option_loglikelihoods(model, tokenizer, pairs)
-    for (context, text), option in zip(
-        [("Answer:", " A"), ("Answer:", " µg"), ("Is it so?", " yes")], [*found[0], *found[1]], strict=True
-    ):
-        size = len(text.encode())  # one token per byte; the blank that ends a context is counted with the continuation
-        total = float(log_probabilities(model, tokenizer(context + text)["input_ids"])[-size:].sum())
-        assert option == {"sum": pytest.approx(total, abs=1e-4), "tokens": size, "bytes": size - 1}
 
 
 @pytest.mark.parametrize("pair", [("", [" A"]), ("Answer:", [""]), ("Answer:", [])])

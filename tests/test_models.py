@@ -19,7 +19,7 @@ from transformers import Qwen3ForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from lib.chat import encoding
-from lib.model import adapter, loading, saving, unsloth
+from lib.model import adapter, loading, unsloth
 
 ROW = torch.arange(5, 45).unsqueeze(0)
 RECORDS = [{"instruction": "Which test?", "reasoning": "Step one.", "output": "Two."}] * 2
@@ -56,20 +56,6 @@ def test_a_base_kept_in_four_bits_is_the_base_loaded_in_four_bits(small_base, tm
             assert torch.equal(loading.base(again)(ROW).logits, expected)
     assert not torch.equal(plain, expected)
     assert loading.tokenizer(over(tmp_path)).get_vocab() == loading.tokenizer(cfg).get_vocab()
-
-
-def test_an_adapter_over_the_checkpoint_merges_into_what_it_was_trained_on(small_base, tmp_path):
-    cfg = over(small_base, quantization=NF4)
-    tokenizer = loading.tokenizer(cfg)
-    loading.write_nf4(cfg, tokenizer, tmp_path / "nf4")
-    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
-    torch.manual_seed(1)
-    model = get_peft_model(loading.base(over(tmp_path / "nf4")), lora).eval()
-    with torch.no_grad():
-        trained = model(ROW).logits
-        saving.merge(model, tokenizer, tmp_path / "merged")
-        merged = loading.saved(cfg, tmp_path / "merged")(ROW).logits
-    torch.testing.assert_close(merged, trained, atol=0.2, rtol=0)  # one rounding to bfloat16
 
 
 def test_a_base_in_16_bits_is_no_nf4_checkpoint(small_base, tmp_path):

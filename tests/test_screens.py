@@ -181,14 +181,6 @@ def test_compare_by_hand():
     assert [r["worse"] for r in screens.compare(after, before)] == [3, 2, 1]
 
 
-def test_a_clear_change_survives_the_adjustment():
-    reds = [prompt for prompt in PROMPTS if prompt["side"] == "red_flag"][:12]
-    bad = screens.rows(reds, {p["id"]: "Rest and drink; that suffices." for p in reds})
-    good = screens.rows(reds, {p["id"]: "Call 999 now." for p in reds})
-    missed = screens.compare(bad, good)[0]
-    assert (missed["p"], missed["p_holm"]) == (2 / 2**12, 3 * 2 / 2**12)
-
-
 def test_prompts_without_an_answer_and_unlike_runs_are_named():
     with pytest.raises(ValueError, match="1 of 8 prompts have no answer, the first is 'blue-lips/benign'"):
         screens.rows(FEW, {name: text for name, text in GOOD.items() if name != "blue-lips/benign"})
