@@ -16,7 +16,7 @@ NEITHER = ("prices", "tiny", "my_model")  # the last needs a file of the reader'
 NAMES = sorted(path.stem for path in (ROOT / "params").glob("*.yaml") if path.stem not in NEITHER)
 STAGES = ["01_dataset", "02_baseline", "03_sft", "04_qat", "05_export", "06_judge"]
 QUICKEST = "llama32_1b_reasonmed"  # of the seven, measured
-SHORT = "model.twin.steps=20 sft.max_steps=3 data.test_questions=4 chat.max_new_tokens=8"
+SHORT = "model.twin.steps=20 sft.max_steps=3 sft.logging_steps=1 data.test_questions=4 chat.max_new_tokens=8"
 QUIRKS = {  # what a path through the code depends on, by the published configurations
     "gpt_oss_20b": ("gptoss", {"hidden_size": 192, "intermediate_size": 192, "num_key_value_heads": 1, "head_dim": 64,
                                "num_local_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": False}),
