@@ -5,8 +5,8 @@ import os
 import subprocess
 import sys
 
-from lib.pipeline import recipe
 from lib.pipeline.files import ROOT
+from lib.pipeline.recipe import load, parse_set
 
 STAGES = ["01_dataset", "02_baseline", "03_sft", "04_qat", "05_export", "06_judge"]
 SMALL = (
@@ -20,17 +20,17 @@ SHARED = SMALL.replace("accumulation_steps=2", "accumulation_steps=1")  # the sa
 LAUNCH = "torchrun --nproc_per_node 2"
 
 
-def make(outputs, stage, settings=SMALL, launch="", **options):
+def make(outputs, stage, settings=SMALL, launch="", recipe="tiny", **options):
     """Run one stage as the Makefile does; returns the completed process."""
     launcher = [sys.executable, "-m", "torch.distributed.run", *launch.split()[1:], "--no-python"] if launch else []
-    command = [*launcher, sys.executable, "-m", "lib.execute", stage, "--set", settings]
+    command = [*launcher, sys.executable, "-m", "lib.execute", stage, "--recipe", recipe, "--set", settings]
     environment = os.environ | {"OUTPUTS": str(outputs), "LAUNCH": launch} | options.pop("env", {})
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, **options)
 
 
-def folder(outputs, settings=SMALL):
-    return outputs / recipe.load("tiny", recipe.parse_set(settings)).run_name
+def folder(outputs, settings=SMALL, recipe="tiny"):
+    return outputs / load(recipe, parse_set(settings)).run_name
 
 
-def record(outputs, stage, settings=SMALL):
-    return json.loads((folder(outputs, settings) / stage / "stage.json").read_text())
+def record(outputs, stage, settings=SMALL, recipe="tiny"):
+    return json.loads((folder(outputs, settings, recipe) / stage / "stage.json").read_text())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_qwen import random_model
+from tiny_qwen import cpu_trainer, random_model
 
 from lib.chat import encoding, lossmask, turns
 from lib.dataset import ingest, readers, sources
@@ -298,18 +298,13 @@ def test_a_second_bos_is_found():
 @pytest.fixture(scope="module")
 def trainers_batches(qwen3, tmp_path_factory):
     """What SFTTrainer itself makes of four rows, packed and padded, with a real one-layer model."""
-    from trl import SFTConfig, SFTTrainer
-
     model = random_model(qwen3, 1)
     records = [RECORD | {"output": f"Number {n}.\n\nAnswer: B"} for n in range(4)]
     batches = {}
     for name, packing in (("packed", True), ("padded", False)):
-        args = SFTConfig(
-            output_dir=str(tmp_path_factory.mktemp(name)), packing=packing, max_length=512,
-            bf16=False, use_cpu=True, report_to="none", per_device_train_batch_size=4, dataloader_pin_memory=False,
-        )  # fmt: skip
-        data = encoding.rows(records, qwen3, "think")
-        trainer = SFTTrainer(model, args=args, train_dataset=data, processing_class=qwen3)
+        data, how = encoding.rows(records, qwen3, "think"), {"packing": packing, "max_length": 512}
+        folder = tmp_path_factory.mktemp(name)
+        trainer = cpu_trainer(model, qwen3, data, folder, per_device_train_batch_size=4, **how)
         batches[name] = next(iter(trainer.get_train_dataloader()))
     return records, batches
 

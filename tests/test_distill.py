@@ -5,10 +5,9 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from tiny_qwen import tiny_config
+from tiny_qwen import cpu_trainer, tiny_config
 from torch.nn.functional import cross_entropy
 from transformers import Qwen3ForCausalLM
-from trl import SFTConfig
 
 from lib.qat import int4, rounding
 from lib.qat.distill import DistillTrainer, SFTTrainer
@@ -30,13 +29,8 @@ def types_of(trained):
 
 
 def trainer(trained, folder, kind=SFTTrainer, **more):
-    fields = {"loss_type": "nll", "per_device_train_batch_size": 2, "max_steps": 2} | more.pop("fields", {})
-    config = SFTConfig(
-        output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", gradient_checkpointing=False, **fields
-    )
-    return kind(
-        model=trained, args=config, train_dataset=Dataset.from_list(ROWS), processing_class=families.qwen3(), **more
-    )
+    fields = {"loss_type": "nll", "max_steps": 2, "gradient_checkpointing": False, **more}
+    return cpu_trainer(trained, families.qwen3(), Dataset.from_list(ROWS), folder, kind, **fields)
 
 
 def batch_of(made):
@@ -58,7 +52,7 @@ def test_the_loss_of_training_is_that_of_the_file_and_not_with_trls_default(tmp_
     found = {}
     for kind in ("nll", "chunked_nll"):
         trained = model()
-        made = trainer(trained, tmp_path, fields={"loss_type": kind})
+        made = trainer(trained, tmp_path, loss_type=kind)
         rounding.prepare(trained, types_of(trained))
         batch = batch_of(made)
         found[kind] = made.compute_loss(trained, dict(batch)).item()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pipeline import STAGES, make
 
 from lib.model import twin
 from lib.pipeline import architectures, recipe
@@ -139,9 +140,9 @@ def finished(tmp_path_factory):
     if (ROOT / "outputs/tiny/06_judge/stage.json").exists():
         return ROOT / "outputs/tiny"
     outputs = tmp_path_factory.mktemp("outputs")
-    for path in NOTEBOOKS:
-        command = [sys.executable, "-m", "lib.execute", path.stem, "--recipe", "tiny"]
-        subprocess.run(command, cwd=ROOT, env=os.environ | {"OUTPUTS": str(outputs)}, check=True)
+    for stage in STAGES:
+        done = make(outputs, stage, "")
+        assert done.returncode == 0, done.stderr
     return outputs / "tiny"
 
 

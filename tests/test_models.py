@@ -13,10 +13,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_qwen import NF4
+from tiny_qwen import NF4, cpu_trainer
 from tiny_qwen import over_base as over
 from transformers import Qwen3ForCausalLM
-from trl import SFTConfig, SFTTrainer
 
 from lib.chat import encoding
 from lib.model import adapter, loading, unsloth
@@ -66,9 +65,8 @@ def test_a_base_in_16_bits_is_no_nf4_checkpoint(small_base, tmp_path):
 def test_what_trl_casts_over_four_bits_trains_in_float32(small_base, tmp_path):
     cfg = over(small_base, quantization=NF4)
     model = get_peft_model(loading.base(cfg), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
-    args = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, max_steps=1, report_to="none")
     tokenizer = loading.tokenizer(cfg)
-    trainer = SFTTrainer(model, args, None, encoding.rows(RECORDS, tokenizer, "think"), processing_class=tokenizer)
+    trainer = cpu_trainer(model, tokenizer, encoding.rows(RECORDS, tokenizer, "think"), tmp_path, max_steps=1)
     trainable = [p for p in model.parameters() if p.requires_grad]
     assert {p.dtype for p in trainable} == {torch.bfloat16}  # if this fails, TRL has stopped and in_float32 can go
     before = [p.clone() for p in adapter.in_float32(model).parameters() if p.requires_grad]

@@ -13,8 +13,8 @@ from gguf import GGUFReader
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from sentencepiece import SentencePieceProcessor
+from tiny_qwen import cpu_trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
-from trl import SFTConfig, SFTTrainer
 
 from lib.chat import encoding
 from lib.export import gguf
@@ -126,12 +126,8 @@ def test_adapter_merge_and_gguf_have_one_vocabulary(base, tmp_path):
     tokenizer = loading.tokenizer(cfg)
     wrap = {"target_modules": "all-linear", "fan_in_fan_out": "gpt2" in str(loading.base(cfg).config.model_type)}
     model = get_peft_model(loading.base(cfg), LoraConfig(r=4, task_type="CAUSAL_LM", **wrap))
-    args = SFTConfig(
-        output_dir=str(tmp_path / "out"), max_steps=2, per_device_train_batch_size=2, use_cpu=True, bf16=False,
-        report_to="none", save_strategy="no", learning_rate=1e-2, logging_steps=1, gradient_checkpointing=False,
-    )  # fmt: skip
-    data = encoding.rows(RECORDS, tokenizer, "instruction")
-    trainer = SFTTrainer(model, args, None, data, processing_class=tokenizer)
+    data, how = encoding.rows(RECORDS, tokenizer, "instruction"), {"learning_rate": 1e-2, "max_steps": 2}
+    trainer = cpu_trainer(model, tokenizer, data, tmp_path / "out", gradient_checkpointing=False, **how)
     batch = next(iter(trainer.get_train_dataloader()))
     padded = batch["attention_mask"] == 0
     assert padded.any() and (batch["labels"][padded] == encoding.IGNORE_INDEX).all()

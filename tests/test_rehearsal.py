@@ -1,11 +1,9 @@
 """Rehearsals: every recipe's loads with the quirks of its base, and runs through all six stages on a CPU."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+from pipeline import STAGES, folder, make, record
 
 from lib.model import twin
 from lib.pipeline import architectures, recipe
@@ -14,7 +12,6 @@ from lib.plan import rehearsal
 
 NEITHER = ("prices", "tiny", "my_model")  # the last needs a file of the reader's
 NAMES = sorted(path.stem for path in (ROOT / "params").glob("*.yaml") if path.stem not in NEITHER)
-STAGES = ["01_dataset", "02_baseline", "03_sft", "04_qat", "05_export", "06_judge"]
 QUICKEST = "llama32_1b_reasonmed"  # of the seven, measured
 SHORT = "model.twin.steps=20 sft.max_steps=3 sft.logging_steps=1 data.test_questions=4 chat.max_new_tokens=8"
 QUIRKS = {  # what a path through the code depends on, by the published configurations
@@ -77,13 +74,11 @@ def test_every_difference_is_printed_with_what_it_cannot_show(capsys):
 
 def rehearsed(name, outputs, stages, settings=""):
     """The folder of a rehearsal's run and the records of its stages, {stage: stage.json}."""
+    name = rehearsal.name(name)
     for stage in stages:
-        command = [sys.executable, "-m", "lib.execute", stage, "--recipe", rehearsal.name(name), "--set", settings]
-        env = os.environ | {"OUTPUTS": str(outputs)}
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        done = make(outputs, stage, settings, recipe=name)
         assert done.returncode == 0, f"{stage}:\n{done.stdout}\n{done.stderr}"
-    run = outputs / recipe.load(rehearsal.name(name), recipe.parse_set(settings)).run_name
-    return run, {stage: json.loads((run / stage / "stage.json").read_text()) for stage in stages}
+    return folder(outputs, settings, name), {stage: record(outputs, stage, settings, name) for stage in stages}
 
 
 def test_a_rehearsal_trains_the_twin_of_its_base(tmp_path):

@@ -58,13 +58,19 @@ def tiny_trainer(folder, lengths, lora=None, callbacks=(), **fields):
     """
     tokenizer, model = byte_tokenizer(), random_model(byte_tokenizer(), 1)
     rows = Dataset.from_list([{"input_ids": [5 + n] * n, "labels": [5 + n] * n} for n in lengths])
-    given = {"use_cpu": True, "bf16": False, "max_steps": 4, "per_device_train_batch_size": 2, "learning_rate": 1e-2}
-    given |= {"save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "report_to": "none"}
-    given |= {"output_dir": str(folder), "dataset_kwargs": {"skip_prepare_dataset": True}}
     if lora is not None:
         model = get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **lora))
-    args = SFTConfig(**given | fields)
-    return SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer, callbacks=list(callbacks))
+    given = {"learning_rate": 1e-2, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    return cpu_trainer(model, tokenizer, rows, folder, callbacks=list(callbacks), **given | fields)
+
+
+def cpu_trainer(model, tokenizer, rows, folder, kind=SFTTrainer, callbacks=None, teacher=None, **fields):
+    """TRL's trainer on a CPU, silent, without checkpoints; four steps unless `fields`, of SFTConfig, say otherwise."""
+    given = {"use_cpu": True, "bf16": False, "max_steps": 4, "per_device_train_batch_size": 2}
+    given |= {"save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "report_to": "none"}
+    more = {"teacher": teacher} if teacher is not None else {}
+    args = SFTConfig(output_dir=str(folder), **given | fields)
+    return kind(model, args, train_dataset=rows, processing_class=tokenizer, callbacks=callbacks, **more)
 
 
 def random_model(tokenizer, seed):
