@@ -23,6 +23,7 @@ for name in (
     os.environ.pop(name, None)  # make exports what it was given
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
 def pytest_collection_modifyitems(items):
     """With `pytest -n 2`: the users of the finished run stay together and begin first, other files stay whole."""
     for item in items:
