@@ -148,24 +148,17 @@ def rows(records: Iterable[dict], tokenizer, fmt: str, date=None, effort=None, a
 
     SFTConfig must not ask for assistant_only_loss then: the labels say it. assistant_only: False trains every token.
     """
-    import pyarrow as pa
-    from datasets import Dataset
+    from datasets import Dataset, Features, List, Value
+    from datasets.arrow_writer import ArrowWriter
+    from pyarrow import BufferOutputStream
 
-    schema = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
-    batches, pending = [], []
-
-    def close():
-        columns = [pa.array(column, pa.list_(pa.int32())) for column in zip(*pending, strict=True)]
-        batches.append(pa.record_batch(columns, schema=schema))
-        pending.clear()
-
-    for ids, labels in tokenize(records, tokenizer, fmt, date, effort):
-        pending.append((ids, labels if assistant_only else ids))
-        if len(pending) == BATCH:
-            close()
-    if pending:
-        close()
-    return Dataset(pa.Table.from_batches(batches, schema=schema))
+    numbers, table = List(Value("int32")), BufferOutputStream()
+    columns = Features(input_ids=numbers, labels=numbers)
+    with ArrowWriter(features=columns, stream=table, writer_batch_size=BATCH) as writer:
+        for ids, labels in tokenize(records, tokenizer, fmt, date, effort):
+            writer.write({"input_ids": ids, "labels": labels if assistant_only else ids})
+        writer.finalize()
+    return Dataset.from_buffer(table.getvalue())
 
 
 def documents(batch) -> Iterator[tuple[list[int], list[int]]]:
