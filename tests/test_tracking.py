@@ -1,7 +1,9 @@
 """What a tracker is told about a training, read back from TensorBoard's own event file."""
 
+import itertools
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 from tiny_qwen import tiny_trainer
@@ -25,9 +27,10 @@ def environment(monkeypatch):
         monkeypatch.delenv(name)
 
 
-def test_tensorboard_has_the_curves_throughput_memory_and_hyperparameters(tmp_path):
+def test_tensorboard_has_the_curves_throughput_memory_and_hyperparameters(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    monkeypatch.setattr(tracking, "time", SimpleNamespace(perf_counter=itertools.count().__next__))  # a second a step
     made = trained(tmp_path, "tensorboard")
     events = EventAccumulator(str(tmp_path / "logs" / "all")).Reload()
     names = ("loss", "learning_rate", "grad_norm", "tokens_per_s", "memory_gib")
@@ -35,7 +38,9 @@ def test_tensorboard_has_the_curves_throughput_memory_and_hyperparameters(tmp_pa
     logged = [entry for entry in made.state.log_history if "loss" in entry]
     for name in names[:3]:
         assert found[name] == [(e["step"], pytest.approx(e[name])) for e in logged] and len(logged) == 2
-    assert all(value > 10 for _, value in found["tokens_per_s"]) and 0.05 < found["memory_gib"][0][1] < 100
+    tokens = [0, *(e["num_tokens"] for e in logged)]
+    assert [value for _, value in found["tokens_per_s"]] == [(b - a) / 2 for a, b in itertools.pairwise(tokens)]
+    assert 0.05 < found["memory_gib"][0][1] < 100
     told = events.Tensors("args/text_summary")[0].tensor_proto.string_val[0].decode()
     assert json.loads(told)["learning_rate"] == 1e-2
 
