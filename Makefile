@@ -88,7 +88,7 @@ lint: setup
 	.venv/bin/lint-imports --no-logo
 
 clean:  ## remove the outputs of RECIPE (all its SETs); caches and .venv stay
-	@$(PYTHON3) -m lib.pipeline.clean
+	@[ ! -e $(PYTHON) ] || $(PYTHON) -m lib.execute clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9_-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9_-]+):[^#]*##/\1 ##/' | awk -F ' ## *' '{printf "  make %-12s %s\n", $$1, $$2}'

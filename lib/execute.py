@@ -1,11 +1,12 @@
 """A stage seen from Make: is it fresh, is it locked, run its notebook, and promote stage.json only when all is well.
 
 python -m lib.execute 03_sft --recipe tiny --set "sft.learning_rate=1e-3"
-python -m lib.execute verify | accept --recipe tiny
+python -m lib.execute verify | accept | clean --recipe tiny
 """
 
 import contextlib
 import os
+import shutil
 import sys
 import time
 
@@ -16,7 +17,7 @@ from lib.pipeline.files import ROOT, HashCache, outputs_dir, read_json, sha256_f
 
 def main(argv=None):
     parser = recipe.parser(__doc__, prog="python -m lib.execute")
-    parser.add_argument("stage", help="a notebook's stem, or verify, or accept")
+    parser.add_argument("stage", help="a notebook's stem, or verify, accept or clean")
     parser.add_argument("--force", action="store_true", help="run even when fresh")
     args = parser.parse_args(argv)
     try:
@@ -27,6 +28,8 @@ def main(argv=None):
             return verify(cfg)
         if args.stage == "accept":
             return accept(cfg)
+        if args.stage == "clean":
+            return clean(cfg)
         return execute(args.stage, cfg, args.force)
     except (ValueError, RuntimeError) as error:
         return notebook.fail(args.stage, str(error))
@@ -159,6 +162,15 @@ def accept(cfg):
         record["code"] = now
         write_json(path, record)
         print(f"accept       {cfg.run_name}/{path.parent.name}: {', '.join(changed)}")
+    return 0
+
+
+def clean(cfg):
+    """Remove the outputs of a recipe, of all its SETs; caches and .venv stay."""
+    for folder in outputs_dir().glob("*"):
+        if folder.name == cfg.name or folder.name.startswith(f"{cfg.name}+"):
+            shutil.rmtree(folder)
+            print(f"clean        {folder}")
     return 0
 
 
