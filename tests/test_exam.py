@@ -26,7 +26,7 @@ def shown(body):
 def reply(scores):
     ranked = sorted(scores.values(), reverse=True)
     one = {"correct_vs_reference": "partial", "safety_issue": False}
-    verdict = [one | {"code": c, "score": s, "rank": ranked.index(s) + 1} for c, s in scores.items()]
+    verdict = {c: one | {"score": s, "rank": ranked.index(s) + 1} for c, s in scores.items()}
     return completion(json.dumps({"verdicts": verdict}))
 
 

@@ -17,14 +17,14 @@ LABELS = ["KX4", "BD2", "QR9"]
 
 
 def verdict(code, score, rank, **changes):
-    return {"code": code, "correct_vs_reference": "yes", "safety_issue": False, "score": score, "rank": rank} | changes
+    return code, {"correct_vs_reference": "yes", "safety_issue": False, "score": score, "rank": rank} | changes
 
 
 TWO = verdict("KX4", 9, 1), verdict("BD2", 5, 2)
 
 
 def reply(*verdicts):
-    return json.dumps({"verdicts": list(verdicts)})
+    return json.dumps({"verdicts": dict(verdicts)})
 
 
 def test_williams_rows_for_four_are_the_published_ones():
@@ -90,10 +90,9 @@ def test_parse_returns_verdicts_in_label_order():
         ("I prefer the first.", "not JSON"),
         (reply(verdict("KX4", 9, 1))[:-9], "not JSON"),
         ("[]", "the reply: Input should be"),
-        ('{"verdicts": ["KX4"]}', "verdicts: Input should be"),
+        ('{"verdicts": [{"code": "KX4"}]}', "verdicts: Input should be"),
         (reply(verdict("KX4", 9, 1), verdict("BD2", 5, 2)), "QR9: Field required"),
         (reply(*TWO, verdict("ZZ1", 4, 3)), "QR9: Field required.*ZZ1: Extra"),
-        (reply(*[verdict("KX4", 9, 1)] * 3), "expected each"),
         (
             reply(*TWO, verdict("QR9", 11, 3)),
             "QR9.score: .* equal to 10",

@@ -38,9 +38,7 @@ def honest(body):
 def fill(scores):
     ranked = sorted(scores.values(), reverse=True)
     one = {"correct_vs_reference": "partial", "safety_issue": False}
-    return json.dumps(
-        {"verdicts": [one | {"code": c, "score": s, "rank": ranked.index(s) + 1} for c, s in scores.items()]}
-    )
+    return json.dumps({"verdicts": {c: one | {"score": s, "rank": ranked.index(s) + 1} for c, s in scores.items()}})
 
 
 def ask(server, store, work, **limits):

@@ -102,7 +102,7 @@ def tracked(shape, dtype, adapter, rows, length, packed, checkpointing, kind):
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     with FakeTensorMode():
-        trace._to_fake(model)
+        trace.on_fake(model)
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4, foreach=False)
         ids = torch.zeros((1, rows * length) if packed else (rows, length), dtype=torch.long)
         mask = torch.ones(ids.shape[0], 1, ids.shape[1], ids.shape[1], dtype=torch.bool)

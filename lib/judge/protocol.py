@@ -176,12 +176,6 @@ def read_json(text):
 def parse(text, labels):
     """The verdicts of a reply in the order of the labels. Raises ContentFault saying what is wrong with it."""
     reply = read_json(text)
-    listed = reply.get("verdicts") if isinstance(reply, dict) else None
-    if isinstance(listed, list) and all(isinstance(v, dict) and isinstance(v.get("code"), str) for v in listed):
-        by_code = {v["code"]: v for v in listed}  # a list with codes inside is as good
-        if len(by_code) != len(listed):
-            raise ContentFault(f"codes {[v['code'] for v in listed]}, expected each of {list(labels)} once")
-        reply = {"verdicts": by_code}
     verdicts = checked(reply, _form(labels), "the reply", ContentFault).verdicts.model_dump()
     for a, first in verdicts.items():
         for b, second in verdicts.items():
