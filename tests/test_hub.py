@@ -10,7 +10,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import families
@@ -195,21 +194,6 @@ def test_a_wrong_revision_or_name_is_told_from_a_lost_network(seen):
     assert f"{seen.server.url} has no model lab/whoel, or it is private: check the spelling of model.base" in name.said
     assert "has no dataset rows/whoel, or it is private: check the spelling of data.sources" in data_name.said
     assert {case.error for case in seen.first[6:15]} == {"Refused"}
-
-
-def test_a_killed_download_leaves_nothing_that_looks_whole(made, tmp_path):
-    with Hub() as server:
-        server.add("rows/killed", made.rows, "datasets")
-        server.cuts["rows/killed/train.parquet"] = [(5000, "stall")]
-        command = [sys.executable, "-c", LOADING, json.dumps([["data", "", "rows/killed"]])]
-        with subprocess.Popen(command, cwd=ROOT, env=environment(server, tmp_path)) as process:
-            until = time.monotonic() + 120
-            while not any(tmp_path.rglob("*.incomplete")):
-                assert process.poll() is None and time.monotonic() < until
-                time.sleep(0.05)
-            process.kill()
-        (again,) = load(server, tmp_path, ["data", "", "rows/killed"])
-        assert right(made, again)
 
 
 def test_a_plan_asks_at_the_gate(seen):

@@ -101,7 +101,7 @@ def tracked(shape, dtype, adapter, rows, length, packed, checkpointing, kind):
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
-    with FakeTensorMode():
+    with FakeTensorMode(allow_non_fake_inputs=True):
         trace.on_fake(model)
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4, foreach=False)
         ids = torch.zeros((1, rows * length) if packed else (rows, length), dtype=torch.long)

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, create_model
 
-from lib.dataset import answers as reading
+from lib.evaluation import screens
 from lib.pipeline.files import beside, read_jsonl
 from lib.pipeline.forms import checked
 
@@ -64,8 +64,8 @@ def items(records, answers, fmt, limit, seed):
     records: the held-out questions. answers: {model: list of answers}. Only questions that all models were asked;
     `limit` of them, drawn with the seed. An answer that is empty, cut or never came is "" and loses: never a drop.
     """
-    given = {model: {answer["id"]: answer for answer in rows} for model, rows in answers.items()}
-    shared = [record for record in records if all(record["id"] in rows for rows in given.values())]
+    given = {model: screens.texts(rows, fmt) for model, rows in answers.items()}
+    shared = [record for record in records if all(record["id"] in texts for texts in given.values())]
     if not shared:
         raise ValueError(f"no question was answered by all of {', '.join(given)}: run their stages again")
     chosen = random.Random(seed).sample(shared, min(limit, len(shared)))
@@ -77,15 +77,10 @@ def items(records, answers, fmt, limit, seed):
             "letter": record["letter"],
             "options": record["options"],
             "reference": record["output"],
-            "answers": {model: final_text(rows[record["id"]], fmt) for model, rows in given.items()},
+            "answers": {model: texts[record["id"]] for model, texts in given.items()},
         }
         for record in chosen
     ]
-
-
-def final_text(answer, fmt):
-    """The answer without its reasoning, "" where it was cut or never came."""
-    return reading.split_reasoning(answer["text"], fmt)[1] if answer["finish"] == "stop" else ""
 
 
 def williams(count):
@@ -113,14 +108,10 @@ def blind(text):
 
 def codes(key, count):
     """`count` different random codes such as "KX4", fresh for every call and the same when that call is repeated."""
-    rng, found = random.Random(key), set()
-    drawn = []
-    while len(drawn) < count:
-        code = "".join(rng.choices(CODE_LETTERS, k=2)) + str(rng.randint(2, 9))
-        if code not in found:
-            found.add(code)
-            drawn.append(code)
-    return drawn
+    rng, found = random.Random(key), {}
+    while len(found) < count:
+        found["".join(rng.choices(CODE_LETTERS, k=2)) + str(rng.randint(2, 9))] = None
+    return list(found)
 
 
 def prompt(item, order, labels):

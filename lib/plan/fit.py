@@ -1,4 +1,4 @@
-"""Will it fit, how long, how much: `python -m lib.plan --recipe x --gpu y`, before anything is downloaded.
+"""Will it fit, how long, how much: `python -m lib.plan.fit --recipe x --gpu y`, before anything is downloaded.
 
 Memory by part and phase (memory.py), hours, dollars and disk (budget.py), and what to change where a phase does
 not fit. One GPU; what is assumed is printed, and stands in params/prices.yaml.
@@ -77,13 +77,10 @@ def changes(sections):
         yield now(f"sft.max_length={length}", sft={"max_length": length})
 
 
-def fits(sections, shape, gpu, assumed, stages=("sft",), phases=("training", "evaluation")):
-    """Whether these phases of these stages fit on the GPU."""
-    return all(
-        memory.needed(parts, assumed) <= gpu["memory_gib"] * GIB
-        for stage in stages
-        for parts in memory.memory(sections, shape, gpu, assumed, stage, phases).values()
-    )
+def fits(sections, shape, gpu, assumed):
+    """Whether training and evaluation of chapter 3 fit on the GPU."""
+    phases = memory.memory(sections, shape, gpu, assumed, phases=("training", "evaluation"))
+    return all(memory.needed(parts, assumed) <= gpu["memory_gib"] * GIB for parts in phases.values())
 
 
 def remedy(sections, shape, gpu, assumed):
@@ -208,3 +205,7 @@ def main(arguments=None):
         print(f"plan: {error}", file=sys.stderr)
         return 2
     return 0 if fits(sections, shape, gpu, assumed) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -106,7 +106,7 @@ def fake(config, layers, dtype, lora, attention, checkpointing=False):
     real, autocast = F.scaled_dot_product_attention, contextlib.nullcontext()
     if dtype != torch.float32:
         autocast = torch.autocast("cpu", dtype)
-    with FakeTensorMode(), torch.device("cpu"):
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
         on_fake(model)
         F.scaled_dot_product_attention = _sdpa
         try:

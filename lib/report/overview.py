@@ -11,7 +11,7 @@ from lib.pipeline.files import outputs_dir, read_json, write_text
 from lib.report import results
 from lib.report.pages import link, render
 
-COLUMNS = {"page": "Run", "set": "SET", "stage": "Stage", "error": "Error", "told": "Result",
+COLUMNS = {"run": "Run", "set": "SET", "stage": "Stage", "error": "Error", "told": "Result",
            "timings.wall_s": "Wall time", "peak_memory_mib": "Peak MiB", "hardware.gpu": "GPU", "hardware.cpu": "CPU",
            "git.commit": "Code"}  # fmt: skip
 
@@ -22,13 +22,16 @@ def build(outputs=None):
     Raises ValueError when no run has a stage.json, and for one that cannot be read.
     """
     outputs = outputs or outputs_dir()
-    records = [_record(path, outputs) for path in sorted(outputs.glob("*/[0-9][0-9]_*/stage.json"))]
+    records = [_record(path) for path in sorted(outputs.glob("*/[0-9][0-9]_*/stage.json"))]
     if not records:
         raise ValueError(f"{outputs} holds no run with a stage.json: make all")
-    frame = pd.json_normalize(records, max_level=1).reindex(columns=["run", *COLUMNS])
+    frame = pd.json_normalize(records, max_level=1).reindex(columns=COLUMNS)
     frame["timings.wall_s"] = frame["timings.wall_s"].map(results.clock, na_action="ignore")
     frame["peak_memory_mib"] = frame["peak_memory_mib"].map("{:,.0f}".format, na_action="ignore")
     rows = frame.astype(object).where(frame.notna(), results.DASH).to_dict("records")
+    for row in rows:
+        there = (outputs / row["run"] / "report" / "index.html").exists()
+        row["run"] = link(f"../{row['run']}/report/index.html" if there else None, row["run"])
     runs = frame["run"].nunique()
     values = {"run": "all runs", "title": "All runs", "here": "index.html", "columns": COLUMNS, "rows": rows}
     values["pages"] = [{"file": "index.html", "title": "All runs", "state": "fresh"}]
@@ -36,12 +39,10 @@ def build(outputs=None):
     return write_text(outputs / "report" / "index.html", render("overview.html.j2", **values))
 
 
-def _record(path, outputs):
-    """A stage.json with its run, its SET and its first result in words; the run is a link where it has a report."""
-    record, run = read_json(path), path.parts[-3]
-    there = (outputs / run / "report" / "index.html").exists()
-    record |= {"run": run, "page": link(f"../{run}/report/index.html" if there else None, run)}
-    record |= {"stage": path.parts[-2], "set": results.settings(record.pop("overrides", {}))}
+def _record(path):
+    """A stage.json with its run, its SET and its first result in words."""
+    record = read_json(path) | {"run": path.parts[-3], "stage": path.parts[-2]}
+    record["set"] = results.settings(record.pop("overrides", {}))
     for entry in record.get("metrics", {}).get("headline", [])[:1]:  # chapters put accuracies first
         record["told"] = f"{entry['label']}: {results.interval(entry, entry.get('unit', '%'))}"
     return record

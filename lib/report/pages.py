@@ -1,7 +1,7 @@
 """The HTML report of a run: a summary page and every executed notebook, in one folder that needs no network.
 
-python -m lib.report --recipe tiny --set "sft.learning_rate=1e-3"     writes outputs/<run>/report/index.html
-python -m lib.report publish                                          refreshes outputs/published/ and the README
+python -m lib.report.pages --recipe tiny --set "sft.learning_rate=1e-3"     writes outputs/<run>/report/index.html
+python -m lib.report.pages publish                                          refreshes outputs/published/ and the README
 """
 
 import sys
@@ -14,7 +14,7 @@ from lib.report import chapters, results
 
 
 def main(argv=None):
-    parser = recipe.parser(__doc__, prog="python -m lib.report")
+    parser = recipe.parser(__doc__, prog="python -m lib.report.pages")
     parser.add_argument("action", nargs="?", default="build", choices=["build", "publish"])
     args = parser.parse_args(argv)
     try:
@@ -120,3 +120,7 @@ def _summary(run, stages, pages, cfg):
         recipe=yaml.safe_dump(sections, sort_keys=False, width=100) if sections else "",
         artifacts=artifacts,
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
