@@ -99,10 +99,10 @@ def stale(folder, cfg, hashes):
     for name, was_set in record.get("environment", {}).items():
         if (run.setting(name) is not None) != was_set:
             return f"{name} is {'no longer' if was_set else 'now'} set"
-    return _changed_input(folder, record, hashes) or _changed_output(folder, record, hashes)
+    return _changed_input(folder, record) or _changed_output(folder, record, hashes)
 
 
-def _changed_input(folder, record, hashes):
+def _changed_input(folder, record):
     for name, sha in record["inputs"].items():
         upstream = name.partition("#")[0].partition("/")[0]
         path = folder.parent / upstream / "stage.json"
@@ -133,7 +133,7 @@ def verify(cfg):
             checked += 1
             if not (path.parent / name).exists() or sha256_file(path.parent / name) != sha:
                 wrong.append(f"{path.parent.name}/{name}: run {path.parent.name} again")
-        broken = _changed_input(path.parent, record, None)
+        broken = _changed_input(path.parent, record)
         wrong += [f"{path.parent.name}: its input {broken} since it ran"] if broken else []
     if not checked:
         raise ValueError(f"run {cfg.run_name} has no finished stage: make all RECIPE={cfg.name}")
