@@ -4,10 +4,11 @@ import json
 import re
 
 import pytest
+from test_report import record
 
 from lib.report import overview
 
-GPU = {"cpu": "A CPU", "cores": 2, "memory_gib": 23.5, "gpu": "NVIDIA H200"}
+GPU = {"cpu": "A CPU", "gpu": "NVIDIA H200"}
 STAGES = ("01_dataset", "03_sft")
 HEADLINE = [{"label": "SFT accuracy", "value": 0.8, "low": 0.75, "high": 0.85, "n": 240}, {"label": "x", "value": 1.0}]
 
@@ -15,13 +16,11 @@ HEADLINE = [{"label": "SFT accuracy", "value": 0.8, "low": 0.75, "high": 0.85, "
 def put(outputs, run, stages, **more):
     """stage.json files as lib.pipeline.run writes them; more: values laid over each, None takes one away."""
     for stage in stages:
-        record = {"stage": stage, "recipe": run.partition("+")[0], "overrides": {}, "accepted": None,
-                  "metrics": {"headline": HEADLINE} if stage == "03_sft" else {},
-                  "timings": {"wall_s": 3600.0, "cpu_s": 3000.0}, "peak_memory_mib": 1234, "hardware": GPU,
-                  "git": {"commit": "0123456789abcdef", "dirty": False}} | more  # fmt: skip
+        measured = {"headline": HEADLINE} if stage == "03_sft" else {}
+        told = record(stage, 3600.0, metrics=measured, hardware=GPU) | more
         folder = outputs / run / stage
         folder.mkdir(parents=True)
-        (folder / "stage.json").write_text(json.dumps({k: v for k, v in record.items() if v is not None}))
+        (folder / "stage.json").write_text(json.dumps({k: v for k, v in told.items() if v is not None}))
 
 
 def table_of(outputs):

@@ -5,6 +5,10 @@ import pytest
 from lib.pipeline import recipe, schema
 
 HEALTHBENCH = {"name": "healthbench", "path": "data/samples/healthbench.jsonl"}
+FSDP2 = {"sft.fsdp": "full_shard", "sft.fsdp_config": "fsdp2"}  # weights in parts on the ranks
+ALONE = {"qat": None, "judge": None}
+STAGES = [{"name": "medreason"}, {"name": "medical_r1"}]
+WRAPPED = {"activation_checkpointing": True}
 
 
 def test_numbers_are_yaml_1_2():
@@ -75,11 +79,19 @@ def test_each_set_has_its_own_run_folder():
         ({"judge.benchmarks": [HEALTHBENCH | {"path": "data/hb.jsonl"}]}, "no file 'data/hb.jsonl', from the repo"),
         ({"judge.benchmarks": [HEALTHBENCH | {"questions": 0}]}, "0.questions: .* equal to 1, found .0."),
         ({"judge.benchmarks": [HEALTHBENCH, HEALTHBENCH]}, "judge.benchmarks names healthbench twice"),
+        (FSDP2, "qat needs whole weight .* set qat: null"),
+        (ALONE | {"sft.deepspeed": "zero3", "data.stages": STAGES}, "set data.stages: "),
+        (ALONE | {"sft.fsdp": "full_shard", "sft.fsdp_config": WRAPPED}, "an adapter without tensors: set it to false"),
     ],
 )
 def test_what_cannot_work_is_refused_at_load(overrides, said):
     with pytest.raises(ValueError, match=said):
         recipe.load("tiny", overrides)
+
+
+@pytest.mark.parametrize("spread", [FSDP2, {"sft.deepspeed": "zero3", "data.stages": []}])
+def test_weights_in_parts_train_where_no_rank_needs_them_whole(spread):
+    assert recipe.load("tiny", spread | ALONE).sft
 
 
 def test_reading_a_section_is_recorded():
