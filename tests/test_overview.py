@@ -36,7 +36,7 @@ def test_every_stage_of_every_run_is_a_row(tmp_path):
     put(tmp_path, "tiny", STAGES[:1], hardware=GPU | {"gpu": None}, error="out of memory")
     page, rows = table_of(tmp_path)
     assert "2 runs, 3 stages" in page
-    rest = ["1 h 00 min", "1,234", "NVIDIA H200", "A CPU", "0123456789abcdef"]
+    rest = ["1 h 00 min", "1,234", "NVIDIA H200", "A CPU", "0123456789"]
     dash = "\u2013"
     assert rows[0] == ["qwen3_8b+ab", "judge.questions=5", "01_dataset", dash, dash, *rest]
     assert rows[1][2:5] == ["03_sft", dash, "SFT accuracy: 80.0 % (75.0-85.0, n = 240)"]
@@ -55,7 +55,7 @@ def test_the_page_needs_no_network_and_its_links_lead_somewhere(tmp_path):
 
 def test_names_and_values_from_files_are_escaped(tmp_path):
     evil = "<script>alert(1)</script>"
-    put(tmp_path, "a<b>", STAGES, overrides={"judge": {"candidates": [evil]}}, git={"commit": evil}, error=evil,
+    put(tmp_path, "a<b>", STAGES, overrides={"judge": {"candidates": [evil]}}, git={"commit": evil[:10]}, error=evil,
         metrics={"headline": [{"label": evil, "value": 1.0, "unit": evil}]}, hardware=GPU | {"gpu": evil})  # fmt: skip
     page, rows = table_of(tmp_path)
     assert evil not in page and page.count("<script>") == 1 and page.count("&lt;script&gt;") == 2 * 6

@@ -28,6 +28,7 @@ def build(outputs=None):
     frame = pd.json_normalize(records, max_level=1).reindex(columns=COLUMNS)
     frame["timings.wall_s"] = frame["timings.wall_s"].map(results.clock, na_action="ignore")
     frame["peak_memory_mib"] = frame["peak_memory_mib"].map("{:,.0f}".format, na_action="ignore")
+    frame["git.commit"] = frame["git.commit"].map(lambda commit: commit[:10], na_action="ignore")
     rows = frame.astype(object).where(frame.notna(), results.DASH).to_dict("records")
     for row in rows:
         there = (outputs / row["run"] / "report" / "index.html").exists()
