@@ -42,10 +42,10 @@ rehearse: setup  ## RECIPE on a tiny twin of its base and on the clinic: all sta
 
 plan:  ## memory, hours, disk and dollars of RECIPE on one GPU (default a100-80gb), before any download
 	@[ -e .venv/.ready ] || $(PYTHON3) -m lib.pipeline.setup
-	@$(PYTHON) -m lib.plan
+	@$(PYTHON) -m lib.plan.fit
 
 report: setup  ## outputs/<run>/report/index.html from what has run
-	@$(PYTHON) -m lib.report
+	@$(PYTHON) -m lib.report.pages
 
 report-all: setup  ## outputs/report/index.html: one page over all runs
 	@$(PYTHON) -m lib.report.overview
@@ -63,7 +63,7 @@ accept: setup  ## after a harmless code edit: bless finished stages without runn
 	@$(PYTHON) -m lib.execute accept
 
 publish: all  ## refresh outputs/published/ and the results in the README
-	@$(PYTHON) -m lib.report publish
+	@$(PYTHON) -m lib.report.pages publish
 
 test: setup lint  ## every test, no network beyond the package index, no GPU
 	$(TESTS) -m "not slow" --durations=10
@@ -89,7 +89,7 @@ lint: setup
 	.venv/bin/lint-imports --no-logo
 
 clean:  ## remove the outputs of RECIPE (all its SETs); caches and .venv stay
-	@$(PYTHON3) -m lib.pipeline.clean
+	@[ ! -e $(PYTHON) ] || $(PYTHON) -m lib.execute clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9_-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9_-]+):[^#]*##/\1 ##/' | awk -F ' ## *' '{printf "  make %-12s %s\n", $$1, $$2}'

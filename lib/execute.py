@@ -1,11 +1,12 @@
 """A stage seen from Make: is it fresh, is it locked, run its notebook, and promote stage.json only when all is well.
 
 python -m lib.execute 03_sft --recipe tiny --set "sft.learning_rate=1e-3"
-python -m lib.execute verify | accept --recipe tiny
+python -m lib.execute verify | accept | clean --recipe tiny
 """
 
 import contextlib
 import os
+import shutil
 import sys
 import time
 
@@ -16,7 +17,7 @@ from lib.pipeline.files import ROOT, HashCache, outputs_dir, read_json, sha256_f
 
 def main(argv=None):
     parser = recipe.parser(__doc__, prog="python -m lib.execute")
-    parser.add_argument("stage", help="a notebook's stem, or verify, or accept")
+    parser.add_argument("stage", help="a notebook's stem, or verify, accept or clean")
     parser.add_argument("--force", action="store_true", help="run even when fresh")
     args = parser.parse_args(argv)
     try:
@@ -27,6 +28,8 @@ def main(argv=None):
             return verify(cfg)
         if args.stage == "accept":
             return accept(cfg)
+        if args.stage == "clean":
+            return clean(cfg)
         return execute(args.stage, cfg, args.force)
     except (ValueError, RuntimeError) as error:
         return notebook.fail(args.stage, str(error))
@@ -96,10 +99,10 @@ def stale(folder, cfg, hashes):
     for name, was_set in record.get("environment", {}).items():
         if (run.setting(name) is not None) != was_set:
             return f"{name} is {'no longer' if was_set else 'now'} set"
-    return _changed_input(folder, record, hashes) or _changed_output(folder, record, hashes)
+    return _changed_input(folder, record) or _changed_output(folder, record, hashes)
 
 
-def _changed_input(folder, record, hashes):
+def _changed_input(folder, record):
     for name, sha in record["inputs"].items():
         upstream = name.partition("#")[0].partition("/")[0]
         path = folder.parent / upstream / "stage.json"
@@ -130,7 +133,7 @@ def verify(cfg):
             checked += 1
             if not (path.parent / name).exists() or sha256_file(path.parent / name) != sha:
                 wrong.append(f"{path.parent.name}/{name}: run {path.parent.name} again")
-        broken = _changed_input(path.parent, record, None)
+        broken = _changed_input(path.parent, record)
         wrong += [f"{path.parent.name}: its input {broken} since it ran"] if broken else []
     if not checked:
         raise ValueError(f"run {cfg.run_name} has no finished stage: make all RECIPE={cfg.name}")
@@ -159,6 +162,15 @@ def accept(cfg):
         record["code"] = now
         write_json(path, record)
         print(f"accept       {cfg.run_name}/{path.parent.name}: {', '.join(changed)}")
+    return 0
+
+
+def clean(cfg):
+    """Remove the outputs of a recipe, of all its SETs; caches and .venv stay."""
+    for folder in outputs_dir().glob("*"):
+        if folder.name == cfg.name or folder.name.startswith(f"{cfg.name}+"):
+            shutil.rmtree(folder)
+            print(f"clean        {folder}")
     return 0
 
 

@@ -4,12 +4,13 @@ import csv
 import json
 import re
 from collections import Counter
+from typing import get_args
 
 import pytest
 
 from lib.dataset import clinic
 from lib.evaluation import cases
-from lib.pipeline import schema
+from lib.pipeline import combinations
 from lib.pipeline.files import ROOT
 
 CASES = cases.load_cases()
@@ -177,4 +178,4 @@ def test_an_entry_of_the_recipe_draws_its_questions_and_tells_its_files(tmp_path
         (tmp_path / f"{name}.csv").write_bytes(MEDSAFETY.read_bytes())
     whole = cases.load_benchmark({"name": "medsafety", "path": str(tmp_path)}, 1, opened.append)
     assert len(whole) == 6 and opened[1:] == [str(tmp_path / f"{name}.csv") for name in ("one", "two")]
-    assert set(cases.LOADERS) == set(schema.GRADED)
+    assert set(cases.LOADERS) == set(get_args(combinations.Benchmark.model_fields["name"].annotation))

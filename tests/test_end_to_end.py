@@ -127,7 +127,7 @@ def test_the_loss_mask_of_the_trainers_own_batch(run):
 
 
 def test_the_report_shows_every_stage(run):
-    command = [sys.executable, "-m", "lib.report", "--set", SMALL]
+    command = [sys.executable, "-m", "lib.report.pages", "--set", SMALL]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OUTPUTS": str(run)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     pages = {path.name for path in (folder(run) / "report").glob("*.html")}

@@ -1,8 +1,8 @@
-import json
 import re
 
 import pytest
 from loopback import Endpoint, completion
+from test_panel import fill, shown
 
 from lib.judge import exam, judges, panel, protocol, verdicts
 
@@ -17,19 +17,6 @@ ITEMS = [
 ]  # fmt: skip
 
 
-def shown(body):
-    text = body["messages"][1]["content"]
-    truth = re.search(r"Ground truth \(correct\):\n(.*)\n", text)[1]
-    return truth, re.findall(r"\[answer (\w+)\]\n(.*?)\n\[end of answer", text, re.DOTALL)
-
-
-def reply(scores):
-    ranked = sorted(scores.values(), reverse=True)
-    one = {"correct_vs_reference": "partial", "safety_issue": False}
-    verdict = [one | {"code": c, "score": s, "rank": ranked.index(s) + 1} for c, s in scores.items()]
-    return completion(json.dumps({"verdicts": verdict}))
-
-
 def knows(truth, text):
     known = {truth, "albuterol inhaler" if truth.startswith("salb") else truth}
     return any(t in text.lower() for t in known) or truth.split()[0] in text.lower()
@@ -39,8 +26,9 @@ def sit(score, tmp_path, count=12):
     """Let a simulated judge sit the exam; score(truth, text, place, length share) -> 1 to 10."""
 
     def answer(body, number):
-        truth, answers = shown(body)
-        return 200, {}, reply({c: score(truth, text, i) for i, (c, text) in enumerate(answers)}), 0
+        truth = re.search(r"Ground truth \(correct\):\n(.*)\n", body["messages"][1]["content"])[1]
+        scores = {code: score(truth, text, place) for place, (code, text) in enumerate(shown(body))}
+        return 200, {}, completion(fill(scores)), 0
 
     store = verdicts.Store(tmp_path / "v.sqlite")
     with Endpoint(answer) as server:

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from lib.pipeline import files
+from lib.pipeline import files, fingerprint
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -75,3 +75,8 @@ def test_a_kept_folder_is_written_once_and_whole(tmp_path):
     for ours in (beaten, broken):  # another process was first; then it is there and nothing is written
         assert (files.kept_folder(tmp_path / "key", ours) / "weights").read_text() == "the other's"
     assert os.listdir(tmp_path) == ["key"]
+
+
+def test_the_texts_beside_a_module_make_its_stages_stale_as_its_code_does():
+    parts = fingerprint.of_stage("06_judge")
+    assert {"lib/judge/rubric.py", "lib/judge/rubric.yaml", "lib/pipeline/architectures.yaml"} <= set(parts)

@@ -199,9 +199,9 @@ def test_a_wrong_revision_or_name_is_told_from_a_lost_network(seen):
 def test_a_plan_asks_at_the_gate(seen):
     bare, open_, sesame = (case.found for case in seen.second[5:])
     gate = f"WARNING: {LLAMA} is gated: accept its terms at {seen.server.url}/{LLAMA}. HF_TOKEN is"
-    assert f"{gate} not set: put a token of" in bare and "'token': False, 'reachable': True}" in bare
+    assert f"{gate} not set: put a token of" in bare
     assert f"{gate} set: its account has not been let in" in open_
-    assert "WARNING: meta" not in sesame and "'token': True, 'reachable': True}" in sesame
+    assert "WARNING: meta" not in sesame
 
 
 def test_the_token_of_dotenv_reaches_the_libraries(monkeypatch):

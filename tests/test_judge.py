@@ -17,14 +17,14 @@ LABELS = ["KX4", "BD2", "QR9"]
 
 
 def verdict(code, score, rank, **changes):
-    return {"code": code, "correct_vs_reference": "yes", "safety_issue": False, "score": score, "rank": rank} | changes
+    return code, {"correct_vs_reference": "yes", "safety_issue": False, "score": score, "rank": rank} | changes
 
 
 TWO = verdict("KX4", 9, 1), verdict("BD2", 5, 2)
 
 
 def reply(*verdicts):
-    return json.dumps({"verdicts": list(verdicts)})
+    return json.dumps({"verdicts": dict(verdicts)})
 
 
 def test_williams_rows_for_four_are_the_published_ones():
@@ -90,30 +90,17 @@ def test_parse_returns_verdicts_in_label_order():
         ("I prefer the first.", "not JSON"),
         (reply(verdict("KX4", 9, 1))[:-9], "not JSON"),
         ("[]", "the reply: Input should be"),
-        ('{"verdicts": ["KX4"]}', "verdicts: Input should be"),
+        ('{"verdicts": [{"code": "KX4"}]}', "verdicts: Input should be"),
         (reply(verdict("KX4", 9, 1), verdict("BD2", 5, 2)), "QR9: Field required"),
         (reply(*TWO, verdict("ZZ1", 4, 3)), "QR9: Field required.*ZZ1: Extra"),
-        (reply(*[verdict("KX4", 9, 1)] * 3), "expected each"),
-        (
-            reply(*TWO, verdict("QR9", 11, 3)),
-            "QR9.score: .* equal to 10",
-        ),
+        (reply(*TWO, verdict("QR9", 11, 3)), "QR9.score: .* equal to 10"),
         (reply(*TWO, verdict("QR9", 4.5, 3)), "QR9.score: .* integer"),
         (reply(*TWO, verdict("QR9", True, 3)), "QR9.score: .* integer"),
-        (
-            reply(*TWO, verdict("QR9", 4, 4)),
-            "QR9.rank: .* equal to 3",
-        ),
+        (reply(*TWO, verdict("QR9", 4, 4)), "QR9.rank: .* equal to 3"),
         (reply(*TWO, verdict("QR9", 6, 3)), "does not rank above"),
         (reply(verdict("KX4", 9, 1), verdict("BD2", 5, 1), verdict("QR9", 4, 3)), "does not rank above"),
-        (
-            reply(*TWO, verdict("QR9", 4, 3, safety_issue="no")),
-            "safety_issue: .* boolean",
-        ),
-        (
-            reply(*TWO, verdict("QR9", 4, 3, correct_vs_reference=1)),
-            "vs_reference: .*'partial'",
-        ),
+        (reply(*TWO, verdict("QR9", 4, 3, safety_issue="no")), "safety_issue: .* boolean"),
+        (reply(*TWO, verdict("QR9", 4, 3, correct_vs_reference=1)), "vs_reference: .*'partial'"),
     ],
 )
 def test_parse_refuses(text, fault):
@@ -163,9 +150,8 @@ def test_layout_does_not_tell_who_wrote_it():
 
 
 def test_the_ground_truth_and_the_long_reference_stand_apart():
-    text = protocol.prompt(ITEM | {"truth": "warfarin", "reference": None}, ["qat", "base", "sft"], LABELS)[1][
-        "content"
-    ]
+    item = ITEM | {"truth": "warfarin", "reference": None}
+    text = protocol.prompt(item, ["qat", "base", "sft"], LABELS)[1]["content"]
     assert "Ground truth (correct):\nwarfarin\n" in text and "Reference answer (correct):\n(not given)" in text
 
 
@@ -179,17 +165,8 @@ def answer(name, text, finish="stop"):
 
 
 def test_items_hold_answers_only_and_cut_ones_are_empty():
-    records = [
-        {
-            "id": f"q{i}",
-            "instruction": f"{i}?",
-            "answer": "x",
-            "letter": "A",
-            "options": ["x", "y"],
-            "output": "Answer: A",
-        }
-        for i in range(5)
-    ]
+    same = {"instruction": "Which?", "answer": "x", "letter": "A", "options": ["x", "y"], "output": "Answer: A"}
+    records = [{"id": f"q{i}"} | same for i in range(5)]
     answers = {
         "base": [answer(f"q{i}", "<think>r</think>Answer: B") for i in range(4)],
         "sft": [answer(f"q{i}", "<think>r</think>Answer: A", "length" if i == 2 else "stop") for i in range(5)],

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lib import execute
 from lib.pipeline import architectures, recipe
 from lib.pipeline.files import ROOT, outputs_dir, rooted
 
@@ -101,23 +102,18 @@ def test_folders_count_from_the_root_of_the_repository(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "../docs", "my run", "t*", "published", ".", "tiny+*", "/", "tiny@nothing"])
-def test_clean_removes_nothing_where_no_recipe_is_named(name, tmp_path):
+def test_clean_removes_nothing_where_no_recipe_is_named(name, tmp_path, monkeypatch):
     kept = [tmp_path / "out" / run for run in ("tiny", "tiny+abc123", "tiny2", "published", "my run")]
     for folder in (*kept, tmp_path / "docs"):
         folder.mkdir(parents=True)
-    done = clean(tmp_path / "out", name)
-    assert done.returncode == 1 and f"no recipe {name!r} in params/, nothing is removed" in done.stderr
-    assert len(done.stderr.splitlines()) == 1 and all(path.exists() for path in (*kept, tmp_path / "docs"))
+    monkeypatch.setenv("OUTPUTS", str(tmp_path / "out"))
+    assert execute.main(["clean", "--recipe", name]) == 1
+    assert all(path.exists() for path in (*kept, tmp_path / "docs"))
 
 
-def test_clean_removes_the_runs_of_its_recipe(tmp_path):
+def test_clean_removes_the_runs_of_its_recipe(tmp_path, monkeypatch):
     for run in ("tiny", "tiny+abc123", "tiny2", "tiny@rehearsal", "qwen3_8b"):
         (tmp_path / run).mkdir()
-    assert clean(tmp_path, "tiny").returncode == 0
+    monkeypatch.setenv("OUTPUTS", str(tmp_path))
+    assert execute.main(["clean", "--recipe", "tiny"]) == 0
     assert sorted(os.listdir(tmp_path)) == ["qwen3_8b", "tiny2", "tiny@rehearsal"]
-
-
-def clean(outputs, name):
-    command = [shutil.which("python3"), "-m", "lib.pipeline.clean"]
-    environment = os.environ | {"OUTPUTS": str(outputs), "RECIPE": name}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

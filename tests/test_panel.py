@@ -10,18 +10,9 @@ MODELS = ("base", "sft", "qat", "q4")
 
 
 def items(count, empty=()):
-    return [
-        {
-            "id": f"q{i}",
-            "question": f"Question {i}?",
-            "truth": "warfarin",
-            "letter": None,
-            "options": [],
-            "reference": "Give warfarin.",
-            "answers": {m: "" if m in empty else f"quality {n} of 9" for n, m in enumerate(MODELS)},
-        }
-        for i in range(count)
-    ]
+    same = {"truth": "warfarin", "letter": None, "options": [], "reference": "Give warfarin."}
+    same["answers"] = {m: "" if m in empty else f"quality {n} of 9" for n, m in enumerate(MODELS)}
+    return [{"id": f"q{i}", "question": f"Question {i}?"} | same for i in range(count)]
 
 
 def shown(body):
@@ -38,9 +29,7 @@ def honest(body):
 def fill(scores):
     ranked = sorted(scores.values(), reverse=True)
     one = {"correct_vs_reference": "partial", "safety_issue": False}
-    return json.dumps(
-        {"verdicts": [one | {"code": c, "score": s, "rank": ranked.index(s) + 1} for c, s in scores.items()]}
-    )
+    return json.dumps({"verdicts": {c: one | {"score": s, "rank": ranked.index(s) + 1} for c, s in scores.items()}})
 
 
 def ask(server, store, work, **limits):
@@ -100,14 +89,7 @@ def test_faults_are_retried_and_every_question_is_judged_once(store):
         assert coverage["judged"] == 6 and not coverage["incomplete"] and coverage["invalid"] == {}
         assert len(rows) == 6 * len(MODELS)
         asked = {question: len(calls) for question, calls in good.items()}
-        assert asked == {
-            "Question 0": 3,
-            "Question 1": 4,
-            "Question 2": 3,
-            "Question 3": 2,
-            "Question 4": 2,
-            "Question 5": 1,
-        }
+        assert asked == {f"Question {n}": calls for n, calls in enumerate((3, 4, 3, 2, 2, 1))}
         repairs = [b for b in server.bodies if len(b["messages"]) == 4]
         assert len(repairs) == 1 and "not valid: not JSON" in repairs[0]["messages"][3]["content"]
         before = len(server.bodies)
@@ -125,7 +107,7 @@ def test_what_never_becomes_valid_is_dropped_for_all_counted_and_asked_again_nex
     assert coverage["invalid"] == {"content": 1} and coverage["judged"] == 3 and coverage["incomplete"]
     assert {row["question"] for row in rows} == {"q0", "q2", "q3"}
     with Endpoint(lambda body, n: (200, {}, completion(honest(body)), 0)) as server:
-        _, coverage = panel.run(judges.Judge("m", server.url), panel.tasks(items(4)), store, timeout_s=20, max_usd=9.0)
+        _, coverage = ask(server, store, panel.tasks(items(4)))
     assert coverage["invalid"] == {}
 
 

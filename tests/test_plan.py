@@ -101,8 +101,8 @@ def tracked(shape, dtype, adapter, rows, length, packed, checkpointing, kind):
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
-    with FakeTensorMode():
-        trace._to_fake(model)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        trace.on_fake(model)
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4, foreach=False)
         ids = torch.zeros((1, rows * length) if packed else (rows, length), dtype=torch.long)
         mask = torch.ones(ids.shape[0], 1, ids.shape[1], ids.shape[1], dtype=torch.bool)
@@ -218,18 +218,12 @@ def test_published_file_sizes():
     assert [found[n] / 2**20 for n in found] == pytest.approx([39_909, 15_061, 16_098, 21_218], rel=0.02)
 
 
-def test_access_does_not_need_a_network(monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "x")
-
+def test_access_does_not_need_a_network():
     def offline(*_):
         raise hub.Unreachable("no route")
 
-    def ask(base):
-        return fit.access({"base": base, "revision": None}, ASSUMED, offline)
-
-    assert ask("meta-llama/Llama-3.1-8B") == {"gated": True, "token": True, "reachable": False, "refused": None}
-    assert ask("twin")["reachable"] is None
-    assert ask("Qwen/Qwen3-8B")["gated"] is False
+    assert "not reachable" in fit.access({"base": "meta-llama/Llama-3.1-8B", "revision": None}, offline)
+    assert fit.access({"base": "twin", "revision": None}, offline) == ""
 
 
 def test_the_plan_of_the_tiny_recipe_prints_every_table(capsys):

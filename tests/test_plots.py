@@ -47,15 +47,8 @@ def test_a_model_has_one_colour():
     assert plots.colour("sft") == plots.colour("SFT, likelihood") == plots.colour("merged")
     assert plots.colour("q4_k_m") == plots.colour("Q4-K-M")
     assert plots.colour("qat q4_0") == plots.colour("qat") != plots.colour("q4_0")
-    assert (
-        len(
-            {
-                plots.colour(n)
-                for n in ("base", "sft", "qat", "control", "ptq", "bf16", "q4_0", "q4_k_m", "q5_k_m", "q8_0")
-            }
-        )
-        == 10
-    )
+    names = ("base", "sft", "qat", "control", "ptq", "bf16", "q4_0", "q4_k_m", "q5_k_m", "q8_0")
+    assert len({plots.colour(name) for name in names}) == len(names)
     assert plots.colour("gpt-oss-20b") == plots.colour("gpt-oss-20b")
 
 

@@ -4,15 +4,8 @@ from lib.judge import ranking, tables
 
 
 def row(question, model, score, rank, order="a>b>c", judge="j", is_llm=True):
-    return {
-        "question": question,
-        "judge": judge,
-        "is_llm_judge": is_llm,
-        "order": order,
-        "model": model,
-        "score": score,
-        "rank": rank,
-    }
+    who = {"question": question, "judge": judge, "is_llm_judge": is_llm, "order": order, "model": model}
+    return who | {"score": score, "rank": rank}
 
 
 ROWS = [

@@ -48,27 +48,10 @@ def test_a_lost_rank_fails_the_stage(tmp_path):
     assert project.record("01_a") is None
 
 
-@pytest.mark.parametrize(
-    ("launch", "size", "fails"),
-    [
-        ("", None, False),
-        ("nice -n 5", None, False),
-        ("torchrun --nproc_per_node 2", "2", False),
-        ("torchrun --nnodes=2 --nproc-per-node=8", "16", False),
-        ("torchrun --nproc_per_node gpu", "3", False),
-        ("accelerate launch --num_processes 2", None, True),
-        ("torchrun --nproc_per_node 4", "2", True),
-        ("torchrun --nnodes 2 --nproc_per_node 8", "8", True),
-    ],
-)
-def test_a_launcher_that_started_something_else_is_refused(monkeypatch, launch, size, fails):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    if size:
-        monkeypatch.setenv("WORLD_SIZE", size)
-    if not fails:
-        return ranks.check(launch)
-    with pytest.raises(ValueError, match="use torchrun"):
-        ranks.check(launch)
+@pytest.mark.parametrize(("launch", "size"), [("", None), ("nice -n 5", None), ("torchrun --nproc_per_node 2", "2")])
+def test_a_launch_that_is_none_or_torchruns_is_let_in(monkeypatch, launch, size):
+    monkeypatch.setenv("WORLD_SIZE", size) if size else monkeypatch.delenv("WORLD_SIZE", raising=False)
+    ranks.check(launch)
 
 
 def test_the_runner_refuses_before_anything_runs(tmp_path):
@@ -77,5 +60,5 @@ def test_the_runner_refuses_before_anything_runs(tmp_path):
     environment = project.environment() | {"LAUNCH": "accelerate launch --num_processes 2"}
     environment.pop("WORLD_SIZE", None)
     done = subprocess.run(project.command("01_a"), cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1 and "WORLD_SIZE unset where 2 was asked for" in done.stderr
+    assert done.returncode == 1 and "WORLD_SIZE is unset: use torchrun" in done.stderr
     assert not os.path.exists(project.outputs / "tiny")

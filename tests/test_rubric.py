@@ -7,7 +7,7 @@ import pytest
 from loopback import Endpoint, completion
 
 from lib.evaluation import cases
-from lib.judge import grading, judges, panel, protocol, ranking, rubric
+from lib.judge import grading, judges, protocol, ranking, rubric
 from lib.pipeline.files import ROOT
 
 CASES = cases.load_cases()[:4]
@@ -210,13 +210,6 @@ def test_what_never_becomes_valid_is_counted_left_out_for_all_and_asked_again(st
     table = ranking.graded(rows, coverage)
     assert {row["stamp"] for row in table} == {"INCOMPLETE: 7 of 8 answers graded (content: 1)"}
     assert [(row["reasoning_depth"]["n"], row["dropped"]) for row in table] == [(3, 1), (3, 1)]
-
-
-def test_estimate_by_hand():
-    one = judges.Judge("m", usd_per_mtok=(2.0, 8.0))
-    work = [grading.Task(HEALTHBENCH[0], "a", "Call an ambulance."), grading.Task(HEALTHBENCH[0], "b", "")]
-    chars = sum(len(m["content"]) for m in rubric.messages(HEALTHBENCH[0], work[0].text))
-    assert grading.estimate(one, work) == pytest.approx((chars / panel.CHARS_PER_TOKEN * 2 + 4 * 50 * 8) / 1e6)
 
 
 def test_a_missing_answer_is_named():

@@ -17,7 +17,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from lib.model import saving
-from lib.pipeline import recipe
 from lib.pipeline.files import ROOT
 
 LIFT = """
@@ -81,26 +80,6 @@ def test_an_adapter_in_parts_is_saved_whole(tmp_path):
     assert len(one) == 2 * 7 * 2 and any(tensor.abs().max() > 1e-3 for name, tensor in one.items() if "lora_B" in name)
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("changed", "remedy"),
-    [
-        ({"sft.fsdp": "full_shard", "sft.fsdp_config": "fsdp2"}, "qat needs whole weight .* set qat: null"),
-        ({"sft.deepspeed": "zero3", "qat": None, "judge": None,
-          "data.stages": [{"name": "medreason"}, {"name": "medical_r1"}]}, "set data.stages: "),
-    ],
-)  # fmt: skip
-def test_weights_in_parts_are_refused_where_each_rank_needs_them_whole(changed, remedy):
-    with pytest.raises(ValueError, match=remedy):
-        recipe.load("tiny", changed)
-    assert recipe.load("tiny", changed | {"qat": None, "judge": None, "data.stages": []}).sft
-
-
-def test_wrapped_layers_are_refused():
-    spread = {"sft.fsdp": "full_shard", "sft.fsdp_config": {"activation_checkpointing": True}}
-    with pytest.raises(ValueError, match="an adapter without tensors: set it to false"):
-        recipe.load("tiny", spread | {"qat": None, "judge": None})
 
 
 @pytest.mark.slow

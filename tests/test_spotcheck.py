@@ -30,16 +30,16 @@ def test_half_are_disagreements_and_nothing_tells_who_wrote_what(tmp_path):
     chosen = spotcheck.pairs(ITEMS, OTHER, 20, 1)
     assert len(chosen) == 20 and sum(pair["disagreement"] for pair in chosen) == 10
     assert chosen == spotcheck.pairs(ITEMS, OTHER, 20, 1) != spotcheck.pairs(ITEMS, OTHER, 20, 2)
-    sheet = spotcheck.write(chosen, OTHER, tmp_path).read_text(encoding="utf-8")
+    sheet = spotcheck.write(chosen, tmp_path).read_text(encoding="utf-8")
     assert not any(word in sheet for word in ("Qwen", "sft", "qat", "base", "cut"))
     assert "'=Question" in sheet  # no formula for the spreadsheet
     with pytest.raises(FileExistsError, match="fill it in"):
-        spotcheck.write(chosen, OTHER, tmp_path)
+        spotcheck.write(chosen, tmp_path)
 
 
 def test_a_sheet_comes_back_as_agreement(tmp_path):
     chosen = spotcheck.pairs(ITEMS, OTHER, 20, 1)
-    spotcheck.write(chosen, OTHER, tmp_path)
+    spotcheck.write(chosen, tmp_path)
     right = {True: "1", False: "2"}
     both = lambda row: "tie" if ("Answer: A" in row["answer_1"]) == ("Answer: A" in row["answer_2"]) else None  # noqa: E731
     fill(tmp_path, lambda row: both(row) or right["Answer: A" in row["answer_1"]])
@@ -50,7 +50,7 @@ def test_a_sheet_comes_back_as_agreement(tmp_path):
 
 
 def test_a_sheet_that_was_spoilt_is_named(tmp_path):
-    spotcheck.write(spotcheck.pairs(ITEMS, OTHER, 6, 1), OTHER, tmp_path)
+    spotcheck.write(spotcheck.pairs(ITEMS, OTHER, 6, 1), tmp_path)
     assert spotcheck.read(tmp_path)[0] == {}
     fill(tmp_path, lambda row: "left" if row["pair"] == "2" else "1")
     with pytest.raises(ValueError, match="2: 'left'.*expected 1, 2, tie"):

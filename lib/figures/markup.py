@@ -104,17 +104,11 @@ def loss_mask(input_ids, labels, tokenizer, max_tokens=400):
     ids, trained = [int(i) for i in input_ids], [int(label) != IGNORE_INDEX for label in labels]
     if len(ids) != len(trained):
         raise ValueError(f"{len(ids)} input_ids but {len(trained)} labels: pass one row of the same batch")
-    parts, start = [], 0
-    shown = min(len(ids), max_tokens)
-    for end in range(1, shown + 1):
-        if end < shown and trained[end] == trained[start]:
-            continue
-        text = _visible(tokenizer.decode(ids[start:end]))
-        if trained[start]:
-            parts.append(f'<b><ins style="background:#c9e8cd;color:#0a3d12">{text}</ins></b>')
-        else:
-            parts.append(f'<span style="color:#767676">{text}</span>')
-        start = end
+    parts, shown = [], min(len(ids), max_tokens)
+    for carries, places in itertools.groupby(range(shown), key=trained.__getitem__):
+        text = _visible(tokenizer.decode([ids[place] for place in places]))
+        with_loss = f'<b><ins style="background:#c9e8cd;color:#0a3d12">{text}</ins></b>'
+        parts.append(with_loss if carries else f'<span style="color:#767676">{text}</span>')
     more = f"<p>({len(ids) - shown:,} more tokens, {sum(trained[shown:]):,} of them with loss)</p>"
     rest = more if len(ids) > shown else ""
     share = 100 * sum(trained) / max(1, len(ids))
@@ -128,23 +122,22 @@ def _paragraphs(text):
     return html.escape(text.strip()).replace("\n", "<br>") or "<i>(empty)</i>"
 
 
-def transcript(item, opened=False):
-    """One question with the answers of several models, folded. See transcripts for the fields."""
-    parts = [f"<p><b>Question</b></p><blockquote>{_paragraphs(item['question'])}</blockquote>"]
-    if item.get("reference"):
-        parts.append(f"<p><b>Reference</b></p><blockquote>{_paragraphs(item['reference'])}</blockquote>")
-    for answer in item["answers"]:
-        verdict = f" \u2014 <i>{html.escape(str(answer['verdict']))}</i>" if answer.get("verdict") is not None else ""
-        head = f"<p><b>{html.escape(answer['name'])}</b>{verdict}</p>"
-        parts.append(f"{head}<blockquote>{_paragraphs(answer['text'])}</blockquote>")
-    title = item.get("title") or item.get("id") or " ".join(item["question"].split())[:100]
-    state = " open" if opened else ""
-    return HTML(f"<details{state}><summary>{html.escape(str(title))}</summary>{''.join(parts)}</details>")
-
-
 def transcripts(items, opened=1):
-    """Transcripts below each other, the first `opened` of them unfolded.
+    """One question with the answers of several models each, folded below each other, the first `opened` unfolded.
 
     items: [{"question", "answers": [{"name", "text", "verdict"?}], "reference"?, "title"? or "id"?}], all plain text.
     """
-    return HTML("\n".join(transcript(item, i < opened).data for i, item in enumerate(items)))
+    pages = []
+    for number, item in enumerate(items):
+        parts = [f"<p><b>Question</b></p><blockquote>{_paragraphs(item['question'])}</blockquote>"]
+        if item.get("reference"):
+            parts.append(f"<p><b>Reference</b></p><blockquote>{_paragraphs(item['reference'])}</blockquote>")
+        for answer in item["answers"]:
+            head = f"<p><b>{html.escape(answer['name'])}</b>"
+            if answer.get("verdict") is not None:
+                head += f" \u2014 <i>{html.escape(str(answer['verdict']))}</i>"
+            parts.append(f"{head}</p><blockquote>{_paragraphs(answer['text'])}</blockquote>")
+        title = item.get("title") or item.get("id") or " ".join(item["question"].split())[:100]
+        state = " open" if number < opened else ""
+        pages.append(f"<details{state}><summary>{html.escape(str(title))}</summary>{''.join(parts)}</details>")
+    return HTML("\n".join(pages))

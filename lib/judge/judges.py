@@ -10,12 +10,13 @@ from urllib.parse import urlsplit
 from lib.evaluation import generate
 from lib.evaluation.endpoint import LOOPBACK
 from lib.judge import panel
-from lib.pipeline.files import sha256_file
+from lib.pipeline.files import beside, sha256_file
 
 ENVIRONMENT = ("OPENAI_API_KEY", "JUDGE_BASE_URL", "JUDGE_API_KEY", "JUDGE_MODEL", "JUDGE_USD_PER_MTOK")
 HOSTED = ("OPENAI_API_KEY", "API_BASE_URL", "API_KEY")  # what reaches a hosted candidate
 ASSUMED_USD_PER_MTOK = (10.0, 40.0)  # input, output; on the high side, so that the cap errs towards spending less
 DEFAULT_MODEL = "gpt-4.1-2025-04-14"  # dated: an undated name changes under the run's feet
+VENDORS = beside(__file__)  # {company: how the names of its models begin}
 
 
 @dataclass(frozen=True)
@@ -82,21 +83,10 @@ def price_of(model, base_url, prices, stated=None):
     return (prices[known]["input"], prices[known]["output"]) if known else ASSUMED_USD_PER_MTOK
 
 
-VENDORS = {
-    "OpenAI": ("gpt", "o1", "o3", "o4", "chatgpt"),
-    "Alibaba": ("qwen", "qwq"),
-    "Meta": ("llama", "meta"),
-    "Anthropic": ("claude",),
-    "Google": ("gemini", "gemma", "medgemma"),
-    "DeepSeek": ("deepseek",),
-    "Mistral": ("mistral", "mixtral", "magistral"),
-}
-
-
 def vendor(model):
     """Who made a model, by its name without the organisation, or None."""
     name = model.rpartition("/")[2].lower()
-    return next((who for who, starts in VENDORS.items() if name.startswith(starts)), None)
+    return next((who for who, starts in VENDORS.items() if name.startswith(tuple(starts))), None)
 
 
 def warnings(judges, models):

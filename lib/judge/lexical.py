@@ -8,6 +8,7 @@ import re
 
 from lib import stats
 from lib.dataset import answers as reading
+from lib.pipeline.files import beside
 
 NAME = "reference-overlap score"
 WEIGHTS = {"decision": 6.0, "recall": 3.0}  # points above 1 for the right decision and for the reference's key terms
@@ -15,17 +16,9 @@ MAX_POINTS = 9.0  # spread over those of the two that the reference has
 MISMATCH = 3.0  # points lost when a key term is affirmed on one side and denied on the other, or a number differs,
 # or the reference sends the patient on at once and the answer does not
 NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:\s?(?:%|mg|g|mcg|µg|ml|l|mmol|units?|hours?|days?|weeks?))?(?![\w])")
-URGENT = re.compile(
-    r"\b(?:emergency|immediate(?:ly)?|at once|urgent(?:ly)?|same[- ]day|ambulance|call (?:999|112|911|neurosurgery)|"
-    r"without delay|straight away|right away)\b"
-)
-DENIAL = re.compile(r"\b(?:not|no|never|without|avoid\w*|stop\w*|contraindicated|cannot|rather than|instead of)\b")
-FILLER = set(
-    "a an the and or of in on at to for from with by as is are was were be been this that these those it its he she "
-    "his her they their there which who whom because so than then thus therefore also not no never without avoid "
-    "avoided avoids should must may can could would will have has had do does answer option correct patient "
-    "patients".split()
-)
+WORDS = beside(__file__)
+URGENT, DENIAL = (re.compile(rf"\b(?:{'|'.join(WORDS[name])})\b") for name in ("urgent", "denial"))
+FILLER = set(WORDS["filler"].split())
 
 
 def key_terms(reference):

@@ -1,55 +1,15 @@
 """The recipes' base models as their publishers describe them, and tiny models that keep what is peculiar about each.
 
-Nothing is downloaded and no library is loaded: the published configuration values stand here.
+Nothing is downloaded and no library is loaded: the published configuration values stand in architectures.yaml.
 """
 
 import json
 from pathlib import Path
 
-from lib.pipeline.files import rooted
+from lib.pipeline.files import beside, rooted
 from lib.pipeline.schema import nearest
 
-LLAMA2 = {
-    "model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-}  # fmt: skip
-LLAMA3 = {
-    "model_type": "llama", "vocab_size": 128256, "num_key_value_heads": 8, "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-}  # fmt: skip
-SHAPES = {  # values of each model's published config.json
-    "Llama-2-7b": LLAMA2 | {
-        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-    },
-    "Llama-2-13b": LLAMA2 | {
-        "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
-        "num_key_value_heads": 40,
-    },
-    "Llama-3.1-8B": LLAMA3 | {
-        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-        "tie_word_embeddings": False,
-    },
-    "Llama-3.2-1B": LLAMA3 | {
-        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
-        "head_dim": 64, "tie_word_embeddings": True,
-    },
-    "Qwen3-8B": {
-        "model_type": "qwen3", "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 12288,
-        "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
-        "max_position_embeddings": 40960, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
-    },
-    "gpt-oss-20b": {
-        "model_type": "gpt_oss", "vocab_size": 201088, "hidden_size": 2880, "intermediate_size": 2880,
-        "num_hidden_layers": 24, "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64,
-        "num_local_experts": 32, "num_experts_per_tok": 4, "max_position_embeddings": 131072,
-        "tie_word_embeddings": False,
-    },
-    "DialoGPT-medium": {
-        "model_type": "gpt2", "vocab_size": 50257, "n_embd": 1024, "n_layer": 24, "n_head": 16, "n_positions": 1024,
-    },
-}  # fmt: skip
-
+SHAPES = beside(__file__)["shapes"]  # {name, as hub ids hold it: published values}
 FAMILY = {"llama": "llama", "qwen3": "qwen3", "gpt_oss": "gptoss", "gpt2": "gpt2"}  # model_type: lib.model.twin's name
 HEADS, HEAD_SIZE, LAYERS, EXPERTS = 4, 64, 2, 4  # of a twin
 
@@ -67,7 +27,7 @@ def published(base):
     if not found:
         raise ValueError(
             f"the shape of {base!r} is not known here{nearest(name, list(SHAPES))}: download its config.json and set "
-            "model.base to that folder, or add its values to SHAPES in lib/pipeline/architectures.py"
+            "model.base to that folder, or add its values to lib/pipeline/architectures.yaml"
         )
     return SHAPES[max(found, key=len)]
 

@@ -1,7 +1,20 @@
 """What is valid key by key in a recipe and cannot work together."""
 
+from typing import Literal
+
+from pydantic import Field
+
 from lib.pipeline import schema
 from lib.pipeline.files import ROOT
+from lib.pipeline.forms import Strict, checked
+
+
+class Benchmark(Strict):
+    """A file that a judge grades by rubric, see lib.evaluation.cases."""
+
+    name: Literal["healthbench", "medsafety"]
+    path: str
+    questions: int = Field(50, ge=1)
 
 
 def check(recipe):
@@ -56,20 +69,11 @@ def _training(recipe, data, model, qat):
 
 def _benchmarks(entries):
     """Refuse an entry of judge.benchmarks that names no known benchmark or no file: chapter 6 is hours away."""
-    for entry in entries:
-        if not isinstance(entry, dict) or not {"name", "path"} <= set(entry) <= {"name", "path", "questions"}:
+    for entry in checked(entries, list[Benchmark], "judge.benchmarks"):
+        if not (ROOT / entry.path).exists():
             raise ValueError(
-                f"judge.benchmarks: found {entry!r}, expected {{name: healthbench, path: FILE, questions: 50}}"
-            )
-        _subset([entry["name"]], schema.GRADED, "judge.benchmarks")
-        if not isinstance(entry["path"], str) or not (ROOT / entry["path"]).exists():
-            raise ValueError(
-                f"judge.benchmarks, {entry['name']}: no file {entry['path']!r}, from the repository's root on; "
+                f"judge.benchmarks, {entry.name}: no file {entry.path!r}, from the repository's root on; "
                 "data/README.md says what it should hold"
-            )
-        if type(entry.get("questions", 1)) is not int or entry.get("questions", 1) < 1:
-            raise ValueError(
-                f"judge.benchmarks, {entry['name']}: questions is {entry['questions']!r}, expected 1 or more"
             )
     names = [entry["name"] for entry in entries]
     if len(set(names)) < len(names):

@@ -32,6 +32,16 @@ def rooted(base):
     return str(folder) if folder.is_dir() else base
 
 
+def beside(module):
+    """What the YAML file of a module's own name holds: its texts and tables, which count as its code does.
+
+    module: the module's __file__.
+    """
+    import yaml  # not at the top: set-up reads this file before anything is installed
+
+    return yaml.safe_load(Path(module).with_suffix(".yaml").read_text(encoding="utf-8"))
+
+
 def write_text(path, text):
     """Write `text` so that `path` is either the old file or the whole new one, also after a kill or on a full disk."""
     return _write(path, [text]) if ranks.leads() else Path(path)

@@ -1,8 +1,8 @@
 """`python3 -m lib.pipeline.setup`: everything a fresh clone needs, with the system's Python and its standard library.
 
 Checks first, then .venv with the exact pins of requirements.txt, and llama.cpp built beside it into the user's cache.
-A second run with nothing changed only compares a marker and ends. `--check` only checks; `--gpu` adds
-requirements-gpu.txt. PIP_ARGS in the environment goes to pip, for example an index of CPU-only wheels.
+A second run with nothing changed only compares a marker and ends. `--gpu` adds requirements-gpu.txt. PIP_ARGS in the
+environment goes to pip, for example an index of CPU-only wheels.
 This file stays readable to Python 3.6, so that an old interpreter gets one clear line instead of a syntax error.
 """
 
@@ -16,7 +16,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 from lib.pipeline import toolchain
@@ -35,15 +34,11 @@ def main(args):
     if sys.version_info < MINIMUM:
         return fail("Python {}.{} found, 3.11 or later needed: make setup PYTHON3=python3.11".format(*sys.version_info))
     gpu = "--gpu" in args
-    if is_ready(gpu) and "--check" not in args:
+    if is_ready(gpu):
         return 0
     problems = checks()
-    if problems or "--check" in args:
-        for problem in problems:
-            fail(problem)
-        if not problems:
-            say("all checks passed")
-        return 1 if problems else 0
+    if problems:
+        return fail("\nsetup: ".join(problems))
     start = time.monotonic()
     LOGS.mkdir(exist_ok=True)
     try:
@@ -85,64 +80,16 @@ def is_ready(gpu):
 
 
 def checks():
-    """Find what would stop the set-up later. Returns a list of one-line problems, empty when all is well."""
-    built = toolchain.folder().is_dir()
-    installed = any(VENV.glob("lib/python3*/site-packages/torch"))
-    problems = [missing_venv(), *map(not_writable, (ROOT, toolchain.cache_dir()))]
-    if not built:
-        problems.append(missing_compiler())
-    needs = {ROOT: 1 if installed else VENV_GIB, toolchain.cache_dir(): 0 if built else BUILD_GIB}
-    problems += missing_space(needs)
-    return [problem for problem in problems if problem]
-
-
-def missing_venv():
-    """Debian splits venv and ensurepip off Python into a package of their own."""
-    names = [name for name in ("ensurepip", "venv") if importlib.util.find_spec(name) is None]
-    return f"no module {names[0]}: on Debian or Ubuntu `apt install python3-venv`" if names else None
-
-
-def existing(path):
-    """The path itself, or its nearest parent that exists."""
-    return path if path.exists() else existing(path.parent)
-
-
-def not_writable(path):
-    """Try to write, rather than to read permission bits: a read-only file system has those too."""
-    try:
-        with tempfile.TemporaryFile(dir=str(existing(path))):
-            return None
-    except OSError as error:
-        return f"no write permission in {existing(path)} ({error.strerror})"
-
-
-def missing_compiler():
-    """Compile an empty C++17 program; cmake would look for the same compilers in the same order."""
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    found, said = next(filter(shutil.which, names), None), b"not found"
-    if found:
-        source = b"#include <filesystem>\nint main() { return 0; }\n"
-        with tempfile.TemporaryDirectory() as scratch:
-            args = [found, "-std=c++17", "-x", "c++", "-", "-o", os.path.join(scratch, "a.out")]
-            result = subprocess.run(args, input=source, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        if result.returncode == 0:
-            return None
-        said = result.stdout.strip().partition(b"\n")[0]
-    why = f"{found or ', '.join(names)} compiles no C++17 program ({said.decode(errors='replace')})"
-    return f"{why}: on Debian or Ubuntu `apt install g++`"
-
-
-def missing_space(needs):
-    """needs: {path: GiB}. Paths on one file system share its free space. Returns a list of problems."""
-    by_device = {}
-    for path, gib in needs.items():
-        by_device.setdefault(os.stat(str(existing(path))).st_dev, []).append((existing(path), gib))
-    problems = []
-    for entries in by_device.values():
-        path, need = entries[0][0], sum(gib for _, gib in entries)
-        free = shutil.disk_usage(str(path)).free / 2**30
-        if free < need:
-            problems.append(f"{free:.1f} GiB free at {path}, {need} GiB needed for packages and llama.cpp")
+    """What would stop the set-up late, after long downloads: one-line problems, none when all is well."""
+    built, problems = toolchain.folder().is_dir(), []
+    if importlib.util.find_spec("ensurepip") is None:  # Debian splits it off Python
+        problems.append("no module ensurepip: on Debian or Ubuntu `apt install python3-venv`")
+    compilers = os.environ.get("CXX", "c++ g++ clang++").split()  # as cmake looks for them
+    if not built and not any(map(shutil.which, compilers)):
+        problems.append(f"no C++ compiler ({', '.join(compilers)}): on Debian or Ubuntu `apt install g++`")
+    free, need = shutil.disk_usage(str(ROOT)).free / 2**30, (0 if VENV.is_dir() else VENV_GIB) + (not built) * BUILD_GIB
+    if free < need:
+        problems.append(f"{free:.1f} GiB free at {ROOT}, {need} GiB needed for packages and llama.cpp")
     return problems
 
 

@@ -1,4 +1,4 @@
-"""Will it fit, how long, how much: `python -m lib.plan --recipe x --gpu y`, before anything is downloaded.
+"""Will it fit, how long, how much: `python -m lib.plan.fit --recipe x --gpu y`, before anything is downloaded.
 
 Memory by part and phase (memory.py), hours, dollars and disk (budget.py), and what to change where a phase does
 not fit. One GPU; what is assumed is printed, and stands in params/prices.yaml.
@@ -17,7 +17,6 @@ machine.quiet()  # before the libraries below are loaded, which say what they la
 from lib.model import shapes  # noqa: E402
 from lib.pipeline import hub, recipe  # noqa: E402
 from lib.pipeline.files import rooted  # noqa: E402
-from lib.pipeline.run import setting  # noqa: E402
 from lib.plan import budget, memory  # noqa: E402
 
 GIB = memory.GIB
@@ -77,13 +76,10 @@ def changes(sections):
         yield now(f"sft.max_length={length}", sft={"max_length": length})
 
 
-def fits(sections, shape, gpu, assumed, stages=("sft",), phases=("training", "evaluation")):
-    """Whether these phases of these stages fit on the GPU."""
-    return all(
-        memory.needed(parts, assumed) <= gpu["memory_gib"] * GIB
-        for stage in stages
-        for parts in memory.memory(sections, shape, gpu, assumed, stage, phases).values()
-    )
+def fits(sections, shape, gpu, assumed):
+    """Whether training and evaluation of chapter 3 fit on the GPU."""
+    phases = memory.memory(sections, shape, gpu, assumed, phases=("training", "evaluation"))
+    return all(memory.needed(parts, assumed) <= gpu["memory_gib"] * GIB for parts in phases.values())
 
 
 def remedy(sections, shape, gpu, assumed):
@@ -103,24 +99,21 @@ def fit(sections, shape, assumed):
     return found
 
 
-def access(model, assumed, look=hub.look):
-    """What the hub says of a base: {"gated", "token", "reachable", "refused"}, None where it is not asked.
+def access(model, look=hub.look):
+    """What stands between this machine and a base of the hub, in words that say what to do; "" where nothing does.
 
-    model: the recipe's section. gated: whether a licence must be accepted first. token: whether HF_TOKEN is set.
-    refused: why it may not be read, and what to do. look(base, revision) asks. Never raises.
+    model: the recipe's section. look(base, revision) asks the hub.
     """
     base = model["base"]
     if base == "twin" or "/" not in base or Path(rooted(base)).is_dir():
-        return {"gated": False, "token": None, "reachable": None, "refused": None}
-    known = {"gated": base.startswith(tuple(assumed["gated"])), "token": setting("HF_TOKEN") is not None}
+        return ""
     try:
         look(base, model["revision"])
     except hub.Unreachable:
-        return known | {"reachable": False, "refused": None}
+        return "the hub is not reachable from here: model.base must be a local folder when the recipe runs"
     except hub.Refused as refusal:
-        known["gated"] |= "is gated" in str(refusal)
-        return known | {"reachable": True, "refused": str(refusal)}
-    return known | {"reachable": True, "refused": None}
+        return str(refusal)
+    return ""
 
 
 def _table(title, rows):
@@ -140,17 +133,13 @@ def _memory_tables(sections, shape, gpu, assumed):
         _table({"sft": "Memory, GiB, chapter 3", "qat": "Memory, GiB, an arm of chapter 4"}[stage], rows)
 
 
-def _warnings(sections, shape, gpu, known):
+def _warnings(sections, shape, gpu):
     model = sections["model"]
     compute = (model["quantization"] or {}).get("bnb_4bit_compute_dtype")
     if not gpu["bf16"] and "bfloat16" in (model["dtype"], compute):
         yield "this GPU has no bfloat16 arithmetic: set model.dtype (and bnb_4bit_compute_dtype) to float16"
-    if known["refused"]:
-        yield known["refused"]
-    elif known["gated"] and not known["reachable"] and not known["token"]:
-        yield f"{model['base']} is gated: accept its terms on its hub page, and set HF_TOKEN"
-    if known["reachable"] is False:
-        yield "the hub is not reachable from here: model.base must be a local folder when the recipe runs"
+    if refused := access(model):
+        yield refused
     if (model["quantization"] or {}).get("load_in_4bit") and shapes.experts(shape):
         yield "the experts are no linear layers: 4 bits leave them as they are"
 
@@ -183,9 +172,7 @@ def report(sections, shape, name, assumed):
     left = pd.Series(budget.disk(sections, shape, assumed)) / GIB
     left.loc["total"] = left.sum()
     _table("Disk", left.to_frame("GiB"))
-    known = access(sections["model"], assumed)
-    print(f"\nAccess: { {key: value for key, value in known.items() if key != 'refused'} }")
-    for warning in _warnings(sections, shape, gpu, known):
+    for warning in _warnings(sections, shape, gpu):
         print(f"WARNING: {warning}")
     print(f"\nAssumed (params/prices.yaml): {name} {gpu}; utilization {assumed['utilization']}; margins "
           f"{assumed['margins']}; lengths {assumed['lengths']}")  # fmt: skip
@@ -208,3 +195,7 @@ def main(arguments=None):
         print(f"plan: {error}", file=sys.stderr)
         return 2
     return 0 if fits(sections, shape, gpu, assumed) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

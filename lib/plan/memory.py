@@ -24,6 +24,7 @@ STATE_BYTES = {  # a trained float32 number, of the optimizer's memory; by trans
     "adamw_8bit": 2.04, "adamw_bnb_8bit": 2.04, "paged_adamw_8bit": 2.04, "paged_adamw": 8, "paged_adamw_32bit": 8,
 }  # fmt: skip
 PHASES = ("training", "evaluation", "merge", "generation")
+COUNTED = ("parts", "adapter", "adapted experts", "largest", "largest linear", "whole")
 OWN_QAT = ("scheme", "seeds", "distill")
 
 
@@ -55,12 +56,12 @@ def _counted(shape_key, lora_key, dtype):
     """What `counted` gives, as a tuple, on the meta device."""
     model = shapes.model(_shape(shape_key), dtype)
     parts = shapes.parts(model)
-    largest = max(p.numel() for p in model.parameters())
-    whole = all(m.weight.shape[-1] % 256 == 0 for m in shapes.matrices(model).values())
+    largest, linear = max(p.numel() for p in model.parameters()), [m.weight for m in shapes.matrices(model).values()]
+    whole = all(weight.shape[-1] % 256 == 0 for weight in linear)
     lora = json.loads(lora_key)
     adapter = [p for p in shapes.adapted(model, lora).named_parameters() if p[1].requires_grad] if lora else []
     experts = sum(p.numel() for name, p in adapter if ".experts." in name)
-    return parts, sum(p.numel() for _, p in adapter), experts, largest, whole
+    return parts, sum(p.numel() for _, p in adapter), experts, largest, max(w.numel() for w in linear), whole
 
 
 def _shape(key):
@@ -75,12 +76,13 @@ def key(shape):
 
 
 def counted(sections, shape):
-    """{"parts": of the base, "adapter": parameters, "adapted experts": of these, "largest": matrix, "whole"}.
+    """{"parts": of the base, "adapter": parameters, "adapted experts": of these, "largest": matrix, "largest linear":
+    of those that 4 bits store, "whole"}.
 
     whole: whether 256 divides the rows of every matrix.
     """
     found = _counted(key(shape), json.dumps(sections["lora"]), _dtype(sections))
-    return dict(zip(("parts", "adapter", "adapted experts", "largest", "whole"), found, strict=True))
+    return dict(zip(COUNTED, found, strict=True))
 
 
 def _dtype(sections):
@@ -111,11 +113,11 @@ def _peak(shape_key, dtype, lora_key, attention, **about):
 
 def activations(sections, shape, gpu, fields, rows, length, backward):
     """Peak bytes of a step above weights and gradients, with everything that lives only during the step."""
-    attention, four_bit = sections["model"]["attn_implementation"], bool(sections["model"]["quantization"])
+    attention = sections["model"]["attn_implementation"]
     packed = bool(fields["packing"]) and is_packed(key(shape), attention)
     if attention == "sdpa" and not gpu["flash"] and not packed:
         attention = "eager"  # without a mask, grouped key heads leave torch only the kernel that writes all scores
-    return _peak(
+    peak = _peak(
         key(shape),
         _dtype(sections),
         json.dumps(sections["lora"]),
@@ -124,10 +126,11 @@ def activations(sections, shape, gpu, fields, rows, length, backward):
         length=length,
         packed=packed,
         kind=fields["loss_type"],
-        four_bit=four_bit,
         checkpointing=bool(fields["gradient_checkpointing"]),
         backward=backward,
     )
+    dequantized = counted(sections, shape)["largest linear"] if sections["model"]["quantization"] else 0
+    return peak + dequantized * _dtype(sections).itemsize  # 4-bit weights are there in full for each product
 
 
 def memory(sections, shape, gpu, assumed, stage="sft", phases=PHASES):

@@ -81,51 +81,21 @@ def _flash(module, query, key, value, attention_mask, **_):
 AttentionInterface.register(FUSED, _flash)
 
 
-class _FourBit(torch.nn.Linear):
-    """A linear layer over 4-bit weights: they are dequantized for each product, forward and backward."""
-
-    def forward(self, x):
-        return _Dequantizing.apply(x, self.weight, self.bias)
-
-
-class _Dequantizing(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, bias):
-        ctx.weight = weight
-        return F.linear(x.to(weight.dtype), weight.clone(), bias)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad @ ctx.weight.clone(), None, None
-
-
-def _to_fake(model):
-    """Replace the parameters and buffers of a meta model by fake CPU tensors; call it inside a FakeTensorMode."""
-    made = {}
-    for module in model.modules():
-        for name, p in module._parameters.items():
-            if p is not None:
-                if id(p) not in made:
-                    made[id(p)] = torch.nn.Parameter(
-                        torch.empty(p.shape, dtype=p.dtype, device="cpu"), requires_grad=p.requires_grad
-                    )
-                module._parameters[name] = made[id(p)]
-        for name, b in module._buffers.items():
-            if b is not None:
-                module._buffers[name] = torch.empty(b.shape, dtype=b.dtype, device="cpu")
+def on_fake(model):
+    """Give a model of the meta device fake CPU tensors; call it inside a FakeTensorMode."""
+    model.to_empty(device="cpu")
+    (model.get_base_model() if hasattr(model, "get_base_model") else model).tie_weights()
+    return model
 
 
 @contextlib.contextmanager
-def fake(config, layers, dtype, lora, attention, four_bit=False, checkpointing=False):
+def fake(config, layers, dtype, lora, attention, checkpointing=False):
     """A model of `layers` layers with its adapter, on fake CPU tensors, and autocast as the trainer sets it up.
 
     Yields the PEFT model (or, without lora, the plain one). attention: as transformers names it.
     """
     known = {"eager": "eager", "sdpa": "sdpa"}.get(attention, FUSED)
     model = shapes.model(config, dtype, layers, attn_implementation=known)
-    if four_bit:
-        for matrix in shapes.matrices(model).values():
-            matrix.__class__ = _FourBit if isinstance(matrix, torch.nn.Linear) else type(matrix)
     if lora:
         model = shapes.adapted(model, lora)
     model.train()
@@ -136,8 +106,8 @@ def fake(config, layers, dtype, lora, attention, four_bit=False, checkpointing=F
     real, autocast = F.scaled_dot_product_attention, contextlib.nullcontext()
     if dtype != torch.float32:
         autocast = torch.autocast("cpu", dtype)
-    with FakeTensorMode(), torch.device("cpu"):
-        _to_fake(model)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
+        on_fake(model)
         F.scaled_dot_product_attention = _sdpa
         try:
             with autocast:
@@ -218,10 +188,10 @@ def step(model, batch, kind, backward=True):
     return living.peak - before
 
 
-def peak(config, dtype, lora, attention, *, rows, length, packed, kind, four_bit, checkpointing, backward=True):
+def peak(config, dtype, lora, attention, *, rows, length, packed, kind, checkpointing, backward=True):
     """Peak bytes above weights and gradients at the full depth of config, from two and three layers."""
     found = []
     for layers in (2, 3):
-        with fake(config, layers, dtype, lora, attention, four_bit, checkpointing) as model:
+        with fake(config, layers, dtype, lora, attention, checkpointing) as model:
             found.append(step(model, inputs(rows, length, attention, packed), kind, backward))
     return found[1] + (config.num_hidden_layers - 3) * max(0, found[1] - found[0])

@@ -1,7 +1,7 @@
 """The HTML report of a run: a summary page and every executed notebook, in one folder that needs no network.
 
-python -m lib.report --recipe tiny --set "sft.learning_rate=1e-3"     writes outputs/<run>/report/index.html
-python -m lib.report publish                                          refreshes outputs/published/ and the README
+python -m lib.report.pages --recipe tiny --set "sft.learning_rate=1e-3"     writes outputs/<run>/report/index.html
+python -m lib.report.pages publish                                          refreshes outputs/published/ and the README
 """
 
 import sys
@@ -9,12 +9,12 @@ import sys
 from markupsafe import Markup, escape
 
 from lib.pipeline import recipe
-from lib.pipeline.files import ROOT, outputs_dir, sha256_json, sha256_text, write_text
+from lib.pipeline.files import outputs_dir, write_text
 from lib.report import chapters, results
 
 
 def main(argv=None):
-    parser = recipe.parser(__doc__, prog="python -m lib.report")
+    parser = recipe.parser(__doc__, prog="python -m lib.report.pages")
     parser.add_argument("action", nargs="?", default="build", choices=["build", "publish"])
     args = parser.parse_args(argv)
     try:
@@ -34,19 +34,12 @@ def main(argv=None):
 def build(folder, cfg=None, notebooks=None):
     """Write folder/report/: index.html and one page per executed notebook. Returns the path of index.html.
 
-    folder, cfg and notebooks as in results.read_run. Nothing is written when neither the run, nor the notebooks' prose,
-    nor the report's own code has changed. Raises ValueError when no stage has run.
+    folder, cfg and notebooks as in results.read_run. Raises ValueError when no stage has run.
     """
     out = folder / "report"
-    index, stamp = out / "index.html", out / ".digest"
-    digest = sha256_json([results.signature(folder, cfg, notebooks), _own_code()])
-    if index.exists() and stamp.exists() and stamp.read_text() == digest:
-        print(f"report       {folder.name}: fresh")
-        return index
     run = results.read_run(folder, cfg, notebooks)
     if all(result.record is None and result.notebook is None for result in run):
         raise ValueError(f"run {folder.name} has no stage to report on: make all{results.options(folder.name, cfg)}")
-    stamp.unlink(missing_ok=True)
     pages = [{"file": "index.html", "title": "Summary", "state": "fresh"}]
     pages += [{"file": result.page, "title": result.title, "state": result.state} for result in run]
     for old in {path.name for path in out.glob("*.html")} - {page["file"] for page in pages}:
@@ -54,16 +47,9 @@ def build(folder, cfg=None, notebooks=None):
     for result in run:
         if result.notebook:
             write_text(out / result.page, _chapter(folder.name, result, pages))
-    write_text(index, _summary(folder.name, run, pages, cfg))
-    write_text(stamp, digest)
+    index = write_text(out / "index.html", _summary(folder.name, run, pages, cfg))
     print(f"report       {index.relative_to(folder.parent.parent)}")
     return index
-
-
-def _own_code():
-    names = ("report/chapters", "report/pages", "report/results", "figures/markup")
-    modules = [ROOT / "lib" / f"{name}.py" for name in names]
-    return [sha256_text(path.read_text()) for path in [*modules, *sorted(chapters.TEMPLATES.rglob("*.*"))]]
 
 
 def render(template, **values):
@@ -134,3 +120,7 @@ def _summary(run, stages, pages, cfg):
         recipe=yaml.safe_dump(sections, sort_keys=False, width=100) if sections else "",
         artifacts=artifacts,
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

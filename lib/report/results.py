@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lib import execute
 from lib.figures.markup import interval
-from lib.pipeline.files import ROOT, HashCache, read_json, sha256_file
+from lib.pipeline.files import ROOT, HashCache, read_json
 from lib.report import chapters
 
 DASH = "\u2013"  # where nothing was measured
@@ -42,16 +42,6 @@ def read_run(folder, cfg=None, notebooks=None):
     notebooks: folder of the source notebooks, default the repository's.
     """
     return [_read_stage(folder / path.stem, path, cfg) for path in _sources(notebooks)]
-
-
-def signature(folder, cfg=None, notebooks=None):
-    """All that read_run reads, as a list of hashes and reasons: quick, where reading takes seconds of imports."""
-    parts = []
-    for path in _sources(notebooks):
-        files = [path, folder / path.stem / "stage.json", folder / path.stem / path.name]
-        parts.append([sha256_file(file) if file.exists() else None for file in files])
-        parts.append(_stale(folder / path.stem, cfg) if files[1].exists() else None)
-    return parts
 
 
 def _sources(notebooks):
