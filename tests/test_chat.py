@@ -318,6 +318,16 @@ def test_rows_reach_the_trainers_own_batch_unchanged(how, trainers_batches, qwen
     assert audit(theirs, qwen3)["shares"] == SOUND
 
 
+def test_the_border_is_found_by_tokens_only_behind_a_special_token(family):
+    """harmony writes <|end|><|start|>assistant before each channel."""
+    name, tokenizer, fmt, _ = family
+    border = encoding.Border(encoding.Frame.of(tokenizer, fmt, DATE), tokenizer)
+    assert border.count == {"gptoss": 2, "llama2": 0, "gpt2": 0}.get(name, 1)
+    ids, labels = encoding.encode(encoding.messages(RECORD, fmt), tokenizer, DATE)
+    assert border.find(ids) == (labels.count(encoding.IGNORE_INDEX) if border.count else None)
+    assert border.find(ids + ids) is None
+
+
 @pytest.mark.parametrize("make", [families.gptoss, lambda: families.llama3("llama3_1")], ids=["gptoss", "llama3_1"])
 def test_a_prepared_template_writes_its_date_and_effort_unasked(make):
     talk = [{"role": "user", "content": "q"}]

@@ -12,6 +12,7 @@ from lib.chat.turns import IGNORE_INDEX, neutralise, prepare, render
 __all__ = ["FORMATS", "IGNORE_INDEX", "documents", "encode", "messages", "neutralise", "prepare", "render", "rows",
            "tokenize"]  # fmt: skip
 BATCH, CHECKED = 1000, 1000  # rows tokenised at once; every so many rows the fast rendering is compared with the slow
+EMPTY = {"instruction": "", "reasoning": "", "output": ""}
 Q, R, A = "\ue0001\ue001", "\ue0002\ue001", "\ue0003\ue001"  # stand for question, reasoning and answer in a Frame
 
 
@@ -101,19 +102,61 @@ def encode(turns: list[dict], tokenizer, date=None, effort: str | None = None) -
     turns: from `messages`. Not truncated. Raises ValueError where the prompt is no beginning of the conversation, in
     text or in tokens.
     """
-    return next(_encoded([_sides(turns, tokenizer, date, effort)], tokenizer))
+    return next(_encoded([(*_sides(turns, tokenizer, date, effort), None)], tokenizer))
+
+
+class Border:
+    """Where prompts end, told by the special tokens that a template writes after the question, without offsets.
+
+    No such token can stand in the question, `neutralise` has seen to that: the first ones are the prompt's end.
+    Templates that write none there (Llama-2's) have `count` 0.
+    """
+
+    def __init__(self, frame: Frame, tokenizer):
+        specials = set(tokenizer.all_special_ids)
+        tail, whole = tokenizer([frame.tail, "".join(frame.texts(EMPTY))], add_special_tokens=False)["input_ids"]
+        self.tail = tail[next((place for place, token in enumerate(tail) if token in specials), len(tail)) :]
+        self.count = len(self.ends(whole))
+
+    def ends(self, ids: list[int]) -> list[int]:
+        """Places after every run of the tail's tokens in `ids`."""
+        ends, at = [], -1
+        for _ in range(ids.count(self.tail[0]) if self.tail else 0):
+            at = ids.index(self.tail[0], at + 1)
+            if ids[at : at + len(self.tail)] == self.tail:
+                ends.append(at + len(self.tail))
+        return ends
+
+    def find(self, ids: list[int]) -> int | None:
+        """Number of prompt tokens; None where the tokens around the border are not those of the frame."""
+        ends = self.ends(ids)
+        return ends[0] if ends and len(ends) == self.count else None
 
 
 def _encoded(rows, tokenizer):
-    """(input_ids, labels) of (prompt, assistant's turn)."""
-    batch = tokenizer([prompt + turn for prompt, turn in rows], add_special_tokens=False)
-    for place, (prompt, _) in enumerate(rows):
-        ids, at = batch["input_ids"][place], batch.char_to_token(place, len(prompt))
+    """(input_ids, labels) of (prompt, assistant's turn, Border or None for by characters)."""
+    texts, done = [prompt + turn for prompt, turn, _ in rows], {}
+    quick = [number for number, (_, _, border) in enumerate(rows) if border and border.count]
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    fast = tokenizer.backend_tokenizer.encode_batch_fast([texts[n] for n in quick], add_special_tokens=False)
+    for number, encoding in zip(quick, fast, strict=True):
+        ids = encoding.ids
+        if (at := rows[number][2].find(ids)) is not None:
+            done[number] = ids, at
+    slow = [number for number in range(len(rows)) if number not in done]
+    batch = tokenizer([texts[n] for n in slow], add_special_tokens=False) if slow else None
+    for place, number in enumerate(slow):
+        prompt = rows[number][0]
+        at = batch.char_to_token(place, len(prompt))
         if at is None or batch.token_to_chars(place, at).start != len(prompt):
             raise ValueError(
                 f"a token of {tokenizer.name_or_path!r} reaches over the border between prompt and answer, after "
                 f"{prompt[-20:]!r}: the prompt ends in other tokens in training than before generating"
             )
+        done[number] = batch["input_ids"][place], at
+    for number in range(len(rows)):
+        ids, at = done[number]
         yield ids, [IGNORE_INDEX] * at + ids[at:]
 
 
@@ -121,21 +164,23 @@ def tokenize(records: Iterable[dict], tokenizer, fmt: str, date=None, effort=Non
     """(input_ids, labels) of every record, in order, as `encode` gives them, BATCH at a time.
 
     The template is rendered once around placeholders, and the records are put in their places; the first row and every
-    CHECKED-th are rendered by the template too. Where they differ, because a template changes what it is given, all
-    rows are done so. Raises ValueError as `encode` and Frame.of do.
+    CHECKED-th are rendered by the template too, and cut by character. Where they differ, because a template changes
+    what it is given, all rows are done so. Raises ValueError as `encode` and Frame.of do.
     """
     frames, batch, direct = {}, [], False
     for number, record in enumerate(records):
         reasons = bool(record["reasoning"])
         check = direct or number % CHECKED == 0 or reasons not in frames
         if reasons not in frames:
-            frames[reasons] = Frame.of(tokenizer, fmt, date, effort, reasons)
-        pair = frames[reasons].texts(record)
+            frame = Frame.of(tokenizer, fmt, date, effort, reasons)
+            frames[reasons] = frame, Border(frame, tokenizer)
+        frame, border = frames[reasons]
+        pair = frame.texts(record)
         if check:
             rendered = _sides(messages(record, fmt), tokenizer, date, effort)
             direct = direct or rendered != pair
             pair = rendered
-        batch.append(pair)
+        batch.append((*pair, None if check else border))
         if len(batch) == BATCH:
             yield from _encoded(batch, tokenizer)
             batch = []
