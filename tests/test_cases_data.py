@@ -30,13 +30,6 @@ PENDING = {  # come out wrong still; a case that is mended has to leave this lis
     "ch1-json-array-error",
     "ch1-own-without-reasoning",
     # truths and leakage
-    "medreason-pubmedqa",
-    "medreason-huatuo-truth",
-    "medreason-hle-letter",
-    "reasonmed-prefix",
-    "inside-row-c-difficile",
-    "medmcqa-two-distractors-alike",
-    "medqa-unquote-inner",
     "bigbio-script",
     "leak-near-asymmetric",
     "leak-reasonmed-prefix",
