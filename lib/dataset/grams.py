@@ -10,15 +10,14 @@ import unicodedata
 
 import numpy as np
 
+from lib.dataset.wording import UNSPACED
+
 BATCH = 1000  # texts hashed at once
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying by it loses no bit
 MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))  # constants of splitmix64 (Steele et al. 2014)
 LONGEST = 64  # characters of a word that count
 POWERS = np.cumprod(np.concatenate([[np.uint64(1)], np.full(LONGEST - 1, BASE)]), dtype=np.uint64)
-BETWEEN, WITHIN, ALONE = 0, 1, 2  # kinds of characters: no word, part of a word, a word of its own
-UNSPACED = (  # blocks of scripts without blanks: Thai and Lao, Myanmar, Khmer, kana, Han and its extensions
-    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF),
-    (0xF900, 0xFAFF), (0x20000, 0x3FFFF))  # fmt: skip
+BETWEEN, WITHIN, ALONE = range(3)  # kinds of characters: no word, part of a word, a word of its own
 WIDE = (0xFF01, 0xFF5E, 0xFEE0)  # first and last of the full-width forms of ASCII, and how far they lie above it
 
 
