@@ -38,6 +38,12 @@ def words(texts):
 
     Text i has the words hashes[offsets[i] : offsets[i + 1]].
     """
+    return cut(texts)[:2]
+
+
+def cut(texts, longest=LONGEST):
+    """`words`, of which the first `longest` characters count, and a mask of those that stand in an unspaced script
+    with another such character behind them."""
     raw = [unicodedata.normalize("NFC", text.lower()) for text in texts]
     ends = np.cumsum([len(part) + 1 for part in raw])  # one past each text's closing blank
     joined = " ".join(raw) + " "
@@ -49,16 +55,19 @@ def words(texts):
     inside = kinds[cuts] != BETWEEN
     starts, stops = cuts[inside], np.append(cuts[1:], len(data))[inside]
     if not len(starts):
-        return np.empty(0, np.uint64), np.zeros(len(texts) + 1, np.int64)
-    sizes = np.minimum(stops - starts, LONGEST)
+        return np.empty(0, np.uint64), np.zeros(len(texts) + 1, np.int64), np.empty(0, bool)
+    sizes = np.minimum(stops - starts, longest)
     firsts = np.cumsum(sizes) - sizes  # where each word begins among the characters that count
     within = np.arange(sizes.sum()) - np.repeat(firsts, sizes)
     values = data[np.repeat(starts, sizes) + within] * POWERS[within]
-    hashes = _mixed(np.add.reduceat(values, firsts))
-    return hashes, np.concatenate([[0], np.searchsorted(starts, ends)])
+    alone = kinds[starts] == ALONE
+    chained = alone & np.append(alone[1:] & (starts[1:] == stops[:-1]), False)
+    hashes = mixed(np.add.reduceat(values, firsts))
+    return hashes, np.concatenate([[0], np.searchsorted(starts, ends)]), chained
 
 
-def _mixed(values):
+def mixed(values):
+    """64-bit values spread evenly over all of their range (splitmix64)."""
     values = (values ^ (values >> np.uint64(30))) * MIX[0]
     values = (values ^ (values >> np.uint64(27))) * MIX[1]
     return values ^ (values >> np.uint64(31))
@@ -79,7 +88,7 @@ def runs(hashes, offsets, n):
         total[:reach] = np.where(same, total[:reach] * BASE + hashes[step:], total[:reach])
     whole = place <= np.maximum(counts - n, 0)[owner]
     kept = np.concatenate([[0], np.cumsum(whole)])
-    return _mixed(total[whole]), kept[offsets]
+    return mixed(total[whole]), kept[offsets]
 
 
 def batches(texts, size=BATCH):

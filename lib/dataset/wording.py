@@ -16,6 +16,7 @@ EMPTY = (  # words of which vitals, openings and closing formulas are made; a ru
     "s beats breaths per minute kg m2 cm body mass index vital signs within normal limits laboratory studies reveals "
     "体温脉搏心率呼吸次分血压毫米汞柱度患者男女岁因天月年小时入院来就诊下列哪项种最可能的诊断是什么为以不正确应首选治疗药物检查方法原因关于"
 )
+NUMBERS = " ".join(map(str, range(1000)))
 
 
 def spaced(text: str) -> str:
