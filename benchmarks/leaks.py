@@ -1,9 +1,8 @@
 """What share of copies does each leakage detector find, and what does it flag wrongly? python -m benchmarks.leaks
 
-Made-up clinical questions in English and Chinese (benchmarks/vignettes.yaml) are the evaluation set; training rows are
-the same questions verbatim, with a typo, in another order, retold, and other questions. REAL=DIR adds PubMedQA's own,
-from DIR/pqa_labeled.jsonl and DIR/test_ground_truth.json. Writes outputs/bench/leaks.json and the table of
-docs/benchmarks.md.
+Made-up clinical questions in English and Chinese (benchmarks/vignettes.yaml) are the evaluation set, rows of LEVELS the
+training set. REAL=DIR adds PubMedQA's own, from DIR/pqa_labeled.jsonl and DIR/test_ground_truth.json. Writes
+outputs/bench/leaks.json and, where all was measured, the table of docs/benchmarks.md.
 """
 
 import argparse
@@ -11,18 +10,30 @@ import json
 import os
 import random
 import sys
+from collections import Counter
 from pathlib import Path
 
 import yaml
 
 from benchmarks.common import keep, table
 from lib import stats
-from lib.dataset import choices, leakage
+from lib.dataset import choices, ingest, leakage
 from lib.pipeline import schema
-from lib.pipeline.files import ROOT
+from lib.pipeline.files import ROOT, read_jsonl
 
-LEVELS = ("verbatim", "typo", "reordered", "retold", "unrelated")
+PAGE, BEGIN, END = ROOT / "docs" / "benchmarks.md", "<!-- leaks: begin -->", "<!-- leaks: end -->"
+LEVELS = {
+    "verbatim": "the question with its options, without, or under a stock phrase",
+    "quoted": "the question inside another row's reasoning",
+    "typo": "one word mistyped, one character put for another",
+    "reordered": "the findings in another order",
+    "retold": "other sentences and another order; one symptom, sign and test in other words",
+    "paraphrased": "the same, and no finding keeps its words",
+    "look-alike": "another patient, drawn from the same findings",
+    "unrelated": "another patient who shares no finding",
+}
 LANGUAGES = {"Chinese": 0, "English": 1}
+FULL = 1000  # made-up questions a language
 PIECES = yaml.safe_load((ROOT / "benchmarks" / "vignettes.yaml").read_text(encoding="utf-8"))
 COUNTS = {"symptoms": 4, "signs": 2, "tests": 2, "histories": 1, "asked": 1}
 TOLD = {  # language: (ways to tell a case, ways to tell it again)
@@ -40,10 +51,10 @@ TOLD = {  # language: (ways to tell a case, ways to tell it again)
          "The results are {tests}. {asked}?",
          "A {age}-year-old {who} who {histories} is admitted with {symptoms}. On examination there is {signs}, "
          "and tests give {tests}. {asked}?"),
-        ("You are asked to see someone, {who}, {age}, with {tests}; the doctor before you noted {signs}. The complaints "
-         "are {symptoms}, and the person {histories}. {asked}?",
-         "{tests}: that is what came back for a {who} of {age} who {histories}. Complaints were {symptoms}, and you find "
-         "{signs}. {asked}?"),
+        ("You are asked to see someone, {who}, {age}, with {tests}; the doctor before you noted {signs}. The "
+         "complaints are {symptoms}, and the person {histories}. {asked}?",
+         "{tests}: that is what came back for a {who} of {age} who {histories}. Complaints were {symptoms}, and you "
+         "find {signs}. {asked}?"),
     ),
 }  # fmt: skip
 PEOPLE = {"Chinese": ("男性", "女性", "男", "女"), "English": ("man", "woman", "farmer", "teacher")}
@@ -53,19 +64,22 @@ STOCK = {
 }
 
 
-def case(rng, language):
-    """A made-up patient: which pieces, in which order, and how told."""
-    drawn = {name: rng.sample(range(len(PIECES[name])), count) for name, count in COUNTS.items()}
-    options = rng.sample(PIECES["options"][LANGUAGES[language]], 4)
+def case(rng, language, half=0):
+    """A made-up patient: which pieces, in which order, and how told. half: of all pieces, 0 or 1, which share none."""
+    drawn = {name: rng.sample(range(half, len(PIECES[name]), 2), count) for name, count in COUNTS.items()}
+    options = rng.sample(PIECES["options"][LANGUAGES[language]][half::2], 4)
     return drawn | {"age": rng.randrange(18, 90), "who": rng.choice(PEOPLE[language]), "options": options,
                     "way": rng.randrange(3)}  # fmt: skip
 
 
-def tell(case, language, again=False):
-    """A case as a question; again: in the pieces' other words and another order of everything."""
-    joined, place = ("、", "，") if language == "Chinese" else (", ", " and "), 2 * LANGUAGES[language] + again
-    parts = {name: joined[len(case[name]) < 3].join(PIECES[name][at][place] for at in case[name]) for name in COUNTS}
-    ways = TOLD[language][again]
+def tell(case, language, frame=0, other=()):
+    """A case as a question. frame: 1 for the other sentences; other: places in a list of pieces told in other words."""
+    joined, first = ("、", "，") if language == "Chinese" else (", ", " and "), 2 * LANGUAGES[language]
+    parts = {}
+    for name in COUNTS:
+        words = [PIECES[name][at][first + (place in other)] for place, at in enumerate(case[name])]
+        parts[name] = joined[len(words) < 3].join(words)
+    ways = TOLD[language][frame]
     text = ways[case["way"] % len(ways)].format(**parts, who=case["who"], age=case["age"])
     return text[:1].upper() + text[1:]
 
@@ -88,24 +102,26 @@ def record(text, options=(), reasoning="", answer=None):
             "reasoning": reasoning, "options": list(options), "answer": answer, "benchmark": None}  # fmt: skip
 
 
-def copies(case, language, rng, number):
-    """{level: training record}. The verbatim copy comes in turn with options, without, under a stock phrase, quoted."""
-    text, options = tell(case, language), case["options"]
-    quoted = record(f"{'举例' if language == 'Chinese' else 'Example'} {number}", reasoning=f"{number}: {text}")
-    verbatim = (record(text, options), record(text), record(STOCK[language] + text, options), quoted)
-    turned = case | {name: case[name][1:] + case[name][:1] for name in ("symptoms", "signs", "tests")}
+def copies(one, language, rng, number):
+    """{level: training record} of a case."""
+    text, options, every = tell(one, language), one["options"], range(max(COUNTS.values()))
+    turned = one | {name: one[name][1:] + one[name][:1] for name in ("symptoms", "signs", "tests")}
+    verbatim = (record(text, options), record(text), record(STOCK[language] + text, options))
     return {
         "verbatim": verbatim[number % len(verbatim)],
+        "quoted": record(f"{'举例' if language == 'Chinese' else 'Example'} {number}", reasoning=f"{number}: {text}"),
         "typo": record(mistyped(text, rng), options),
         "reordered": record(tell(turned, language), options),
-        "retold": record(tell(turned, language, again=True)),
-        "unrelated": record(tell(globals()["case"](rng, language), language), rng.sample(options, 4)),
+        "retold": record(tell(turned, language, frame=1, other=every[1:2])),
+        "paraphrased": record(tell(turned, language, frame=1, other=every)),
+        "look-alike": record(tell(case(rng, language), language), rng.sample(options, 4)),
+        "unrelated": record(tell(other := case(rng, language, half=1), language), other["options"]),
     }
 
 
 def measured(name, evaluation, by_level):
     """Rows of the table: for every level the share that each detector flags, and what the default drops."""
-    default, rows = schema.Data().drop_overlaps, []
+    default, rows = schema.DataSection().drop_overlaps, []
     for level, training in by_level.items():
         scan = leakage.scan(training, {"test": evaluation}, seed=0)
         found = {detector: scan.flagged([detector]) for detector in leakage.DETECTORS[1:]}
@@ -126,11 +142,7 @@ def made_up(language, count, seed=0):
 
 def real(folder, seed=0):
     """Rows of the table for PubMedQA's 500 test questions: as MedReason writes them, changed, and the other 500."""
-    from collections import Counter
-
-    from lib.dataset import ingest
-
-    rows = [json.loads(line) for line in (folder / "pqa_labeled.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = read_jsonl(folder / "pqa_labeled.jsonl")
     ids, rng = set(json.loads((folder / "test_ground_truth.json").read_text())), random.Random(seed)
     spec = {"name": "pubmedqa", "config": "pqa_labeled"}
     records = list(ingest.stream("pubmedqa", rows, spec, Counter()))
@@ -148,16 +160,19 @@ def real(folder, seed=0):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--count", type=int, default=FULL)
     count = parser.parse_args().count
     rows = [row for language in LANGUAGES for row in made_up(language, count)]
     if folder := os.environ.get("REAL"):
         rows += real(Path(folder))
     else:
         print("REAL is not set: PubMedQA's own questions are not measured.")
-    keep("leaks", rows)
+    keep("leaks", {"rows": rows})
     cells = [{k: f"{v['value']:.1%}" if isinstance(v, dict) else v for k, v in row.items()} for row in rows]
     print(table(cells))
+    if os.environ.get("REAL") and count >= FULL:
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        PAGE.write_text(f"{before}{BEGIN}\n{table(cells)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

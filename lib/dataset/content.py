@@ -11,7 +11,7 @@ from lib.dataset import grams, wording
 
 STEM = 5  # letters of a word that count, so that bruising and bruises are one
 LEAST = 4  # words in common: fewer say nothing
-SHARE = 0.7  # of the weights of both questions' words, from which on one is the other told again
+SHARE = 0.65  # of the weights of both questions' words, from which on one is the other told again
 
 
 def features(texts):

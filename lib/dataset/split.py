@@ -58,7 +58,7 @@ def _whole(record: dict, brief: str) -> str:
         return brief
     if _decides(record):
         return normalise_question(wording.without_stock(stem(record)))
-    if len(wording.spaced(brief).split()) >= SHORT:
+    if wording.length(brief) >= SHORT:
         return brief
     return f"{brief}\n{normalise_question(record['answer'] or ' '.join(sorted(record['options'])))}"
 

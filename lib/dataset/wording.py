@@ -24,6 +24,11 @@ def spaced(text: str) -> str:
     return text if text.isascii() else ALONE.sub(r" \g<0> ", text)
 
 
+def length(text: str) -> float:
+    """Number of words; a character of an unspaced script counts as 5/8 of one."""
+    return len(ALONE.sub(" ", text).split()) + len(ALONE.findall(text)) * 5 / 8
+
+
 ASKS = r"(?:questions?|problems?|quer(?:y|ies)|mcqs?|options?|answers?|choices?|letters?)"
 STOCK = re.compile(  # what a data set or a prompt writes around every question: an order, a label, a closing order
     rf"^\s*(?:please\s+)?(?:carefully\s+)?(?:answer|read|solve|consider|choose|select|pick|attempt)\b[^\n?:.]{{0,99}}?"
