@@ -10,25 +10,11 @@ from collections import Counter
 
 import pytest
 
-from lib.dataset import choices, ingest, leakage, readers, sources, split
+from lib.dataset import choices, entries, ingest, leakage, readers, sources, split
 from lib.pipeline.files import ROOT
 
 CASES = [json.loads(line) for line in (ROOT / "tests/cases_data.jsonl").read_text(encoding="utf-8").splitlines()]
 PENDING = {  # come out wrong still; a case that is mended has to leave this list
-    "own-alpaca-input",
-    "own-alpaca-input-options",
-    "own-think-in-output",
-    "own-options-in-instruction",
-    "own-json-array",
-    "own-bom",
-    "own-blank-lines",
-    "own-utf16-gz-csv",
-    "own-missing-column-remedy",
-    "own-two-files",
-    "pubmedqa-ids-bom",
-    "local-copy-of-hub-set",
-    "ch1-json-array-error",
-    "ch1-own-without-reasoning",
     # truths and leakage
     "medreason-pubmedqa",
     "medreason-huatuo-truth",
@@ -62,7 +48,8 @@ def converted(spec, least=0):
 
 
 def reading(case, folder):
-    if "rows" in case and not sources.lookup(case["spec"]["name"]).hub_id or case["area"] == "own file":
+    case = {"spec": {"name": "jsonl"}} | case
+    if not sources.lookup(case["spec"]["name"]).hub_id:
         case = case | {"spec": case["spec"] | {"path": str(made(case, folder))}}
         return converted(case["spec"], case.get("recipe", {"data": {}})["data"].get("min_reasoning_chars", 0))
     reasons = Counter()
@@ -133,7 +120,7 @@ def two_files(case, folder, monkeypatch):
         path = folder / spec["path"]
         path.write_text("".join(json.dumps({"instruction": f"{path.stem}{n}", "output": "A"}) + "\n" for n in (1, 2)))
         specs.append(spec | {"path": str(path)})
-    found = sources.labelled({"sources": specs, "test_sources": [], "truth_sources": []})
+    found = entries.labelled({"sources": specs, "test_sources": [], "truth_sources": []})
     records = [record for _, spec in found.values() for record in converted(spec)[0]]
     assert Counter(record["source"] for record in records) == case["must"]["read"] and len(found) == 2
     assert len({record["id"] for record in records}) == 4
@@ -158,7 +145,7 @@ def a_copy(case, folder, monkeypatch):
     path = folder / "medical_o1_sft.json"
     path.write_text(json.dumps([{"Question": "Why?", "Complex_CoT": "Because.", "Response": "So."}], indent=2))
     spec = case["spec"] | {"path": str(path)}
-    sources.check_spec(spec)
+    entries.check_spec(spec)
     assert [record["reasoning"] for record in converted(spec)[0]] == ["Because."]
 
 
