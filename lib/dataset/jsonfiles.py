@@ -31,7 +31,7 @@ def opened(path, encoding):
 def is_lines(text: str) -> bool:
     """Whether the beginning of a file shows one object a line; a first line that is broken may be an accident."""
     lines = [line for line in text[: 1 << 18].split("\n")[:20] if line.strip()]
-    return len(lines) > 1 and (_is_object(lines[0]) or sum(map(_is_object, lines)) * 2 > len(lines))
+    return len(lines) > 1 and (_is_object(lines[0]) or sum(map(_is_object, lines)) * 2 >= len(lines))
 
 
 def _is_object(line):
@@ -78,7 +78,7 @@ def _values(text, at, end, path):
     while at < len(text) and text[at] != end:
         try:
             value, at = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise _broken(text, getattr(error, "pos", at), path, str(error).partition(":")[0]) from None
         yield value
         at = BLANK.match(text, at).end()

@@ -35,7 +35,8 @@ def own(row: dict) -> dict:
     system = {"role": "system", "content": optional(row, "system")}
     spoken = conversation([system] if system["content"] else []) + conversation(row.get("history"))
     earlier = [{"role": turn["role"], "content": turn["content"]} for turn in _joined(spoken)]
-    reasoning, output = taken_apart(optional(row, "output"))
+    given = clean(row["output"], "empty_answer") if "output" in row else ""  # options and a truth can do without
+    reasoning, output = taken_apart(given)
     if column := optional(row, "reasoning"):
         if reasoning not in ("", column):
             raise Reject("two_reasonings")

@@ -96,7 +96,14 @@ def _reader(path, part, columns):
         return jsonfiles.json_lines(path, encoding)
     if text[0] in "[{":
         return jsonfiles.json_rows(path, encoding, part)
-    return table_rows(path, encoding)
+    first = text.partition("\n")[0]
+    mark = max("\t,;|", key=first.count)
+    if mark not in first:
+        raise ValueError(
+            f"{path.name} is neither JSON nor a table: its first line is {first.strip()[:60]!r}. "
+            "JSON lines, JSON, CSV or TSV with a header, and Parquet can be read"
+        )
+    return table_rows(path, encoding, mark)
 
 
 def _head(path):
@@ -125,18 +132,12 @@ def _encoding(path, head):
     return "utf-8"
 
 
-def table_rows(path: Path, encoding: str) -> Iterator:
-    """Rows of a table with a header, its cells as text. Comma, tab, semicolon or bar: what the header has most of.
+def table_rows(path: Path, encoding: str, mark: str) -> Iterator:
+    """Rows of a table with a header, its cells as text and parted by `mark`.
 
     csv and not pandas: it says which line it stopped at, and a row of too many cells does not lose the last ones.
     """
     with opened(path, encoding) as file:
-        first = file.readline()
-        mark = max("\t,;|", key=first.count)
-        if mark not in first:
-            raise ValueError(f"{path.name} is neither JSON nor a table: its first line is {first.strip()[:60]!r}. "
-                             "JSON lines, JSON, CSV or TSV with a header, and Parquet can be read")  # fmt: skip
-        file.seek(0)
         table = csv.reader(file, delimiter=mark, strict=True)
         header, at = [], 0
         try:
