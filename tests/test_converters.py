@@ -152,7 +152,7 @@ def fresh(name):
         ("medmcqa", {"cop": 0.5}, "wrong_type"),
         ("medmcqa", {"cop": math.nan}, "wrong_type"),
         ("medmcqa", {"cop": [0]}, "wrong_type"),
-        ("medmcqa", {"opa": "Riboflavin "}, "options_unparsable"),
+        ("medmcqa", {"opa": "Riboflavin "}, "options_alike"),
         ("medmcqa", {"exp": "Ans. is 'b' i.e., Riboflavin"}, "answer_conflict"),
         ("medmcqa", {"exp": "Ans. is 'a' & 'c'"}, "answer_conflict"),
         ("medmcqa", {"exp": "Answer: (D). Because"}, "answer_conflict"),

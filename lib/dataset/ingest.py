@@ -173,7 +173,7 @@ def join_truth(records: Iterable[dict], truths: dict[str, str], joined: Counter)
 
     for record in records:
         if record["answer"] is None and not record["options"] and truths:
-            answer = truths.get(split.normalise_question(record["instruction"]))
+            answer = truths.get(split.question(record))
             if answer is not None:
                 joined[record["source"]] += 1
                 record = record | {"answer": answer}
