@@ -68,7 +68,7 @@ def read_as(name: str, rows: Iterable, spec: dict) -> tuple[Source, Iterable]:
     shape, rows = recognise.read_as(rows, spec, spec.get("path") or name)
     if shape.source:
         hub = lookup(shape.source)
-        return replace(hub, benchmark=None, licence=source.licence, convert=shape.convert), rows
+        return replace(hub, benchmark=None, licence=source.licence, convert=shape.convert, said=shape.said), rows
     named = {role: shape.roles[role][0] for role in ("id", "benchmark") if role in shape.roles}
     return replace(
         source,
@@ -78,6 +78,7 @@ def read_as(name: str, rows: Iterable, spec: dict) -> tuple[Source, Iterable]:
         identity=(named["id"],) if "id" in named else (),
         column=named.get("benchmark"),
         reasoned=shape.reasoned,
+        said=shape.said,
     ), rows
 
 

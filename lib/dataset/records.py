@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lib.dataset import grams
 
@@ -64,3 +65,8 @@ def rows(table, keep=None):
         elif (wanted := np.flatnonzero(keep[start : start + len(batch)])).size:
             yield from batch.take(pa.array(wanted)).to_pylist()
         start += len(batch)
+
+
+def reasoned(table, keep):
+    """Whether any record that `keep` marks has reasoning; only lengths are read, not the text."""
+    return bool(pc.binary_length(table["reasoning"]).to_numpy()[keep].any())

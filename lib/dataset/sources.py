@@ -33,6 +33,7 @@ class Source:
     benchmark: name of the benchmark that the items are; column: the column that says so by row.
     reasoned: False where rows have no reasoning by design, so that its length is not asked for.
     parts: raw row -> the rows to convert, one for each answer of a conversation; None: the row itself.
+    said: how its rows are read, for the reader.
     commercial: whether the licence allows commercial use, None where nobody says.
     """
 
@@ -50,6 +51,7 @@ class Source:
     column: str | None = None
     reasoned: bool = True
     parts: Callable | None = None
+    said: str = "its own converter"
     commercial: bool | None = True
 
 
