@@ -11,9 +11,12 @@ from lib.dataset.choices import LETTERS, Reject
 from lib.dataset.shapes import KEYS, REMEDY, ROLES, Shape, Unread, complaint, void
 
 PEEK = 1000  # rows that a shape is told from
-HUB = ("medical_o1", "medical_r1", "medreason", "verifiable", "pubmedqa", "medmcqa", "medqa")
-METADATA = {"medqa": ("meta_info", "metamap_phrases"), "medmcqa": ("choice_type", "subject_name", "topic_name")}
-ROW_NUMBERS = {"", "unnamed: 0", "__index_level_0__"}  # that pandas writes beside the columns
+HUB = ("medical_o1", "medical_r1", "medreason", "verifiable", "pubmedqa", "medqa")  # medmcqa's cop counts from 0 or 1
+METADATA = {  # columns of published sets that say nothing to learn, by one that tells the set
+    "answer_idx": ("meta_info", "metamap_phrases"),
+    "cop": ("choice_type", "subject_name", "topic_name"),
+}
+ROW_NUMBERS = {"", "unnamed:_0", "__index_level_0__"}  # that pandas writes beside the columns
 OPTION = re.compile(r"(?:op|opt|option|choice|answer)?[_ ]?([a-j]|\d{1,2})")
 NAMES = (  # a shape's common name, and roles or columns that tell it
     ("preference pairs", {"chosen", "rejected"}),
@@ -42,11 +45,12 @@ def recognise(rows: list[dict], spec: dict, where: str) -> Shape:
     if rows and missing:
         raise Unread(f"{where}: columns names {missing[0]!r}, and the file has {_quoted(found)}")
     ignored = frozenset(told.pop("ignore", ())) | {c for c in found if _plain(c) in ROW_NUMBERS}
+    ignored |= {c for known, names in METADATA.items() if known in found for c in names}
     turns = spec.get("turns") or "each"
     for name in HUB if not told else ():
         source = sources.SOURCES[name]
         if set(source.columns) <= found.keys():
-            known = {*source.columns, *source.optional, *METADATA.get(name, ()), "id", "benchmark"}
+            known = {*source.columns, *source.optional, "id", "benchmark"}
             shape = Shape(where, name, {}, ignored | known, source=name)
             break
     else:

@@ -17,7 +17,7 @@ ROLES = {  # what a column may hold: names under which it is known, in lower cas
     "input": ("input",),
     "output": ("output", "response", "completion"),
     "reasoning": ("reasoning", "complex_cot", "cot", "chain_of_thought", "reasoning_content", "thinking", "rationale",
-                  "explanation"),
+                  "explanation", "exp"),
     "options": ("options", "choices"),
     "answer": ("answer", "correct_answer", "final_answer", "ground_truth"),
     "index": ("answer_idx", "answer_index", "correct_option", "cop", "index"),
