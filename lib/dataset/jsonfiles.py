@@ -86,7 +86,7 @@ def _values(text, at, end, path):
             at = BLANK.match(text, at + 1).end()
             if text[at : at + 1] == end:
                 raise _broken(text, at, path, f"a comma stands before {end}")
-        elif end and text[at : at + 1] != end:
+        elif end and at < len(text) and text[at] != end:
             raise _broken(text, at, path, "a comma or ] is missing")
     if end and at >= len(text):
         raise _broken(text, at, path, "the list never ends: the file is cut")
