@@ -10,28 +10,10 @@ from collections import Counter
 
 import pytest
 
-from lib.dataset import choices, ingest, leakage, readers, sources, split
+from lib.dataset import choices, entries, ingest, leakage, readers, sources, split
 from lib.pipeline.files import ROOT
 
 CASES = [json.loads(line) for line in (ROOT / "tests/cases_data.jsonl").read_text(encoding="utf-8").splitlines()]
-PENDING = {  # come out wrong still; a case that is mended has to leave this list
-    "own-alpaca-input",
-    "own-alpaca-input-options",
-    "own-think-in-output",
-    "own-options-in-instruction",
-    "own-json-array",
-    "own-bom",
-    "own-blank-lines",
-    "own-utf16-gz-csv",
-    "own-missing-column-remedy",
-    "own-two-files",
-    "pubmedqa-ids-bom",
-    "local-copy-of-hub-set",
-    "ch1-json-array-error",
-    "ch1-own-without-reasoning",
-    # truths and leakage
-    "bigbio-script",
-}
 TEXTS = {"choices.inside": lambda text: choices.inside(text)[1], "medqa": choices.unquote}
 CSV = "instruction,output\nQ1,A1\nQ2,A2\n"
 
@@ -50,7 +32,8 @@ def converted(spec, least=0):
 
 
 def reading(case, folder):
-    if "rows" in case and not sources.lookup(case["spec"]["name"]).hub_id or case["area"] == "own file":
+    case = {"spec": {"name": "jsonl"}} | case
+    if not sources.lookup(case["spec"]["name"]).hub_id:
         case = case | {"spec": case["spec"] | {"path": str(made(case, folder))}}
         return converted(case["spec"], case.get("recipe", {"data": {}})["data"].get("min_reasoning_chars", 0))
     reasons = Counter()
@@ -74,7 +57,7 @@ def outcome(case, folder):
 
 
 def test_every_case_is_here_once():
-    assert len(CASES) == 28 == len({case["id"] for case in CASES}) and {case["id"] for case in CASES} >= PENDING
+    assert len(CASES) == 28 == len({case["id"] for case in CASES})
 
 
 def flags(case):
@@ -87,13 +70,7 @@ def flags(case):
     return {name: bool(by_set["test"][0]) for name, by_set in scan.flags.items() if "test" in by_set}
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=case["id"], marks=[pytest.mark.xfail(strict=True)] if case["id"] in PENDING else [])
-        for case in CASES
-    ],
-)
+@pytest.mark.parametrize("case", CASES, ids=[case["id"] for case in CASES])
 def test_a_case_comes_out_as_it_should(case, tmp_path, monkeypatch):
     own = {
         "own-two-files": two_files,
@@ -121,7 +98,7 @@ def two_files(case, folder, monkeypatch):
         path = folder / spec["path"]
         path.write_text("".join(json.dumps({"instruction": f"{path.stem}{n}", "output": "A"}) + "\n" for n in (1, 2)))
         specs.append(spec | {"path": str(path)})
-    found = sources.labelled({"sources": specs, "test_sources": [], "truth_sources": []})
+    found = entries.labelled({"sources": specs, "test_sources": [], "truth_sources": []})
     records = [record for _, spec in found.values() for record in converted(spec)[0]]
     assert Counter(record["source"] for record in records) == case["must"]["read"] and len(found) == 2
     assert len({record["id"] for record in records}) == 4
@@ -146,7 +123,7 @@ def a_copy(case, folder, monkeypatch):
     path = folder / "medical_o1_sft.json"
     path.write_text(json.dumps([{"Question": "Why?", "Complex_CoT": "Because.", "Response": "So."}], indent=2))
     spec = case["spec"] | {"path": str(path)}
-    sources.check_spec(spec)
+    entries.check_spec(spec)
     assert [record["reasoning"] for record in converted(spec)[0]] == ["Because."]
 
 

@@ -135,7 +135,7 @@ def reasonmed(row: dict, reasoned: bool = True) -> dict:
     stem, options = choices.inside(question)
     tail = output[-TAIL_CHARS:]
     reasoning, said = _reasoning_and_answer(output) if reasoned else ("", output)
-    letter = answers.choice(tail, options) if options and _states(tail) else None
+    letter = answers.choice(tail, options) if options and states(tail) else None
     if letter:
         if last_answer(said):
             said = said[: said.rfind("\n") + 1].strip()
@@ -144,7 +144,7 @@ def reasonmed(row: dict, reasoned: bool = True) -> dict:
     return fields | ({"instruction": choices.listed(stem, options), "options": options} if options else {})
 
 
-def _states(text: str) -> bool:
+def states(text: str) -> bool:
     """Whether the text states an answer, rather than mentioning an option; the words first, for speed."""
     folded = text.casefold()
     return any(word in folded for word in STATING) and bool(answers.STATED.search(text) or answers.TAGGED.search(text))
@@ -212,17 +212,3 @@ def _unquoted(value):
     if isinstance(value, list):
         return [_unquoted(inner) for inner in value]
     return choices.unquote(value) if isinstance(value, str) else value
-
-
-def own(row: dict) -> dict:
-    """Content of a row of a user's own file: instruction and output, and where given reasoning, options and answer."""
-    question, output = clean(row["instruction"], "empty_question"), clean(row["output"], "empty_answer")
-    reasoning, options, answer = optional(row, "reasoning"), choices.options_of(row.get("options")), row.get("answer")
-    if isinstance(answer, str) and not answer.strip():
-        answer = None
-    if not options:
-        return content(question, reasoning, output, last_answer(output) if answer is None else clean(answer, ""))
-    index = choices.find(last_answer(output) if answer is None else answer, options)
-    if last_answer(output):
-        output = output[: output.rfind("\n") + 1].strip()
-    return choice(question, reasoning, output, options, index)

@@ -68,7 +68,7 @@ def scan(records, evaluation, seed, banned=(), boilerplate=BOILERPLATE) -> Scan:
     kept, signatures, close, provenance, number = [], [], [], [], 0
     for batch in grams.batches(records):
         kept.append(split.keys(batch, seed))
-        signatures.append(near.signatures([record["instruction"] for record in batch]))
+        signatures.append(near.signatures([split.signed(record) for record in batch]))
         close.append(test.close(batch, signatures[-1]))
         provenance += [_origin(record) & bans for record in batch]
         hashes, offsets = grams.words([_text(record) for record in batch])
@@ -89,7 +89,7 @@ def scan(records, evaluation, seed, banned=(), boilerplate=BOILERPLATE) -> Scan:
 
 
 def _text(record):
-    return f"{record['instruction']}\n{record['reasoning']}\n{record['output']}"
+    return "\n".join([*split.earlier(record), record["instruction"], record["reasoning"], record["output"]])
 
 
 def _origin(record):

@@ -31,12 +31,26 @@ def stem(record: dict) -> str:
     return record["instruction"].rsplit("\n\nA. ", 1)[0] if record["options"] else record["instruction"]
 
 
+def earlier(record: dict) -> list[str]:
+    """What the user and the assistant said before a record's question, where it is a further turn of a conversation."""
+    return [turn["content"] for turn in record.get("history") or () if turn["role"] != "system"]
+
+
+def signed(record: dict) -> str:
+    """The text that near-duplicates are told by: the instruction, and of a conversation's further turn the answer too.
+
+    The turns of one conversation share what was said before; the same short question ("For how long?") stands in many.
+    """
+    return f"{record['instruction']}\n{record['output']}" if earlier(record) else record["instruction"]
+
+
 def asked(record: dict) -> str:
     """What a record asks: its stem without stock phrases, and for a decision (yes, no, maybe) the question alone.
 
-    PubMedQA puts an abstract before its question; sets that are built from it leave the abstract out.
+    PubMedQA puts an abstract before its question; sets that are built from it leave the abstract out. A conversation
+    asks what it opens with, so that all of its turns go to one side.
     """
-    text = wording.without_stock(stem(record))
+    text = wording.without_stock(next(iter(earlier(record)), None) or stem(record))
     if "\n" in text and _decides(record):
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         text = wording.without_stock(next((line for line in lines[::-1] if line[-1] in "?？"), lines[-1]))
@@ -97,8 +111,9 @@ def keys(records, seed: int) -> Keys:
     for record in records:
         brief = question(record)
         whole, instruction = _whole(record, brief), brief
-        if record["options"]:
-            instruction = normalise_question(wording.without_stock(record["instruction"]))
+        if record["options"] or earlier(record):
+            instruction = "\n".join([*earlier(record), wording.without_stock(record["instruction"])])
+            instruction = normalise_question(instruction)
         truth = normalise_question(record["answer"]) if record.get("answer") else None
         place, short = places.setdefault(record["source"], len(places)), _hash(brief)
         wide = short if whole == brief else _hash(whole)
