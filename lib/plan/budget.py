@@ -6,7 +6,9 @@ forward pass. Generation is bound by memory instead: each token of a batch reads
 """
 
 import re
+from collections import Counter
 
+from lib.dataset import entries
 from lib.model import shapes
 from lib.plan import memory
 
@@ -22,7 +24,10 @@ def load():
 def rows(sections, assumed):
     """Training rows of all sources, each as often as data.stages uses it; the published counts, before any filter."""
     data = sections["data"]
-    counts = {source["name"]: _counted(source, assumed) for source in data["sources"]}
+    counts = Counter()
+    for role, source in entries.labelled(data).values():
+        if role == "train":
+            counts[source.get("label") or source["name"]] += _counted(source, assumed)
     stages = data["stages"] or [{"name": "all", "weights": dict.fromkeys(counts, 1.0)}]
     used = sum(
         counts.get(source, 0) * weight for stage in stages for source, weight in
