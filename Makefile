@@ -72,6 +72,7 @@ soak: setup  ## the long tests too: many kills, a rehearsal of every recipe
 
 bench-data: setup  ## the data pipeline on 400,000 generated rows: seconds, memory, and side by side with plain loops
 	$(PYTHON) -m benchmarks.data
+	$(PYTHON) -m benchmarks.leaks
 
 bench-qat: setup  ## what exact QAT costs in a training step, and its export beside llama.cpp's own commands
 	$(PYTHON) -m benchmarks.qat

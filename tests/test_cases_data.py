@@ -14,11 +14,6 @@ from lib.dataset import choices, entries, ingest, leakage, readers, sources, spl
 from lib.pipeline.files import ROOT
 
 CASES = [json.loads(line) for line in (ROOT / "tests/cases_data.jsonl").read_text(encoding="utf-8").splitlines()]
-PENDING = {  # come out wrong still; a case that is mended has to leave this list
-    # truths and leakage
-    "bigbio-script",
-    "leak-reworded-vignette",
-}
 TEXTS = {"choices.inside": lambda text: choices.inside(text)[1], "medqa": choices.unquote}
 CSV = "instruction,output\nQ1,A1\nQ2,A2\n"
 
@@ -62,7 +57,7 @@ def outcome(case, folder):
 
 
 def test_every_case_is_here_once():
-    assert len(CASES) == 28 == len({case["id"] for case in CASES}) and {case["id"] for case in CASES} >= PENDING
+    assert len(CASES) == 28 == len({case["id"] for case in CASES})
 
 
 def flags(case):
@@ -75,13 +70,7 @@ def flags(case):
     return {name: bool(by_set["test"][0]) for name, by_set in scan.flags.items() if "test" in by_set}
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=case["id"], marks=[pytest.mark.xfail(strict=True)] if case["id"] in PENDING else [])
-        for case in CASES
-    ],
-)
+@pytest.mark.parametrize("case", CASES, ids=[case["id"] for case in CASES])
 def test_a_case_comes_out_as_it_should(case, tmp_path, monkeypatch):
     own = {
         "own-two-files": two_files,

@@ -1,8 +1,8 @@
 """What the training records share with the questions that a model is tested on, and what is removed because of it.
 
-Five detectors, from the surest to the vaguest: where the data set says the item comes from, the same question after
-normalisation, nearly the same question, 13 words in a row, 8 words in a row. `recall` measures what they miss. The
-questions' own side is lib/dataset/tested.py.
+Six detectors, from the surest to the vaguest: where the data set says the item comes from, the same question after
+normalisation, nearly the same question, 13 words in a row, most content words in common, 8 words in a row. `recall`
+measures what they miss. The questions' own side is lib/dataset/tested.py.
 """
 
 import dataclasses
@@ -73,14 +73,14 @@ def scan(records, evaluation, seed, banned=(), boilerplate=BOILERPLATE) -> Scan:
         provenance += [_origin(record) & bans for record in batch]
         hashes, offsets = grams.words([_text(record) for record in batch])
         for detector, n in GRAMS.items():
-            rows, places = tested.hits(*grams.runs(hashes, offsets, n), test.known[detector])
+            rows, places = tested.hits(*grams.runs(hashes, offsets, n, weigh=True), test.known[detector])
             found[detector][0].append(rows + number)
             found[detector][1].append(places)
         number += len(batch)
     keys, asked = _settled(_joined(kept), test.keys)
-    close = np.concatenate([np.empty((0, 2), np.int64), *close])
+    close = np.concatenate([np.empty((0, 3), np.int64), *close])
     flags = {"provenance": _by_ban(provenance, banned), "exact": test.exact(keys, asked)}
-    flags["near"] = test.near(close, asked)
+    flags["near"], flags["content"] = test.near(close, asked)
     for detector in GRAMS:
         rows, places = (np.concatenate([np.empty(0, np.int64), *parts]) for parts in found[detector])
         flags[detector] = test.quoted(detector, rows, places, number, boilerplate)

@@ -124,6 +124,12 @@ def hub_rows(source: Source, spec: dict) -> Iterator[dict]:
             table = datasets.load_dataset(source.hub_id, **which, split=on_hub, revision=spec.get("revision"))
     except hub.Refused:
         raise
+    except RuntimeError as error:  # "Dataset scripts are no longer supported"
+        raise ValueError(
+            f"{source.hub_id} cannot be read: {error}. For MedQA's English questions with four options take "
+            f"{{name: medqa}}; for five, give this source the path of a downloaded copy, one of the questions/US files "
+            "of its data_clean.zip"
+        ) from error
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         if isinstance(error, datasets.exceptions.DatasetNotFoundError):
             hub.look(*asked, timeout_s=60)  # raises with the reason, which is lost on the way through datasets

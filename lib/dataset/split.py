@@ -51,10 +51,14 @@ def asked(record: dict) -> str:
     asks what it opens with, so that all of its turns go to one side.
     """
     text = wording.without_stock(next(iter(earlier(record)), None) or stem(record))
-    if "\n" in text and {option.casefold() for option in record["options"]} <= DECISIONS and record["options"]:
+    if "\n" in text and _decides(record):
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         text = wording.without_stock(next((line for line in lines[::-1] if line[-1] in "?？"), lines[-1]))
     return text
+
+
+def _decides(record: dict) -> bool:
+    return bool(record["options"]) and {option.casefold() for option in record["options"]} <= DECISIONS
 
 
 def question(record: dict) -> str:
@@ -66,10 +70,9 @@ def _whole(record: dict, brief: str) -> str:
     """The question with what tells it from others that are asked in the same words: its abstract, or its answer."""
     if not record["options"]:
         return brief
-    context = normalise_question(wording.without_stock(stem(record)))
-    if context != brief:
-        return context
-    if len(wording.spaced(brief).split()) >= SHORT:
+    if _decides(record):
+        return normalise_question(wording.without_stock(stem(record)))
+    if wording.length(brief) >= SHORT:
         return brief
     return f"{brief}\n{normalise_question(record['answer'] or ' '.join(sorted(record['options'])))}"
 
@@ -113,7 +116,7 @@ def keys(records, seed: int) -> Keys:
             instruction = normalise_question(instruction)
         truth = normalise_question(record["answer"]) if record.get("answer") else None
         place, short = places.setdefault(record["source"], len(places)), _hash(brief)
-        wide = short if whole is brief else _hash(whole)
+        wide = short if whole == brief else _hash(whole)
         rows.append((place, short, wide, _hash(instruction), _hash(truth) if truth else 0, _draw(seed, whole)))
     table = np.array(rows, dtype=np.uint64).reshape(-1, 6)
     names = tuple(sorted(places))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lib.dataset import grams, near, split, wording
+from lib.dataset import content, grams, near, split, wording
 
 GRAMS = {"gram_13": 13, "gram_8": 8}
 RETOLD = {"medqa": ("medxpertqa",)}  # benchmark: others that are made from its items (Zuo et al. 2025)
@@ -32,10 +32,9 @@ class Test:
         self.owners = np.repeat(np.arange(len(self.names)), [len(evaluation[name]) for name in self.names])
         self.benchmarks = {str(record.get("benchmark")).casefold() for record in records}
         self.keys = split.keys(records, seed)
-        self.signatures = (
-            near.signatures([split.asked(record) for record in records]),
-            near.signatures([record["instruction"] for record in records]),
-        )
+        asked = [split.asked(record) for record in records]
+        self.signatures = near.signatures(asked), near.signatures(record["instruction"] for record in records)
+        self.index = content.Index(asked)
         stems, groups = [split.stem(record) for record in records], near.groups(self.signatures[0])
         self.known = {detector: self._known(stems, groups, n) for detector, n in GRAMS.items()}
 
@@ -71,24 +70,26 @@ class Test:
         }
 
     def close(self, records, signatures):
-        """(n, 2) positions of a question that each record nearly repeats, -1 for none: what it asks, and all of it.
+        """(n, 3) positions of a question that each record nearly repeats, -1 for none.
 
-        signatures: of the records' instructions.
+        By the signatures of what is asked and of all of it, by the content words of what is asked. signatures: of the
+        records' instructions.
         """
         asked = [split.asked(record) for record in records]
         same = all(text == record["instruction"] for text, record in zip(asked, records, strict=True))
         brief = signatures if same else near.signatures(asked)
         found = [near.duplicates(a, b, near.FINE) for a, b in zip((brief, signatures), self.signatures, strict=True)]
-        return np.stack(found, axis=1)
+        return np.stack([*found, self.index.closest(asked)], axis=1)
 
     def near(self, close, asked):
-        """{set: mask}: a near copy of all of a question counts, one of what it asks only where that is not generic."""
-        owners = np.append(self.owners, -1)
-        specific = np.where(np.append(asked.question == asked.brief, False), owners, -1)
-        return {
-            name: (specific[close[:, 0]] == place) | (owners[close[:, 1]] == place)
-            for place, name in enumerate(self.names)
-        }
+        """({set: mask} by signatures, {set: mask} by content words): see `close`. asked: split.Keys of the questions.
+
+        A near copy of what is asked alone counts only where that is not generic.
+        """
+        specific = np.append(np.where(asked.question == asked.brief, self.owners, -1), -1)
+        brief, whole, words = specific[close[:, 0]], np.append(self.owners, -1)[close[:, 1]], specific[close[:, 2]]
+        near = {name: (brief == place) | (whole == place) for place, name in enumerate(self.names)}
+        return near, {name: words == place for place, name in enumerate(self.names)}
 
     def quoted(self, detector, rows, places, count, boilerplate):
         """{set: mask (count,)} of the rows with a known gram that at most `boilerplate` training rows have."""
@@ -104,13 +105,12 @@ class Test:
 def _telling(texts, n):
     """(grams, their texts' places) of the runs of n words that say something; shorter texts have none."""
     hashes, offsets = grams.words(texts)
-    counts = np.diff(offsets)
-    values, at = grams.runs(hashes, offsets, n)
-    of = np.repeat(np.arange(len(texts)), np.diff(at))
-    start = offsets[of] + np.arange(len(values)) - at[of]
+    values, _ = grams.runs(hashes, offsets, n, weigh=True)
+    starts, ends, at = grams.spans(hashes, offsets, n, weigh=True)
     says = np.concatenate([[0], np.cumsum(~np.isin(hashes, _empty()))])
-    pick = counts[of] >= n
-    pick[pick] = (says[start[pick] + n] - says[start[pick]]) * EVIDENT >= n
+    reach, of = grams.reached(hashes), np.repeat(np.arange(len(texts)), np.diff(at))
+    long = reach[ends] - reach[starts] >= n * grams.WORD
+    pick = long & ((says[ends] - says[starts]) * EVIDENT >= ends - starts)
     return values[pick], of[pick]
 
 

@@ -16,11 +16,17 @@ EMPTY = (  # words of which vitals, openings and closing formulas are made; a ru
     "s beats breaths per minute kg m2 cm body mass index vital signs within normal limits laboratory studies reveals "
     "体温脉搏心率呼吸次分血压毫米汞柱度患者男女岁因天月年小时入院来就诊下列哪项种最可能的诊断是什么为以不正确应首选治疗药物检查方法原因关于"
 )
+NUMBERS = " ".join(map(str, range(1000)))
 
 
 def spaced(text: str) -> str:
     """Text with a blank on both sides of every character of a script that writes none between its words."""
     return text if text.isascii() else ALONE.sub(r" \g<0> ", text)
+
+
+def length(text: str) -> float:
+    """Number of words; a character of an unspaced script counts as 5/8 of one."""
+    return len(ALONE.sub(" ", text).split()) + len(ALONE.findall(text)) * 5 / 8
 
 
 ASKS = r"(?:questions?|problems?|quer(?:y|ies)|mcqs?|options?|answers?|choices?|letters?)"

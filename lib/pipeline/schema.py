@@ -15,7 +15,7 @@ from lib.pipeline.files import cache_dir, read_json, sha256_file, write_json
 
 SECTIONS = ("run", "data", "model", "chat", "lora", "sft", "qat", "export", "judge")
 NULLABLE = ("lora", "qat", "judge")
-OVERLAPS = ("provenance", "exact", "near", "gram_13", "gram_8")  # detectors of lib.dataset.leakage, the surest first
+OVERLAPS = ("provenance", "exact", "near", "gram_13", "content", "gram_8")  # of lib.dataset.leakage, the surest first
 QUANTIZATIONS = ("q4_0", "q4_k_m", "q5_k_m", "q8_0", "mxfp4_moe")
 GRADED = ("healthbench", "medsafety")  # benchmarks that a judge grades by rubric, see lib.evaluation.cases
 DEVICE_FIELDS = ("output_dir", "use_cpu", "bf16", "fp16", "disable_tqdm", "seed", "data_seed")
