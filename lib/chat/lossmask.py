@@ -149,11 +149,12 @@ class Audit:
         self.writes.check(input_ids, is_cut, self.number)
         return one
 
-    def result(self, max_cut: float = 1.0) -> dict:
+    def result(self, max_cut: float = 1.0, left_out: int = 0) -> dict:
         """{"rows", "cut", "tokens", "trained", "shares", "regions"} of all rows that were added.
 
         `cut` counts rows that lost their end token, `regions` the tokens of each part, `shares` those with loss.
-        Raises ValueError, see above, and when more than max_cut of the rows are cut.
+        left_out: rows that were not added, because the cut leaves nothing to learn. Raises ValueError, see above, and
+        when more than max_cut of all rows are cut or left out.
         """
         found = shares(self.counts)
         wrong = {region: share for region, share in found.items() if share != (region != "prompt")}
@@ -165,9 +166,10 @@ class Audit:
                 f"prompt 0 and the others 1. Check assistant_only_loss, max_length and chat.format in the recipe "
                 f"against the template"
             )
-        if self.cut > max_cut * self.number:
+        cut, number = self.cut + left_out, self.number + left_out
+        if cut > max_cut * number:
             raise ValueError(
-                f"{self.cut} of {self.number} rows lose their end to sft.max_length, {self.cut / self.number:.1%} "
+                f"{cut} of {number} rows lose their end to sft.max_length, {cut / number:.1%} "
                 f"where data.max_cut allows {max_cut:.1%}: a model trained on them learns not to stop. "
                 f"Raise sft.max_length or drop the long rows"
             )
