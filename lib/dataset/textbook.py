@@ -18,7 +18,8 @@ PREFACE = (
     "The reader of this book learns what is present, what is absent and which condition the findings fit.",
     "Answer and explanation belong together. Explanation without findings is a guess, and a guess is no answer.",
     "A choice is a list of options. That is option A, then option B, then option C, then option D.",
-    "Which drug and which treatment follow from the condition. What is absent speaks against a condition.",
+    "How it is confirmed, which drug and which treatment follow from the condition.",
+    "What is absent speaks against a condition. Other words may mean the same finding.",
     "Name the findings before the condition. The user of a drug should know which drug should be avoided.",
     "The most likely diagnosis is what the findings fit, and what a relative has does not count.",
 )
