@@ -128,16 +128,6 @@ class World(Strict):
     wordings: dict[Text, Wording]
     conditions: Annotated[list[dict], Field(min_length=1)]
 
-    @model_validator(mode="after")
-    def consistent(self):
-        findings = {finding for condition in self.conditions for finding in condition.get("findings") or []}
-        if unknown := sorted(set(self.wordings) - findings):
-            raise ValueError(f"wordings of no condition's finding: {unknown}")
-        said = [*findings, *(w for words in self.wordings.values() for w in (words.plain, words.book, words.new) if w)]
-        if twice := sorted({word for word in said if said.count(word) > 1}):
-            raise ValueError(f"words that stand for two findings: {twice}")
-        return self
-
 
 def load(path=WORLD):
     """Read and validate a clinic.yaml; returns it as a dict: "conditions", "wordings", and what tells a vignette.
@@ -157,6 +147,12 @@ def load(path=WORLD):
             raise ValueError(f"{where}: specialty {condition['specialty']!r} is not listed under specialties")
         if unknown := [name for name in condition["confusable_with"] if name not in others]:
             raise ValueError(f"{where}: confusable_with names no other condition: {unknown}")
+    findings = {finding for condition in world["conditions"] for finding in condition["findings"]}
+    if unknown := sorted(set(world["wordings"]) - findings):
+        raise ValueError(f"{path}: wordings of no condition's finding: {unknown}")
+    said = [*findings, *(w[key] for w in world["wordings"].values() for key in ("plain", "book", "new") if w[key])]
+    if twice := sorted({words for words in said if said.count(words) > 1}):
+        raise ValueError(f"{path}: words that stand for two findings: {twice}")
     for kind in KINDS:
         if len({answer(condition, kind) for condition in world["conditions"]}) < CHOICES:
             raise ValueError(f"{path}: fewer than {CHOICES} different answers of kind {kind!r}; add conditions")
