@@ -98,6 +98,7 @@ def test_multiple_choice_record_is_complete():
         "options": ["Vitamin A", "Vitamin C", "Vitamin K"],
         "answer": "Vitamin C",
         "letter": "B",
+        "skill": None,
     }
 
 
