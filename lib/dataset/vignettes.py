@@ -125,7 +125,7 @@ def tell(world, patient, present, absent, others, rng):
 
 
 def reasoning(case, kind):
-    """From a vignette to an answer: specialty, condition, the findings that decide for it by name, the fact asked for."""
+    """From a vignette to an answer: specialty, condition, the findings that decide, by name, and the fact asked for."""
     deciding = [f for f in case.present if not case.rival or f not in case.rival["findings"]]
     found = f"This is {case.condition['specialty']} and fits {case.condition['name']}: {clinic.listed(deciding)}."
     return found if kind == "diagnosis" else f"{found} {clinic.fact(case.condition, kind)}"
