@@ -204,6 +204,12 @@ def test_every_test_and_treatment_names_a_guideline_and_its_year():
             assert year and 2000 <= int(year[1]) <= 2026, condition["name"]
 
 
+def test_what_is_never_offered_is_an_answer_that_the_file_still_gives():
+    given = {text for c in WORLD["conditions"] for kind in clinic.KINDS for text in clinic.answers(c, kind)}
+    for condition in WORLD["conditions"]:
+        assert set(condition["never_offer"]) <= given, condition["name"]
+
+
 @pytest.mark.parametrize(("age", "right"), [
     (49, "ceftriaxone and dexamethasone"), (50, "ceftriaxone, amoxicillin and dexamethasone"),
     (81, "ceftriaxone, amoxicillin and dexamethasone"),
