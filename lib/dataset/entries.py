@@ -1,7 +1,7 @@
 """The entries of a recipe's data section: what each may say, and the name under which its rows stand in every table."""
 
 from lib.dataset import shapes
-from lib.dataset.sources import OWN_NAMES, SOURCES, lookup
+from lib.dataset.sources import OWN_NAMES, SOURCES, credited, lookup
 from lib.pipeline import schema
 
 SPEC_KEYS = ("name", "config", "split", "revision", "path", "max_rejected")
@@ -37,10 +37,12 @@ def check_spec(spec: dict) -> None:
 def labelled(data: dict) -> dict[str, tuple[str, dict]]:
     """{name in every table: (role, spec)} of all entries of a recipe's data section; role: train, test or truth.
 
+    Rows written in a data set's columns are credited to whoever wrote them (sources.credited).
     A file of the user's own is known by its `label`, else by its name without suffixes, and by its whole path where
     that is not its alone: spec["label"] holds it. Raises ValueError for an entry that is listed twice for one role.
     """
-    entries = [(role, spec) for role, section in ROLES.items() for spec in data[section]]
+    entries = [(role, spec if spec["name"] in OWN_NAMES else credited(spec, data.get("origin", "hub")))
+               for role, section in ROLES.items() for spec in data[section]]  # fmt: skip
     own_paths = {}
     for _, spec in entries:
         if spec["name"] in OWN_NAMES:

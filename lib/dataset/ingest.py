@@ -18,7 +18,8 @@ CHOSEN = ("reasoning_too_short", "answer_hidden")  # rows that the recipe or the
 def stream(name: str, rows: Iterable, spec: dict, reasons: Counter, min_reasoning_chars: int = 0) -> Iterator[dict]:
     """Yield the records that raw rows give, one at a time; `reasons` counts where every row went.
 
-    spec: as for `rows`; gives the records' config, split, revision and, for a user's own file, label, licence, columns.
+    spec: as for `rows`; gives the records' config, split, revision, and label and licence from entries.labelled; for a
+        user's own file also columns.
     reasons: filled with "kept" and every reject reason; once all is read it sums to the rows read, where a conversation
         counts once for each answer that is trained.
     min_reasoning_chars: rows whose reasoning is shorter are counted as reasoning_too_short, but for sources that have
@@ -122,7 +123,7 @@ def convert(name: str, rows: Iterable, spec: dict, min_reasoning_chars: int = 0)
 
 
 def convert_row(source: Source, row, min_reasoning_chars: int, seen: set) -> dict:
-    """Content fields, row_id and benchmark of one raw row; adds its identity to `seen`. Raises Reject."""
+    """Content fields, row_id, benchmark and skill of one raw row; adds its identity to `seen`. Raises Reject."""
     if not isinstance(row, dict):
         raise Reject("not_an_object")
     for column in source.columns:
@@ -131,6 +132,7 @@ def convert_row(source: Source, row, min_reasoning_chars: int, seen: set) -> dic
     fields = source.convert(row)
     if len(fields["reasoning"]) < min_reasoning_chars:
         raise Reject("reasoning_too_short")
+    fields["skill"] = identifier(row.get("skill"))
     if source.benchmark:
         fields["benchmark"] = source.benchmark
     if source.identity or source.column:

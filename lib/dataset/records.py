@@ -13,7 +13,7 @@ BATCH = 1000  # records held in memory while writing
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),  # source:config:split:row, and .n for the n-th further answer of a conversation
-        ("source", pa.string()),  # name in lib.dataset.sources.SOURCES, or the label of a user's own file
+        ("source", pa.string()),  # label from lib.dataset.entries: a data set, a file, or who wrote rows in its columns
         ("config", pa.string()),
         ("split", pa.string()),  # the publisher's split, not ours
         ("revision", pa.string()),
@@ -28,6 +28,7 @@ SCHEMA = pa.schema(
         ("answer", pa.string()),
         ("letter", pa.string()),
         ("history", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),  # a conversation's start
+        ("skill", pa.string()),  # what the question takes, where its source says so: the clinic does
     ]
 )
 
