@@ -1,4 +1,4 @@
-"""The 256-weight grids of GGUF (Q2_K, Q4_K, Q5_K, Q6_K) in torch, equal in value to ggml's reference quantizer.
+"""The 256-weight grids of GGUF (Q2_K, Q3_K, Q4_K, Q5_K, Q6_K) in torch, equal in value to ggml's reference quantizer.
 
 Quantizing is two steps: `search` finds a scale and a minimum for each group of weights, which is nearly all the work;
 `round_to` rounds the weights to them.
@@ -17,6 +17,7 @@ TINY = 1e-15  # GROUP_MAX_EPS: ggml stores zeros below it
 SUPER = 256  # weights that share one fp16 scale
 RANGES = {
     "q2_k": (16, 0, 3),
+    "q3_k": (16, -4, 3),
     "q4_k": (32, 0, 15),
     "q5_k": (32, 0, 31),
     "q6_k": (16, -32, 31),
@@ -152,6 +153,39 @@ def fit_scale(x, levels=32):
     return torch.where(largest < TINY, 0.0, scale)
 
 
+def improve_scale(x, levels=4, passes=5):
+    """Weighted fit of x by scale * q, -levels <= q < levels, weights x^2, one q after another (ggml: make_q3_quants).
+
+    x: (group, n) float32, one column a group. Returns the signed scale, (n,). A q is moved where that raises
+    (sum w x q)^2 / sum w q^2, with the others as they then are; after a pass that moves none, none moves again.
+    """
+    largest, where = x.abs().max(0)
+    inverse = divide(-levels, x.gather(0, where[None])[0])
+    q = nearest_int(inverse * x).clamp_(-levels, levels - 1).float()
+    weights = x * x
+    weighted = weights * x
+    sum_qx, sum_qq = running_sum(weighted * q), running_sum(weights * q * q)
+    for i in [*range(len(x))] * passes:
+        rest_qx, rest_qq = sum_qx - weighted[i] * q[i], sum_qq - weights[i] * q[i] * q[i]
+        new = nearest_int(x[i] * rest_qq / rest_qx).clamp_(-levels, levels - 1).float()
+        new_qx, new_qq = rest_qx + weighted[i] * new, rest_qq + weights[i] * new * new
+        better = (rest_qx > 0) & (new != q[i]) & (new_qq > 0) & (new_qx * new_qx * sum_qq > sum_qx * sum_qx * new_qq)
+        q[i] = torch.where(better, new, q[i])
+        sum_qx, sum_qq = torch.where(better, new_qx, sum_qx), torch.where(better, new_qq, sum_qq)
+    return torch.where((largest < TINY) | (sum_qq <= 0), 0.0, sum_qx / sum_qq)
+
+
+def _search_q3_k(x):
+    """The scales of (16, n) columns as the file holds them, and zeros for minima (ggml: quantize_row_q3_K_ref)."""
+    scales = improve_scale(x).view(-1, 16)
+    scales = torch.where(scales.isnan(), 0.0, scales)  # no comparison in C finds one the largest
+    top = scales.gather(1, scales.abs().argmax(1, keepdim=True))
+    inverse = divide(-32.0, top)
+    step = torch.where(top == 0, 0.0, half(divide(1.0, inverse)))
+    scale = (step * nearest_int(inverse * scales).clamp_(-32, 31)).flatten()
+    return scale, torch.zeros_like(scale)
+
+
 def _search_q6_k(x):
     """The scales of (16, n) columns as the file holds them, and zeros for minima (ggml: quantize_row_q6_K_ref)."""
     scales = fit_scale(x).view(-1, 16)
@@ -169,7 +203,8 @@ def search(x, type):
     x: (n, 256) float32 super-blocks. Returns two (n, 256 / group) float32.
     """
     columns = x.view(-1, RANGES[type][0]).t().contiguous()
-    found = _search_q6_k(columns) if type == "q6_k" else _search_with_min(columns, MIN_GRIDS[type])
+    own = {"q3_k": _search_q3_k, "q6_k": _search_q6_k}
+    found = own[type](columns) if type in own else _search_with_min(columns, MIN_GRIDS[type])
     return tuple(values.view(len(x), -1) for values in found)
 
 
