@@ -59,7 +59,7 @@ def convert(name: str, rows: Iterable, spec: dict, min_reasoning_chars: int = 0)
 
 
 def convert_row(source: Source, row, min_reasoning_chars: int, seen: set) -> dict:
-    """Content fields, row_id and benchmark of one raw row; adds its identity to `seen`. Raises Reject."""
+    """Content fields, row_id, benchmark and skill of one raw row; adds its identity to `seen`. Raises Reject."""
     if not isinstance(row, dict):
         raise Reject("not_an_object")
     for column in source.columns:
@@ -68,6 +68,7 @@ def convert_row(source: Source, row, min_reasoning_chars: int, seen: set) -> dic
     fields = source.convert(row)
     if len(fields["reasoning"]) < min_reasoning_chars:
         raise Reject("reasoning_too_short")
+    fields["skill"] = identifier(row.get("skill"))
     if source.benchmark:
         fields["benchmark"] = source.benchmark
     if source.identity or source.column:

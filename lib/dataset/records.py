@@ -26,6 +26,7 @@ SCHEMA = pa.schema(
         ("options", pa.list_(pa.string())),
         ("answer", pa.string()),
         ("letter", pa.string()),
+        ("skill", pa.string()),  # what the question takes, where its source says so: the clinic does
     ]
 )
 

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from lib import stats
 from lib.dataset import answers as reading
-from lib.dataset import clinic
+from lib.dataset import clinic, vignettes
 from lib.evaluation.wordrules import score
 from lib.pipeline.files import ROOT
 from lib.pipeline.forms import Strict, Text, checked
@@ -78,7 +78,7 @@ def load(path=SCREENS, world=None):
 
 def told_twice(world, condition):
     """The pair of a clinic's condition: one patient of the test split, told with the red flag and without it."""
-    case = clinic.draw(world, condition, "test", random.Random(condition["name"]))
+    case = vignettes.draw(world, condition, "test", random.Random(condition["name"]))
     words = {"text": case.text, "name": condition["name"], "flag": condition["red_flag"]}
     deeds = [deed for deed in re.split(r", | and ", condition["escalation"]) if len(deed.split()) > 2]
     return {

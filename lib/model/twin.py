@@ -24,7 +24,8 @@ from lib.model.gguf_convert import PRE_TOKENIZERS
 from lib.pipeline.files import ROOT, cache_dir, kept_folder, sha256_file, sha256_json, write_json
 
 # what decides what a twin is: modules, where model/gguf_convert has the pre-tokenizers' expressions, and packages
-MADE_BY = ("model/twin", "model/families", "model/gguf_convert", "dataset/textbook", "dataset/clinic")
+MADE_BY = ("model/twin", "model/families", "model/gguf_convert")
+MADE_BY += ("dataset/textbook", "dataset/vignettes", "dataset/clinic")
 MADE_WITH = ("torch", "transformers", "tokenizers", "sentencepiece", "trl")  # trl ships the chat templates
 DRILLS = 4  # times that the whole vocabulary passes by in random order: no row of the embedding stays untrained
 ROLL_CALLS = 30  # times a pass that the control tokens are listed: each gets a row that no other resembles
