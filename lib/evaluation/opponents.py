@@ -71,9 +71,7 @@ def against(scored, opponents):
     mine, table = {row["id"]: row["correct"] for row in scored}, []
     for name, rows in opponents.items():
         if missing := [row["id"] for row in rows if row["id"] not in mine]:
-            raise ValueError(
-                f"{len(missing)} questions of {name!r} were not scored, the first is {missing[0]}: run 02"
-            )
+            raise ValueError(f"{len(missing)} questions of {name!r} were not scored, the first is {missing[0]}: run 02")
         kept = [row for row in rows if row["correct"] is not None and mine[row["id"]] is not None]
         if not kept:
             continue

@@ -38,7 +38,7 @@ def measure(model, conversations, reference=None):
 
 
 def mean(measured, column):
-    """The mean of one of COLUMNS over all tokens: {"value", "low", "high", "n"}. measured: (seeds, conversations, 4)."""
+    """The mean of one of COLUMNS over tokens: {"value", "low", "high", "n"}. measured: (seeds, conversations, 4)."""
     return _interval(np.asarray(measured), lambda drawn: _over(drawn, COLUMNS[column]))
 
 

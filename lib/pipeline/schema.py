@@ -78,9 +78,9 @@ class ChatSection(Section):
 
 
 class QatSection(Section):
-    scheme: typing.Literal[
-        "q4_0", "q8_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "mxfp4_moe", "int4_weight_only"
-    ] = "q4_0"
+    scheme: typing.Literal["q4_0", "q8_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "mxfp4_moe", "int4_weight_only"] = (
+        "q4_0"
+    )
     seeds: list = Field(default_factory=list)
     distill: bool = True
 

@@ -87,7 +87,13 @@ GRIDS = {  # GGUF type: (weights a block, function of (n, block) float32)
     "mxfp4": (32, _mxfp4),
     **{type: (kgrids.SUPER, functools.partial(_full_search, type=type)) for type in kgrids.RANGES},
 }
-FALLBACK = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}  # tensor_type_fallback in llama-quant.cpp
+FALLBACK = {
+    "q2_k": "q4_0",
+    "q3_k": "q4_0",
+    "q4_k": "q5_0",
+    "q5_k": "q5_1",
+    "q6_k": "q8_0",
+}  # tensor_type_fallback in llama-quant.cpp
 
 
 def fallback(type, cols):
