@@ -10,6 +10,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from lib import stats
 from lib.dataset.answers import LETTERS, normalise
+from lib.figures.markup import p_value
+
+CEILING = "generator's ceiling"  # of the clinic: no opponent, but the most that its questions allow
 
 
 def stem(record):
@@ -81,3 +84,50 @@ def against(scored, opponents):
         table.append(found | {"p": stats.mcnemar(ours, theirs)["p"]})
     adjusted = stats.holm([row["p"] for row in table])
     return [row | {"p_holm": p} for row, p in zip(table, adjusted, strict=True)]
+
+
+def by_skill(found, records):
+    """One row per skill that the records' source names: {"skill", "questions", name: accuracy}; [] where none does.
+
+    found: {name: rows}, in the order of the columns.
+    """
+    skills = {record["id"]: record.get("skill") for record in records}
+    table = []
+    for skill in dict.fromkeys(filter(None, skills.values())):
+        shares = {name: accuracy([r for r in rows if skills[r["id"]] == skill]) for name, rows in found.items()}
+        known = max(share["n"] for share in shares.values())
+        table.append({"skill": skill, "questions": known} | {n: {"value": s["value"]} for n, s in shares.items()})
+    return table
+
+
+def in_words(versus, tuned):
+    """What of a model's gain is format and what is knowledge, in sentences made of the numbers; "" without opponents.
+
+    versus: from `against`, with the base's rows that chapter 2 names "base, generated" and "base, best form".
+    tuned: the model's accuracy, with interval.
+    """
+    rows = {row["opponent"]: row for row in versus}
+    asked, best = rows.get("base, generated"), rows.get("base, best form")
+    if not (asked and best and tuned):
+        return ""
+    gain, learnt = (100 * row["change"]["value"] for row in (asked, best))
+    change = best["change"]
+    verdict = "these questions do not show that training added any"
+    if change["low"] > 0 or change["high"] < 0:
+        verdict = f"training {'added' if change['low'] > 0 else 'lost'} knowledge"
+    others = [row for name, row in rows.items() if not name.startswith("base") and name != CEILING]
+    strongest = max(others, key=lambda row: row["accuracy"]["value"], default=None)
+    said = [
+        f"{100 * tuned['value']:.1f} % of the tuned model's answers are right. That is {gain:+.1f} points against the "
+        f"base asked in the chat template, of which {gain - learnt:.1f} are format, because the base in its best form "
+        f"reaches {100 * best['accuracy']['value']:.1f} %.",
+        f"What is left for knowledge is {learnt:+.1f} points ({100 * change['low']:.1f} to {100 * change['high']:.1f}, "
+        f"p {p_value(best['p_holm'])}): {verdict}.",
+    ]
+    if strongest:
+        ahead = strongest["change"]
+        said.append(
+            f"Against the strongest rule without medicine, {strongest['opponent']}, it is {100 * ahead['value']:+.1f} "
+            f"points ({100 * ahead['low']:.1f} to {100 * ahead['high']:.1f}, p {p_value(strongest['p_holm'])})."
+        )
+    return "\n".join(said)
