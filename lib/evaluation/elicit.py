@@ -92,14 +92,20 @@ def _means(model, tokenizer, pairs):
 
 
 def _written(model, tokenizer, records, context):
-    """What the base writes after a context, up to an empty line, read as any answer is; unread counts as wrong."""
-    texts = continued(model, tokenizer, [context(record) for record in records])
-    rows = []
-    for record, text in zip(records, texts, strict=True):
-        text = re.split(r"\n\s*\n", text.strip())[0]
-        letter = reading.choice(text, record["options"])
-        rows.append(picked(record, reading.LETTERS.index(letter) if letter else None))
-    return rows
+    """What the base writes after a context, up to an empty line, read as any answer is.
+
+    Where that names no option, the likeliest option takes the place of what follows its last "is" or "fits".
+    """
+    opened = [context(record) for record in records]
+    texts = [re.split(r"\n\s*\n", text)[0] for text in continued(model, tokenizer, opened)]
+    letters = [reading.choice(text, record["options"]) for text, record in zip(texts, records, strict=True)]
+    unread = [number for number, letter in enumerate(letters) if letter is None]
+    heads = {n: re.match(r"(?s)(.*\b(?:is|fits))\b|", texts[n])[0] or texts[n].strip() for n in unread}
+    pairs = [(opened[n] + heads[n], [f" {option}" for option in records[n]["options"]]) for n in unread]
+    likeliest = dict(zip(unread, _means(model, tokenizer, pairs), strict=True)) if unread else {}
+    places = [max(range(len(likeliest[n])), key=likeliest[n].__getitem__) if n in likeliest
+              else reading.LETTERS.index(letter) for n, letter in enumerate(letters)]  # fmt: skip
+    return [picked(record, place) for record, place in zip(records, places, strict=True)]
 
 
 def continued(model, tokenizer, texts, batch_size=60):
