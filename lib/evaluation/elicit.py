@@ -12,8 +12,8 @@ from lib.dataset import clinic, textbook
 from lib.evaluation import batching, generate, multiple_choice
 from lib.evaluation.opponents import accuracy, picked, stem
 
-SHOTS = 3  # worked examples before a question
-WRITTEN = 96  # tokens that a form lets the base write
+SHOTS = 2  # worked examples before a question
+WRITTEN = 64  # tokens that a form lets the base write
 PLAIN = multiple_choice.LIKELIHOOD_PROMPT
 
 

@@ -115,7 +115,7 @@ def in_words(versus, tuned):
     verdict = "these questions do not show that training added any"
     if change["low"] > 0 or change["high"] < 0:
         verdict = f"training {'added' if change['low'] > 0 else 'lost'} knowledge"
-    others = [row for name, row in rows.items() if not name.startswith("base") and name != CEILING]
+    others = [row for name, row in rows.items() if name != CEILING]
     strongest = max(others, key=lambda row: row["accuracy"]["value"], default=None)
     said = [
         f"{100 * tuned['value']:.1f} % of the tuned model's answers are right. That is {gain:+.1f} points against the "
@@ -127,7 +127,7 @@ def in_words(versus, tuned):
     if strongest:
         ahead = strongest["change"]
         said.append(
-            f"Against the strongest rule without medicine, {strongest['opponent']}, it is {100 * ahead['value']:+.1f} "
-            f"points ({100 * ahead['low']:.1f} to {100 * ahead['high']:.1f}, p {p_value(strongest['p_holm'])})."
+            f"Against the strongest of all opponents, {strongest['opponent']}, it is {100 * ahead['value']:+.1f} points "
+            f"({100 * ahead['low']:.1f} to {100 * ahead['high']:.1f}, p {p_value(strongest['p_holm'])})."
         )
     return "\n".join(said)
