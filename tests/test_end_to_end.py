@@ -86,7 +86,7 @@ def test_what_was_trained_is_what_is_served(run):
     export, trained = record(run, "05_export")["metrics"], record(run, "04_qat")
     assert export["qat_tensors_differing"] == 0 and export["prompts_equal"] == 8
     files = {"bf16", "q2_k", "q3_k_m", "q4_0", "q4_k_m", "q8_0"}
-    further = {"control q4_0", "control q4_0 imatrix", "int4 q4_0", "qat q4_0"}
+    further = {"control q4_0", "control-imatrix q4_0", "int4 q4_0", "qat q4_0"}
     assert set(export["perplexity"]) == files | further | {"base bf16"}
     assert {row["opponent"] for row in export["against"]} == further - {"qat q4_0"}
     assert export["tensors_compared"] == 35 and "fake_quantized.json" in trained["outputs"]

@@ -70,7 +70,14 @@ def twin(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bf16(twin, tmp_path_factory):
-    return gguf.convert(twin[0], tmp_path_factory.mktemp("gguf") / "model-bf16.gguf", "bf16")
+    header = {"general.name": "a twin", "general.license.name": "mit", "general.description": "Base: none."}
+    return gguf.convert(twin[0], tmp_path_factory.mktemp("gguf") / "model-bf16.gguf", "bf16", header)
+
+
+def test_a_file_says_what_it_is(bf16):
+    fields = gguf.GGUFReader(bf16).fields
+    said = [fields[f"general.{key}"].contents() for key in ("name", "license.name", "description")]
+    assert said == ["a twin", "mit", "Base: none."]
 
 
 @pytest.fixture(scope="module")

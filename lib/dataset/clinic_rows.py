@@ -62,7 +62,7 @@ def rows(source, split, seed=0, world=None, config=None):
     kinds = [kind for kind, (share, *_) in KINDS.items() for _ in range(share)]
     plan = [(condition, kind) for kind in kinds for condition in world["conditions"]]
     rng.shuffle(plan)
-    skills = vignettes.TRAINED if split == "train" else tuple(vignettes.SKILLS)
+    skills = vignettes.TRAINED if split == "train" else vignettes.TESTED
     made, seen, turn = [], set(), 0
     while len(made) < wanted:
         condition, kind = plan[turn % len(plan)]

@@ -14,17 +14,18 @@ from lib.dataset.sources import Source, lookup, require_columns
 def stream(name: str, rows: Iterable, spec: dict, reasons: Counter, min_reasoning_chars: int = 0) -> Iterator[dict]:
     """Yield the records that raw rows give, one at a time; `reasons` counts where every row went.
 
-    spec: as for `rows`; gives the records' config, split, revision and, for a user's own file, licence.
+    spec: as for `rows`; gives the records' config, split, revision, and label and licence from sources.credited.
     reasons: filled with "kept" and every reject reason; once all is read it sums to the rows read.
     min_reasoning_chars: rows whose reasoning is shorter are counted as reasoning_too_short, but for sources that have
         none by design (verifiable, medqa, medqa_bigbio, ReasonMed's responses). Leave it at 0 for test sources.
     Raises ValueError at the end when there was no row, when a column is missing from all, or when none was kept.
     """
     source, columns, seen = lookup(name, spec.get("config")), {}, set()
-    parts = (name, spec.get("config"), spec.get("split") or "train")
+    label = spec.get("label") or name  # from sources.credited: whose rows these are
+    parts = (label, spec.get("config"), spec.get("split") or "train")
     place, lacking, at_least = ":".join(filter(None, parts)), set(source.columns), min_reasoning_chars
-    head = {"id": "", "source": name, "config": parts[1], "split": parts[2], "revision": spec.get("revision"), "row": 0,
-            "row_id": None, "benchmark": None, "licence": spec.get("licence") or source.licence}  # fmt: skip
+    head = {"id": "", "source": label, "config": parts[1], "split": parts[2], "revision": spec.get("revision"),
+            "row": 0, "row_id": None, "benchmark": None, "licence": spec.get("licence") or source.licence}  # fmt: skip
     kept = 0
     for number, row in enumerate(rows):
         if lacking and isinstance(row, dict):

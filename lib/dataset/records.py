@@ -12,7 +12,10 @@ BATCH = 1000  # records held in memory while writing
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),  # source:config:split:row
-        ("source", pa.string()),  # name in lib.dataset.sources.SOURCES
+        (
+            "source",
+            pa.string(),
+        ),  # label from lib.dataset.sources.credited: a data set, or who wrote rows in its columns
         ("config", pa.string()),
         ("split", pa.string()),  # the publisher's split, not ours
         ("revision", pa.string()),

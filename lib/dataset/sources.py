@@ -4,6 +4,7 @@ readers.py fetches the raw rows, ingest.py makes records of them. data/README.md
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -198,11 +199,30 @@ def require_columns(name: str, found: Iterable[str]) -> None:
         )
 
 
+def credited(spec: dict, origin: str) -> dict:
+    """The entry with what its rows are: "label" in every table and record, "from" where they come from.
+
+    Rows that the clinic or data/samples write in a data set's columns are this repository's: that data set's name,
+    licence and citation are not theirs. origin: data.origin. ingest and `terms` read the entry so made.
+    """
+    source = lookup(spec["name"])
+    if origin == "hub" or spec.get("path"):
+        return {"label": spec["name"], "from": spec.get("path") or source.hub_id} | spec
+    file = "data/clinic.yaml" if origin == "clinic" else f"data/{origin}"
+    ours = {"licence": "MIT", "commercial": True, "citation": f"this repository (CITATION.cff), {file}"}
+    return spec | ours | {"label": f"{origin}, in {spec['name']}'s columns", "from": f"{file} of this repository"}
+
+
+def by_name(labels: Iterable[str]) -> dict[str, str]:
+    """{the name that a recipe gives a source: the label of its records}, for the labels that `credited` makes."""
+    return {re.sub(r"^\w+, in (.*)'s columns$", r"\1", label): label for label in labels}
+
+
 def terms(spec: dict) -> dict:
     """{"licence", "commercial", "citation"} of a source; commercial is None where nobody says."""
     source = lookup(spec["name"], spec.get("config"))
     return {
         "licence": spec.get("licence") or source.licence,
-        "commercial": source.commercial,
+        "commercial": spec.get("commercial", source.commercial),
         "citation": spec.get("citation") or source.citation,
     }

@@ -4,10 +4,9 @@ import random
 
 from lib.dataset import clinic, vignettes
 
-CASE_NOTES = 80  # case notes per condition
+CASE_NOTES = 120  # case notes per condition
 REPEATS = 8  # how often each fact that questions ask for is stated by itself
 SAID_AGAIN = 4  # how often each other wording of a finding is explained
-SKILLS = (*vignettes.TRAINED, "textbook words")  # of the case notes
 TOPICS = {
     "diagnosis": "Noted for the diagnosis.",
     "test": "Noted for what confirms the diagnosis.",
@@ -37,11 +36,11 @@ def paragraphs(world, seed=0):
         rng.shuffle(lines)
         text += _by_three(lines)
         for note in range(CASE_NOTES):
-            skill = SKILLS[(number + note) % len(SKILLS)]
+            skill = vignettes.READ[(number + note) % len(vignettes.READ)]
             case = vignettes.draw(world, condition, "train", rng, skill) or vignettes.draw(
                 world, condition, "train", rng
             )
-            text.append(_note(case, rng.choice(list(TOPICS))))
+            text.append(_note(case, "diagnosis" if note % 2 else rng.choice(list(TOPICS))))
     lines = [line for finding in world["wordings"] for line in _explained(world, finding, rng)]
     rng.shuffle(lines)
     text += _by_three(lines)

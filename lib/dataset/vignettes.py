@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from lib.dataset import clinic
 
 HELD_OUT_SHARE = 4  # one in four combinations of findings is kept for the test split, in every condition
+FEWEST = 3  # findings of a patient's own: fewer would be no history
 TRIES = 200  # draws before a condition is said to have no such patient
-TRAINED = ("named", "denied", "plain words", "values")  # what training questions and the textbook ask for
 SKILLS = {  # skill: the wording (a key of the clinic's wordings) in which what decides is told
     "named": None,  # in the textbook's own name for it
     "denied": None,  # as "named", but more findings of the rival are mentioned than of the condition
@@ -20,6 +20,9 @@ SKILLS = {  # skill: the wording (a key of the clinic's wordings) in which what 
     "textbook words": "book",  # in words that the textbook explains and no training question uses
     "new words": "new",  # in words that neither has: what a tiny model cannot know, and a real one should
 }
+TRAINED = ("named", "denied", "named", "denied", "plain words", "values")  # what training questions take, in turn
+TESTED = ("named", "denied", "named", "denied", "plain words", "values", "textbook words", "new words")
+READ = ("named", "denied", "plain words", "named", "denied", "values", "plain words", "textbook words")  # textbook
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def draw(world, condition, split, rng, skill="named"):
             continue
         present, absent, others = found
         fits = [c for c in world["conditions"] if set(present) <= set(c["findings"])]
-        if len(present) > 1 and len(fits) == 1:
+        if len(present) >= FEWEST and len(fits) == 1:
             patient = rng.randint(*condition["ages"]), rng.random() < condition["women"]
             said, denied = (list(told.values()) for told in _worded(world, present, absent, skill, rng))
             text = tell(world, patient, said, denied, others, rng)
@@ -72,15 +75,14 @@ def _findings(world, condition, rival, skill, rng):
     rng.shuffle(theirs)
     against = theirs  # what is denied is told like what is present, so that the one helps as much as the other
     if key := SKILLS[skill]:
-        worded, against = ([f for f in those if (world["wordings"].get(f) or {}).get(key)] for those in (own, theirs))
-        if not worded and (key != "value" or not against):
+        own, against = ([f for f in those if (world["wordings"].get(f) or {}).get(key)] for those in (own, theirs))
+        if not own:
             return None
-        own = worded or own
-    deciding = rng.sample(own, min(len(own), {"denied": 1, "named": 2}.get(skill, rng.choice((1, 1, 2)))))
+    decide = max(2 if skill == "named" else rng.choice((1, 2, 2)), FEWEST - len(shared))
+    deciding = rng.sample(own, min(len(own), decide))
     present = deciding + rng.sample(shared, min(len(shared), rng.choice((3, 4, 4)) - len(deciding)))
     rng.shuffle(present)
-    also = len(set(present) & set(rival["findings"]))
-    wrong = {"denied": max(1, len(present) + 1 - also), "named": rng.choice((0, 1, 1))}.get(skill, len(deciding) + 1)
+    wrong = {"denied": len(deciding) + 1, "named": rng.choice((0, 1, 1))}.get(skill, rng.choice((1, 2)))
     absent = against[: wrong - rng.choice((0, 1))]
     others = [finding for finding in theirs if finding not in absent][: min(1, wrong - len(absent))]
     return present, absent, others
@@ -123,8 +125,7 @@ def tell(world, patient, present, absent, others, rng):
 
 
 def reasoning(case, kind):
-    """From a vignette to an answer: the findings used, by name, the specialty, the condition, the fact asked for."""
-    seen = f"Present: {', '.join(case.present)}. "
-    seen += f"Absent: {', '.join(case.absent)}. " if case.absent else ""
-    found = f"{seen}This is {case.condition['specialty']} and fits {case.condition['name']}."
+    """From a vignette to an answer: specialty, condition, the findings that decide for it by name, the fact asked for."""
+    deciding = [f for f in case.present if not case.rival or f not in case.rival["findings"]]
+    found = f"This is {case.condition['specialty']} and fits {case.condition['name']}: {clinic.listed(deciding)}."
     return found if kind == "diagnosis" else f"{found} {clinic.fact(case.condition, kind)}"

@@ -29,14 +29,17 @@ CONVERT = ROOT / "lib" / "model" / "gguf_convert.py"
 LOGITS_BYTES = 4 * 2**30  # of saved probabilities: 20,000 tokens of a vocabulary of 100,000
 
 
-def convert(model_dir, out, outtype="bf16"):
+def convert(model_dir, out, outtype="bf16", header=None):
     """Write a transformers checkpoint folder as one GGUF file; returns its path.
 
-    outtype: f32, f16 or bf16. Raises ValueError with the converter's reason, e.g. an unknown tokenizer.
+    outtype: f32, f16 or bf16. header: what the file says of itself, from release.header.
+    Raises ValueError with the converter's reason, e.g. an unknown tokenizer.
     """
     out, model_dir = Path(out), Path(model_dir).resolve()
-    with _temporary(out) as part:
-        script = [sys.executable, "-P", CONVERT, toolchain().converter, model_dir]
+    with _temporary(out) as part, tempfile.TemporaryDirectory() as scratch:
+        about = Path(scratch, "header.json")
+        about.write_text(json.dumps(header or {}), encoding="utf-8")
+        script = [sys.executable, "-P", CONVERT, toolchain().converter, model_dir, "--metadata", about]
         _run([*script, "--outfile", part, "--outtype", outtype], f"converting {model_dir.name} to GGUF")
     return out
 
