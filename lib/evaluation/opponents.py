@@ -127,7 +127,7 @@ def in_words(versus, tuned):
     if strongest:
         ahead = strongest["change"]
         said.append(
-            f"Against the strongest of all opponents, {strongest['opponent']}, it is {100 * ahead['value']:+.1f} points "
+            f"Against the strongest opponent, {strongest['opponent']}, it is {100 * ahead['value']:+.1f} points "
             f"({100 * ahead['low']:.1f} to {100 * ahead['high']:.1f}, p {p_value(strongest['p_holm'])})."
         )
     return "\n".join(said)
