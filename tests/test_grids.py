@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib.pipeline import programs
-from lib.qat import ggml, grids
+from lib.qat import compiled, ggml, grids
 
 GGML_TYPE = {  # enum ggml_type, and the C name of the function that reads the type back
     "f16": (1, "ggml_fp16_to_fp32_row"),
@@ -116,11 +116,28 @@ def test_no_value_differs_between_the_c_library_and_torch(name, threads, use_thr
     assert differing(grids.fake_quantize(rows[:1, :256], name), in_torch(rows[:1, :256], name)) == 0
 
 
-def test_without_the_c_library_torch_computes_the_same(monkeypatch):
+@pytest.mark.parametrize("name", compiled.TYPES)
+def test_no_value_differs_between_our_c_and_ggml(name, use_threads):
+    use_threads(2)
+    assert compiled.library() is not None, "search.c does not compile here: run `make setup`"
+    blocks = torch.cat([make() for make in WEIGHTS.values()])[:-1].reshape(-1, 256).contiguous()
+    ours, theirs = (fast.fake_quantize(blocks, name, grids.CPU_CHUNK) for fast in (compiled, ggml))
+    assert differing(ours, theirs) == 0
+    assert differing(compiled.fake_quantize(blocks[:3], name, grids.CPU_CHUNK), theirs[:3]) == 0
+
+
+def test_without_a_compiler_ggml_computes_the_same_and_without_its_library_torch(monkeypatch):
     w = WEIGHTS["heavy tails"]()
     in_c = grids.fake_quantize(w, "q4_k")
-    monkeypatch.setattr(ggml, "library", lambda: None)
-    assert torch.equal(grids.fake_quantize(w, "q4_k"), in_c)
+    for fast in (compiled, ggml):
+        monkeypatch.setattr(fast, "library", lambda: None)
+        assert torch.equal(grids.fake_quantize(w, "q4_k"), in_c)
+
+
+def test_a_compiler_that_fails_is_no_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", "/bin/false")
+    assert compiled.library.__wrapped__() is None
 
 
 def test_a_missing_or_foreign_library_is_none_and_no_error(monkeypatch, tmp_path):

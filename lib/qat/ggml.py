@@ -1,4 +1,4 @@
-"""ggml's own quantizer through ctypes: the types of 256 weights on a CPU, at 1.1 to 1.6 times the speed of torch."""
+"""ggml's own quantizer through ctypes: Q3_K, and every type of 256 weights where nothing compiles search.c."""
 
 import ctypes
 import functools

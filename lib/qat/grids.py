@@ -2,7 +2,7 @@
 
 `fake_quantize` returns exactly the values that dequantizing the file gives (llama-quantize without an imatrix), so that
 what is trained is what is served. The formulas follow the `_ref` functions of ggml/src/ggml-quants.c in llama.cpp;
-the 256-weight types are in kgrids.py; on a CPU ggml's own library computes those, faster than torch (ggml.py).
+the 256-weight types are in kgrids.py; on a CPU our own C computes those (compiled.py), or ggml's library (ggml.py).
 Inputs must be finite: llama-quantize refuses others.
 """
 
@@ -12,7 +12,7 @@ import hashlib
 import numpy as np
 import torch
 
-from lib.qat import ggml, kgrids
+from lib.qat import compiled, ggml, kgrids
 from lib.qat.kgrids import divide, half
 
 CPU_CHUNK = 1 << 17  # weights at a time: stays in the processor's cache
@@ -113,9 +113,12 @@ def fake_quantize(w, type):
     Raises ValueError for an unknown type, or when cols is not divisible by the type's block.
     """
     blocks, type = _blocks(w, type), type.lower()
-    in_c = blocks.device.type == "cpu" and type in ggml.TYPES and ggml.library() is not None
-    found = ggml.fake_quantize(blocks, type, CPU_CHUNK) if in_c else by_torch(blocks, type)
-    return found.view(w.shape)
+    found = None
+    if blocks.device.type == "cpu":
+        for fast in (compiled, ggml):
+            if found is None and type in fast.TYPES and fast.library() is not None:
+                found = fast.fake_quantize(blocks, type, CPU_CHUNK)
+    return (by_torch(blocks, type) if found is None else found).view(w.shape)
 
 
 def _blocks(w, type):
