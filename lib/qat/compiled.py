@@ -1,7 +1,7 @@
 """The searches of kgrids.py in C, eight groups of weights at once: search.c, compiled once for each version of it.
 
-Three to four times as fast as ggml's own quantizer on one core with AVX2, and equal to it in every value. Where there is no C compiler, ggml or
-torch computes instead.
+Three to four times as fast as ggml's own quantizer on one core with AVX2, and equal to it in every value. Where there
+is no C compiler, ggml or torch computes instead.
 """
 
 import ctypes
