@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from lib.dataset import answers, ingest, readers, sources
+from lib.dataset import answers, curriculum, ingest, readers, sources
 from lib.pipeline.files import ROOT
 
 GOOD = {
@@ -98,6 +98,7 @@ def test_multiple_choice_record_is_complete():
         "options": ["Vitamin A", "Vitamin C", "Vitamin K"],
         "answer": "Vitamin C",
         "letter": "B",
+        "skill": None,
     }
 
 
@@ -449,3 +450,27 @@ def test_the_clinic_reads_the_hubs_words_for_a_split():
     assert readers.rows(spec | {"split": "test[-5:]"}, "clinic") == whole["test"][-5:]
     with pytest.raises(ValueError, match=r"no split 'train\[:10%\]': expected train, validation or test"):
         readers.rows(spec | {"split": "train[:10%]"}, "clinic")
+
+
+@pytest.mark.parametrize("origin", ["clinic", "samples"])
+@pytest.mark.parametrize("name", [name for name, source in sources.SOURCES.items() if source.hub_id])
+def test_rows_written_here_are_credited_to_this_repository(name, origin):
+    entry = {"name": name, "config": next(iter(sources.SOURCES[name].configs), None), "revision": "abc"}
+    spec = sources.credited(entry, origin)
+    if origin == "clinic" and name == "medical_r1_zh":
+        return  # the clinic writes no Chinese
+    records, _ = ingest.convert(name, readers.rows(spec, origin), spec)
+    assert {record["source"] for record in records} == {f"{origin}, in {name}'s columns"}
+    assert {record["licence"] for record in records} == {"MIT"} == {sources.terms(spec)["licence"]}
+    assert sources.terms(spec)["commercial"] and f"data/{origin}" in sources.terms(spec)["citation"]
+    assert all(record["id"].startswith(f"{origin}, in {name}") for record in records)
+    assert curriculum.stages([{"name": name}], {records[0]["source"]}) == [(name, {records[0]["source"]: 1.0})]
+
+
+def test_rows_of_the_hub_and_of_a_users_file_keep_their_own_credit():
+    hub = sources.credited({"name": "medqa_bigbio"}, "hub")
+    assert (hub["label"], hub["from"], sources.terms(hub)["licence"]) == ("medqa_bigbio", "bigbio/med_qa", "unknown")
+    own = {"name": "jsonl", "path": "data/mine.jsonl", "licence": "CC0", "citation": "me"}
+    for origin in ("clinic", "hub"):
+        assert sources.terms(sources.credited(own, origin)) == {"licence": "CC0", "commercial": None, "citation": "me"}
+        assert sources.credited(own, origin)["label"] == "jsonl"

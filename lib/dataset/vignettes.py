@@ -115,8 +115,8 @@ def tell(world, patient, present, absent, others, rng):
     noun, they, their = ("woman", "She", "Her") if woman else ("man", "He", "His")
     where = rng.choice(world["settings"])
     who = f"{'n' if age == 18 or 80 <= age < 90 else ''} {age}-year-old {noun}"
-    openings = (f"A{who} has", f"A{who} presents with", f"Seen {where}, a{who} has", f"A{who} seen {where} reports")
-    rest = [f"{they} has {clinic.listed(absent)}."] if absent else []
+    openings = (f"A{who} has", f"A{who} comes with", f"Seen {where}, a{who} presents with", f"A{who} seen {where} reports")
+    rest = [f"There is {clinic.listed(absent)}."] if absent else []
     rest += [f"{their} {rng.choice(world['relatives'])} has {finding}." for finding in others]
     if rng.random() < 0.25:
         rest.append(f"{they} once had {rng.choice(world['history'])}.")
@@ -125,7 +125,7 @@ def tell(world, patient, present, absent, others, rng):
 
 
 def reasoning(case, kind):
-    """From a vignette to an answer: specialty, condition, the findings that decide for it by name, the fact asked for."""
+    """From a vignette to an answer: specialty, condition, the findings that decide, by name, and the fact asked for."""
     deciding = [f for f in case.present if not case.rival or f not in case.rival["findings"]]
     found = f"This is {case.condition['specialty']} and fits {case.condition['name']}: {clinic.listed(deciding)}."
     return found if kind == "diagnosis" else f"{found} {clinic.fact(case.condition, kind)}"

@@ -147,8 +147,8 @@ def model_card(title, model, ladder, sources, run):
     """Text of a model card in the hub's form: front matter, what it is, the measured ladder, data, limits.
 
     model: the recipe's section. ladder: rows of one dict each, printed as a table; run: recipe and run name.
-    sources: [{"source", "licence", "rows", "commercial", "citation"}]; commercial is whether the licence allows such use, None where nobody says: anything but
-    True is warned of in the card.
+    sources: [{"source", "licence", "rows", "commercial", "citation"}]; commercial is whether the licence
+    allows such use, None where nobody says: anything but True is warned of in the card.
     """
     table = pandas.DataFrame(ladder, dtype=object).to_markdown(index=False, missingval="", disable_numparse=True)
     data = [f"- {s['source']}: {s['rows']:,} training rows, licence {s['licence']}" for s in sources]
