@@ -21,6 +21,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks import ggml
 from benchmarks.common import children_s, keep
 from benchmarks.gpu_qat import typical
 from lib.dataset import clinic, textbook
@@ -28,7 +29,7 @@ from lib.export import gguf
 from lib.model import twin
 from lib.pipeline import machine, programs
 from lib.pipeline.files import ROOT
-from lib.qat import compiled, ggml, grids, rounding
+from lib.qat import compiled, grids, rounding
 
 STEP_SHAPE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8,
               "num_key_value_heads": 4, "vocab_size": 8192}  # fmt: skip

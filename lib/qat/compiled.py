@@ -1,7 +1,7 @@
 """The searches of kgrids.py in C, eight groups of weights at once: search.c, compiled once for each version of it.
 
 Three to four times as fast as ggml's own quantizer on one core with AVX2, and equal to it in every value. Where there
-is no C compiler, ggml or torch computes instead.
+is no C compiler, torch computes instead.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ from lib.qat import kgrids
 
 SOURCE = ROOT / "lib" / "qat" / "search.c"
 FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-w"]
-TYPES = ("q2_k", "q4_k", "q5_k", "q6_k")
+TYPES = tuple(kgrids.RANGES)
 
 
 def fake_quantize(blocks, type, chunk):
@@ -47,13 +47,18 @@ def _searched(x, type, group):
     """The scale and the minimum of each group, (n,) each, before they are quantized themselves."""
     n, grid = x.numel() // group, kgrids.MIN_GRIDS.get(type)
     scale, minimum = torch.empty(n), torch.zeros(n)
+    if type == "q3_k":
+        library().improve_scale(x.data_ptr(), n, group, kgrids.Q3_LEVELS, kgrids.TINY, scale.data_ptr())
+        return scale, minimum
     tried = kgrids.tried(type)
     numbers = (ctypes.c_float * len(tried))(*tried)
     if grid:
         given = (x.data_ptr(), n, group, grid.levels, numbers, len(tried), grid.absolute)
         library().fit_scale_and_min(*given, scale.data_ptr(), minimum.data_ptr())
     else:
-        library().fit_scale(x.data_ptr(), n, group, 32, numbers, len(tried), kgrids.TINY, scale.data_ptr())
+        library().fit_scale(
+            x.data_ptr(), n, group, kgrids.Q6_LEVELS, numbers, len(tried), kgrids.TINY, scale.data_ptr()
+        )
     return scale, minimum
 
 
@@ -75,7 +80,8 @@ def library():
     pointer, count, number, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
     found.fit_scale_and_min.argtypes = [pointer, count, number, number, pointer, number, number, pointer, pointer]
     found.fit_scale.argtypes = [pointer, count, number, number, pointer, number, real, pointer]
+    found.improve_scale.argtypes = [pointer, count, number, number, real, pointer]
     found.round_to.argtypes = [pointer, pointer, pointer, count, number, number, number, pointer]
-    for function in (found.fit_scale_and_min, found.fit_scale, found.round_to):
+    for function in (found.fit_scale_and_min, found.fit_scale, found.improve_scale, found.round_to):
         function.restype = None
     return found

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-Q6_LEVELS = 32
+Q3_LEVELS, Q6_LEVELS = 4, 32
 TINY = 1e-15  # GROUP_MAX_EPS: ggml stores zeros below it
 SUPER = 256  # weights that share one fp16 scale
 RANGES = {
@@ -162,7 +162,7 @@ def fit_scale(x, levels=Q6_LEVELS):
     return torch.where(largest < TINY, 0.0, scale)
 
 
-def improve_scale(x, levels=4, passes=5):
+def improve_scale(x, levels=Q3_LEVELS, passes=5):
     """Weighted fit of x by scale * q, -levels <= q < levels, weights x^2, one q after another (ggml: make_q3_quants).
 
     x: (group, n) float32, one column a group. Returns the signed scale, (n,). A q is moved where that raises

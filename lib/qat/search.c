@@ -1,7 +1,7 @@
 /* The scale searches of the 256-weight grids (kgrids.py), eight groups of weights side by side in one vector register.
  *
- * Each lane does, in the same order, what ggml's make_qkx2_quants and make_qx_quants do for one group, so that every
- * value is equal to theirs. Compile with -ffp-contract=off: a fused multiply-add would round once less.
+ * Each lane does, in the same order, what ggml's make_qkx2_quants, make_qx_quants and make_q3_quants do for one group,
+ * so that every value is equal to theirs. Compile with -ffp-contract=off: a fused multiply-add would round once less.
  * x: n groups of `rows` weights, one after the other.
  */
 #include <stdint.h>
@@ -124,6 +124,49 @@ FAST void fit_scale(const float *x, long n, int rows, int levels, const float *c
             scale = pick(better, ratio, scale);
         }
         scale = pick(largest < of(tiny), of(0), scale);
+        memcpy(scales + start, &scale, sizeof(float) * lanes);
+    }
+}
+
+/* As fit_scale, but one q after another is moved where that is better, in five passes (ggml: make_q3_quants). */
+FAST void improve_scale(const float *x, long n, int rows, int levels, float tiny, float *scales) {
+    vf v[32], w[32], wx[32], q[32];
+    for (long start = 0; start < n; start += LANES) {
+        int lanes = n - start < LANES ? (int)(n - start) : LANES;
+        load(x + start * rows, rows, lanes, v);
+        vf largest = of(0), peak = of(0), sum_qx = of(0), sum_qq = of(0);
+        for (int i = 0; i < rows; i++) {
+            vf size = most(v[i], -v[i]);
+            vi larger = size > largest;
+            largest = pick(larger, size, largest);
+            peak = pick(larger, v[i], peak);
+            w[i] = v[i] * v[i];
+            wx[i] = w[i] * v[i];
+        }
+        vf inverse = of((float)-levels) / peak;
+        for (int i = 0; i < rows; i++) {
+            q[i] = clamped(nearest(inverse * v[i]), -levels, levels - 1);
+            sum_qx += wx[i] * q[i];
+            sum_qq += w[i] * q[i] * q[i];
+        }
+        for (int pass = 0; pass < 5; pass++) {
+            vi moves = {0};
+            for (int i = 0; i < rows; i++) {
+                vf rest_qx = sum_qx - wx[i] * q[i], rest_qq = sum_qq - w[i] * q[i] * q[i];
+                vf moved = clamped(nearest(v[i] * rest_qq / rest_qx), -levels, levels - 1);
+                vf new_qx = rest_qx + wx[i] * moved, new_qq = rest_qq + w[i] * moved * moved;
+                vi better = (rest_qx > 0) & (moved != q[i]) & (new_qq > 0);
+                better &= new_qx * new_qx * sum_qq > sum_qx * sum_qx * new_qq;
+                moves |= better;
+                q[i] = pick(better, moved, q[i]);
+                sum_qx = pick(better, new_qx, sum_qx);
+                sum_qq = pick(better, new_qq, sum_qq);
+            }
+            int any = 0;
+            for (int lane = 0; lane < LANES; lane++) any |= moves[lane];
+            if (!any) break;
+        }
+        vf scale = pick((largest < of(tiny)) | ~(sum_qq > 0), of(0), sum_qx / sum_qq);
         memcpy(scales + start, &scale, sizeof(float) * lanes);
     }
 }

@@ -1,4 +1,4 @@
-"""ggml's own quantizer through ctypes: Q3_K, and every type of 256 weights where nothing compiles search.c."""
+"""ggml's own quantizer through ctypes, one thread or several: what lib/qat/compiled.py is measured against."""
 
 import ctypes
 import functools
