@@ -223,6 +223,20 @@ def test_a_quantized_file_is_written_out_in_full_and_tells_of_an_importance_matr
     assert gguf.imatrix(tmp_path / "marked.gguf")
 
 
+def test_an_importance_matrix_changes_the_rounding_and_the_file_says_so(bf16, text, tmp_path):
+    matrix = gguf.importance(bf16, [text.read_text()], tmp_path / "importance.gguf", ctx=64)
+    plain, helped = (
+        gguf.quantize(bf16, tmp_path / f"{name}.gguf", "q4_0", importance=given)
+        for name, given in (("plain", None), ("helped", matrix))
+    )
+    assert gguf.imatrix(helped) and not gguf.imatrix(plain)
+    ours, theirs = dict(gguf.dequantize(plain, kept=False)), dict(gguf.dequantize(helped, kept=False))
+    assert set(ours) == set(theirs) < set(gguf.tensor_types(plain))
+    assert any(not np.array_equal(ours[name], theirs[name]) for name in ours)
+    with pytest.raises(ValueError, match="importance matrix of"):
+        gguf.importance(bf16, ["short"], tmp_path / "none.gguf", ctx=64)
+
+
 def test_an_adapter_is_served_beside_its_base_and_switched(twin, bf16, tmp_path):
     folder, plain, tokenizer = twin
     torch.manual_seed(3)

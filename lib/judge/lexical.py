@@ -102,14 +102,16 @@ def agreement(items):
     """Whether the words alone find the right answer: {"value", "low", "high", "n"}, by the answer key.
 
     Over pairs of answers to one question of which the key calls one right and the other wrong: the share in which
-    recall and mismatches, without the points for the decision, put the right one first; a tie counts half. n: questions
-    with such a pair, empty answers apart; the interval resamples questions. value None where there is none.
+    recall and mismatches, without the points for the decision, put the right one first; a tie counts half. Only answers
+    that could be right count, which name an option: to tell garbage from an answer takes no judge. n: questions with
+    such a pair; the interval resamples questions. value None where there is none.
     """
     shares = []
     for item in items:
         if not item["options"]:
             continue
-        scored = [score(item, text) for text in item["answers"].values() if text.strip()]
+        named = [text for text in item["answers"].values() if reading.choice(text, item["options"])]
+        scored = [score(item, text) for text in named]
         points = [(one["recall"] or 0.0) * MAX_POINTS - MISMATCH * bool(one["mismatch"]) for one in scored]
         pairs = [
             1.0 if p > q else 0.5 if p == q else 0.0

@@ -118,6 +118,24 @@ def quantize_model(model, types):
     return model
 
 
+@torch.no_grad()
+def read_file(model, tensors):
+    """Give a plain model the numbers of a quantized GGUF file, in place; returns the model.
+
+    tensors: (tensor name, float32 array) of the tensors to read, as gguf.dequantize yields them. Where a number belongs
+    is found by sending the numbers of all places through the parameter's layout.
+    """
+    parameters, found = base_parameters(model), layout.of(model)
+    owners = {tensor: (name, part) for name, place in found.items() for part, tensor in enumerate(place.tensors)}
+    for tensor, values in tensors:
+        name, part = owners[tensor]
+        flat = parameters[name].flatten()
+        places = torch.arange(len(flat), device=flat.device).view(parameters[name].shape)
+        flat[found[name].parts(places)[part].flatten()] = torch.from_numpy(values).flatten().to(flat)
+        parameters[name].copy_(flat.view(places.shape))
+    return model
+
+
 def fake_quantize(weight, kind, place):
     """grids.fake_quantize along the rows that a parameter has in its file; float32, in the model's own layout."""
     return place.rows(grids.fake_quantize(place.rows(weight), kind))
