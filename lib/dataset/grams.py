@@ -1,19 +1,36 @@
 """Texts as hashes of their words and of n words in a row, for whole batches at once with NumPy.
 
-Words are runs of letters and digits, whatever their case; all that is not ASCII counts as a letter. Hashes have 64
-bits: a billion grams against a million known ones meet by accident with a chance of 5 in 100,000.
+Words are runs of letters and digits, whatever their case and width. In a script that writes no blanks between words
+(Chinese, Japanese, Thai, ...) every character is one. Hashes have 64 bits: a billion grams against a million known ones
+meet by accident with a chance of 5 in 100,000.
 """
 
 import itertools
+import unicodedata
 
 import numpy as np
 
+from lib.dataset.wording import UNSPACED
+
 BATCH = 1000  # texts hashed at once
-WORD = np.array([(byte < 128 and chr(byte).isalnum()) or byte >= 128 for byte in range(256)])
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying by it loses no bit
 MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))  # constants of splitmix64 (Steele et al. 2014)
-LONGEST = 64  # bytes of a word that count
+LONGEST = 64  # characters of a word that count
 POWERS = np.cumprod(np.concatenate([[np.uint64(1)], np.full(LONGEST - 1, BASE)]), dtype=np.uint64)
+BETWEEN, WITHIN, ALONE = range(3)  # kinds of characters: no word, part of a word, a word of its own
+WIDE = (0xFF01, 0xFF5E, 0xFEE0)  # first and last of the full-width forms of ASCII, and how far they lie above it
+
+
+def _kinds():
+    """(0x110000,) uint8: the kind of every code point. A mark that combines with a letter is part of its word."""
+    kinds = np.full(0x110000, WITHIN, np.uint8)
+    kinds[:0x10000] = [char.isalnum() or unicodedata.category(char)[0] == "M" for char in map(chr, range(0x10000))]
+    for first, last in UNSPACED:
+        kinds[first : last + 1] *= ALONE
+    return kinds
+
+
+KINDS = _kinds()
 
 
 def words(texts):
@@ -21,16 +38,20 @@ def words(texts):
 
     Text i has the words hashes[offsets[i] : offsets[i + 1]].
     """
-    raw = [text.lower().encode("utf-8", "replace") for text in texts]
-    data = np.frombuffer(b" ".join(raw) + b" ", dtype=np.uint8)
+    raw = [unicodedata.normalize("NFC", text.lower()) for text in texts]
     ends = np.cumsum([len(part) + 1 for part in raw])  # one past each text's closing blank
-    inside = WORD[data]
-    edges = np.flatnonzero(np.diff(inside, prepend=False))  # starts and ends of words, in turn
-    starts, stops = edges[::2], edges[1::2]
+    joined = " ".join(raw) + " "
+    data = np.frombuffer(joined.encode("utf-32-le", "replace"), dtype=np.uint32)
+    if not joined.isascii():
+        data = data - np.uint32(WIDE[2]) * ((data >= WIDE[0]) & (data <= WIDE[1]))
+    kinds = KINDS[data]
+    cuts = np.flatnonzero((np.diff(kinds, prepend=BETWEEN) != 0) | (kinds == ALONE))
+    inside = kinds[cuts] != BETWEEN
+    starts, stops = cuts[inside], np.append(cuts[1:], len(data))[inside]
     if not len(starts):
         return np.empty(0, np.uint64), np.zeros(len(texts) + 1, np.int64)
     sizes = np.minimum(stops - starts, LONGEST)
-    firsts = np.cumsum(sizes) - sizes  # where each word begins among the bytes that count
+    firsts = np.cumsum(sizes) - sizes  # where each word begins among the characters that count
     within = np.arange(sizes.sum()) - np.repeat(firsts, sizes)
     values = data[np.repeat(starts, sizes) + within] * POWERS[within]
     hashes = _mixed(np.add.reduceat(values, firsts))

@@ -11,8 +11,8 @@ from lib.dataset import grams
 BATCH = 1000  # records held in memory while writing
 SCHEMA = pa.schema(
     [
-        ("id", pa.string()),  # source:config:split:row
-        ("source", pa.string()),  # name in lib.dataset.sources.SOURCES
+        ("id", pa.string()),  # source:config:split:row, and .n for the n-th further answer of a conversation
+        ("source", pa.string()),  # name in lib.dataset.sources.SOURCES, or the label of a user's own file
         ("config", pa.string()),
         ("split", pa.string()),  # the publisher's split, not ours
         ("revision", pa.string()),
@@ -26,6 +26,7 @@ SCHEMA = pa.schema(
         ("options", pa.list_(pa.string())),
         ("answer", pa.string()),
         ("letter", pa.string()),
+        ("history", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),  # a conversation's start
     ]
 )
 
