@@ -7,9 +7,7 @@ import numpy as np
 from lib.dataset import grams, near, split, wording
 
 GRAMS = {"gram_13": 13, "gram_8": 8}
-RETOLD = {
-    "medqa": ("medxpertqa",)
-}  # benchmark: others that are made from its items (Zuo et al. 2025)
+RETOLD = {"medqa": ("medxpertqa",)}  # benchmark: others that are made from its items (Zuo et al. 2025)
 EVIDENT = 4  # one in this many words of a run has to be other than wording.EMPTY
 
 

@@ -70,9 +70,7 @@ def _digits(line):
         stride = int(line[1])
         breaks = np.flatnonzero(line != stride * np.arange(len(line)))
         size = int(breaks[0]) if len(breaks) else len(line)
-        if len(line) % size or not np.array_equal(
-            line, (line[::size, None] + stride * np.arange(size)).reshape(-1)
-        ):
+        if len(line) % size or not np.array_equal(line, (line[::size, None] + stride * np.arange(size)).reshape(-1)):
             return None
         found.insert(0, (size, stride))
         line = line[::size]

@@ -1,4 +1,4 @@
-"""A tokenizer as the embedding and llama.cpp need it: no token without a row, and SentencePiece's own file beside it."""
+"""A tokenizer as the embedding and llama.cpp need it: a row for each token, and SentencePiece's own file beside it."""
 
 import json
 

@@ -9,8 +9,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from lib.model import layout
-from lib.qat import grids
 from lib.model.layout import plain_name
+from lib.qat import grids
 from lib.qat.sites import LoraSite, site_of, target
 
 KEPT = "f32"  # llama.cpp's type for what it does not quantize: norms, biases, routers
