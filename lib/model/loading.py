@@ -46,9 +46,10 @@ def padded(base, revision=None):
     adapter, merged model and GGUF file name one base of one size; PEFT would otherwise put the whole embedding into
     every adapter, which llama.cpp's converter then refuses.
     """
-    tokenizer = read_tokenizer(base, revision)
+    tokenizer = _read_tokenizer(base, revision)
     if padding.choose(tokenizer) in tokenizer.get_vocab():
         return base
+    tokenizer = tokens.with_rows(tokenizer, _rows(base, revision) or len(tokenizer))
     folder = cache_dir() / "padded" / sha256_json([str(base), _version(base, revision), padding.ADDED])[:16]
 
     def write(scratch):
@@ -81,13 +82,17 @@ def read_tokenizer(path, revision=None):
     After a control token, "<s>" before a prompt say, Llama-2's puts a blank before the text. transformers' class leaves
     it out unless told to be `legacy`, and does not remember having been told when it is saved.
     """
+    loaded, rows = _read_tokenizer(path, revision), _rows(path, revision)
+    return tokens.with_rows(loaded, rows) if rows else loaded
+
+
+def _read_tokenizer(path, revision):
     with hub.asked(path, revision):
         loaded = AutoTokenizer.from_pretrained(path, revision=revision)
     if getattr(loaded, "legacy", None) is False:
         loaded = AutoTokenizer.from_pretrained(path, revision=revision, legacy=True)
         loaded.init_kwargs["legacy"] = True
-    rows = _rows(path, revision)
-    return tokens.with_rows(loaded, rows) if rows else loaded
+    return loaded
 
 
 def _rows(path, revision):
