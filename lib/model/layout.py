@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from lib.model import addresses
+from lib.model import addresses, shapes
 from lib.pipeline.files import ROOT, cache_dir, read_json, sha256_file, sha256_json, write_json
 from lib.pipeline.programs import toolchain
 
@@ -81,6 +81,14 @@ def of(model):
                     "not possible for this family; set qat: null"
                 ) from None
     return found
+
+
+def check(config, trained):
+    """Raise ValueError where a configuration has no GGUF form or, if `trained` on a file's grid, a parameter no place.
+
+    Nothing is loaded: the sizes are enough. FileNotFoundError where llama.cpp is not built.
+    """
+    of(shapes.model(config)) if trained else _probed(config)
 
 
 def _layout(tensors, shape):

@@ -4,8 +4,10 @@ Nothing is downloaded and no library is loaded: the published configuration valu
 """
 
 import json
+import re
 from pathlib import Path
 
+from lib.pipeline import toolchain
 from lib.pipeline.files import rooted
 from lib.pipeline.schema import nearest
 
@@ -45,12 +47,18 @@ SHAPES = {  # values of each model's published config.json
         "num_local_experts": 32, "num_experts_per_tok": 4, "max_position_embeddings": 131072,
         "tie_word_embeddings": False,
     },
+    "gemma-3-270m": {
+        "model_type": "gemma3_text", "vocab_size": 262144, "hidden_size": 640, "intermediate_size": 2048,
+        "num_hidden_layers": 18, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256,
+        "max_position_embeddings": 32768, "sliding_window": 512, "tie_word_embeddings": True,
+    },
     "DialoGPT-medium": {
         "model_type": "gpt2", "vocab_size": 50257, "n_embd": 1024, "n_layer": 24, "n_head": 16, "n_positions": 1024,
     },
 }  # fmt: skip
 
-FAMILY = {"llama": "llama", "qwen3": "qwen3", "gpt_oss": "gptoss", "gpt2": "gpt2"}  # model_type: lib.model.twin's name
+# model_type: lib.model.twin's name
+FAMILY = {"llama": "llama", "qwen3": "qwen3", "gpt_oss": "gptoss", "gpt2": "gpt2", "gemma3_text": "gemma3"}
 HEADS, HEAD_SIZE, LAYERS, EXPERTS = 4, 64, 2, 4  # of a twin
 
 
@@ -70,6 +78,21 @@ def published(base):
             "model.base to that folder, or add its values to SHAPES in lib/pipeline/architectures.py"
         )
     return SHAPES[max(found, key=len)]
+
+
+def unconvertible(base):
+    """Why llama.cpp's converter cannot read model.base, in words; None where it can, or where nothing tells.
+
+    A local folder's config.json names its architecture, and the converter lists those that it knows.
+    """
+    config, known = Path(rooted(base), "config.json"), toolchain.folder() / "conversion" / "__init__.py"
+    if not config.exists() or not known.exists():
+        return None
+    names = json.loads(config.read_text(encoding="utf-8")).get("architectures") or [None]
+    listed = re.findall(r'"(\w+)": "\w+"', known.read_text(encoding="utf-8"))
+    if names[0] is None or names[0] in listed:
+        return None
+    return f"llama.cpp's converter does not know the architecture {names[0]!r}{nearest(names[0], listed)}"
 
 
 def twin(base):

@@ -1,6 +1,6 @@
 """What is valid key by key in a recipe and cannot work together."""
 
-from lib.pipeline import schema
+from lib.pipeline import architectures, schema
 from lib.pipeline.files import ROOT
 
 
@@ -20,6 +20,8 @@ def check(recipe):
             f"model.base is {model['base']!r} and model.twin is {model['twin']!r}: "
             "'twin' needs its sizes there, other bases must leave it out"
         )
+    if why := architectures.unconvertible(model["base"]):
+        raise ValueError(f"model.base {model['base']!r} can be trained but not exported (chapter 5): {why}")
     if model["checkpoint_4bit"] and not (model["quantization"] or {}).get("load_in_4bit"):
         raise ValueError("model.checkpoint_4bit saves the base in 4 bits: say which in model.quantization, or drop it")
     _subset(export["quantizations"], schema.QUANTIZATIONS, "export.quantizations")
