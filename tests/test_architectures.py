@@ -45,8 +45,11 @@ FAMILIES = {  # name: (family, fields of its config, fields of LoraConfig)
 GEMMA = LLAMA | {"hidden_size": 192, "layer_types": ["sliding_attention", "full_attention"]}
 MOE = LLAMA | {"moe_intermediate_size": 256, "num_experts": 4, "num_experts_per_tok": 2}
 EXPERTS_ALONE = {"target_modules": ["q_proj", "o_proj"]} | EXPERTS
+SCALED = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 1024}  # fmt: skip
 OTHERS = {  # found by asking the converter alone; name: (the family whose tokenizer it has, its classes, ...)
     "gemma3": ("gemma3", None, GEMMA, LINEAR),
+    "llama 3.1": ("llama", None, LLAMA | {"rope_parameters": SCALED}, LINEAR),
     "mistral": ("llama2", (MistralConfig, MistralForCausalLM), LLAMA | {"tie_word_embeddings": False}, LINEAR),
     "phi3": ("llama2", (Phi3Config, Phi3ForCausalLM), {k: v for k, v in LLAMA.items() if k != "head_dim"}, LINEAR),
     "qwen2": ("qwen3", (Qwen2Config, Qwen2ForCausalLM), {k: v for k, v in LLAMA.items() if k != "head_dim"}, LINEAR),
@@ -100,7 +103,7 @@ def test_nor_does_one_of_a_family_that_nothing_here_was_written_for(name, tmp_pa
     if classes:
         family = replace(families.FAMILIES[like], config=classes[0], model=classes[1])
         monkeypatch.setitem(families.FAMILIES, name, family)
-    compare(made(tmp_path, name, shape, adapter), "q4_k_m", tmp_path)
+    compare(made(tmp_path, name if classes else like, shape, adapter), "q4_k_m", tmp_path)
 
 
 def compare(exported, scheme, tmp_path):

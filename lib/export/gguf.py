@@ -117,8 +117,13 @@ def imatrix(file):
 
 
 def dequantize(file):
-    """Yield (tensor name, float32 array of shape (rows, cols)) exactly as llama.cpp reads the file's numbers."""
+    """Yield (tensor name, float32 array of shape (rows, cols)) exactly as llama.cpp reads the file's numbers.
+
+    Left out are tables of rotary factors, which the converter computes from the configuration: no weights.
+    """
     for tensor in GGUFReader(file).tensors:
+        if tensor.name.startswith(("rope_freqs.", "rope_factors_")):
+            continue
         shape = tuple(int(size) for size in reversed(tensor.shape))  # GGUF lists the fastest dimension first
         yield tensor.name, to_float32(tensor.data, tensor.tensor_type).astype("float32", copy=False).reshape(shape)
 

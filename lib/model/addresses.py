@@ -28,14 +28,15 @@ def places(names, shapes, tensors):
     """{parameter name: {tensor name: place}} of converted halves, {tensor: (high, low)}.
 
     A place is {"shape": of the small parameter, "axes": digits of each axis of the tensor, "start": where it begins in
-    each dimension, "shift": what is added}, or {"why": what stands against it}. Numbers below zero were no parameter's.
+    each dimension, "shift": what is added}, or {"why": what stands against it}. Numbers that are no parameter's address,
+    made of something else or multiplied, leave their parameter without a place.
     """
     found = {name: {} for name in names}
     for tensor, (high, low) in tensors.items():
-        if high.min() < 0:
-            continue
         owners = np.unique(high // (STEP * HIGH)).astype(int)
         number = int(owners[0])
+        if owners[0] < 0 or owners[-1] >= len(names):
+            continue
         if len(owners) > 1:
             place = {"why": f"shares {tensor} with {len(owners) - 1} other parameters"}
         else:

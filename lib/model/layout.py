@@ -6,6 +6,7 @@ needs the same order. A small model of the same configuration is converted whose
 each number lands says what was done to it, for every family that the converter knows. Chapter 5 proves the result.
 """
 
+import contextlib
 import copy
 import re
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 from lib.model import addresses, shapes
 from lib.pipeline.files import ROOT, cache_dir, read_json, sha256_file, sha256_json, write_json
@@ -137,6 +139,18 @@ def shrunk(config):
     return small
 
 
+@contextlib.contextmanager
+def _no_bars():
+    """Saving draws one, in whichever notebook asks first."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _convert(small):
     with tempfile.TemporaryDirectory() as scratch:
         try:
@@ -151,7 +165,8 @@ def _convert(small):
         for half, folder in enumerate(folders):
             for number, parameter in enumerate(model.parameters()):
                 parameter.data = addresses.written(number, parameter.shape)[half]
-            model.save_pretrained(folder)
+            with _no_bars():
+                model.save_pretrained(folder)
             write_json(folder / "tokenizer.json", {"model": {"vocab": dict.fromkeys(map(str, range(small.vocab_size)))},
                                                    "added_tokens": []})  # fmt: skip
         script = [sys.executable, "-P", PROBE, toolchain().converter, scratch, *folders]
