@@ -28,8 +28,8 @@ def places(names, shapes, tensors):
     """{parameter name: {tensor name: place}} of converted halves, {tensor: (high, low)}.
 
     A place is {"shape": of the small parameter, "axes": digits of each axis of the tensor, "start": where it begins in
-    each dimension, "shift": what is added}, or {"why": what stands against it}. Numbers that are no parameter's address,
-    made of something else or multiplied, leave their parameter without a place.
+    each dimension, "shift": what is added}, or {"why": what stands against it}. What is no parameter's address, because
+    it is made of something else or multiplied, leaves its parameter without a place.
     """
     found = {name: {} for name in names}
     for tensor, (high, low) in tensors.items():
