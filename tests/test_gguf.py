@@ -21,9 +21,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from lib.export import gguf, serve
-from lib.model import gguf_convert
+from lib.model import gguf_convert, layout
 from lib.pipeline import programs
-from lib.qat import layout, rounding
+from lib.qat import rounding
 
 CORPUS = [f"A patient aged {n} with fever, chest pain and {n % 7} days of cough isn't well." for n in range(200)]
 

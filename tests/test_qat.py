@@ -6,6 +6,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_qwen import tiny_config
 from transformers import Qwen3ForCausalLM
 
+from lib.model import layout
 from lib.qat import grids, rounding
 
 SIZES = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 96, "num_hidden_layers": 1, "head_dim": 32}

@@ -51,10 +51,10 @@ def over_base(folder, more=None, **model):
     return recipe.load("tiny", {"model": fields, "qat": None, "judge.candidates": ["base", "sft"]} | (more or {}))
 
 
-def tiny_trainer(folder, lengths, lora=None, callbacks=(), **fields):
+def tiny_trainer(folder, lengths, lora=None, callbacks=(), kind=SFTTrainer, **fields):
     """TRL's trainer of four steps on a CPU: an untrained model, with an adapter for LoraConfig fields `lora`.
 
-    lengths: of its rows, each of one repeated token. fields: of SFTConfig.
+    lengths: of its rows, each of one repeated token. kind: a subclass of SFTTrainer. fields: of SFTConfig.
     """
     tokenizer, model = byte_tokenizer(), random_model(byte_tokenizer(), 1)
     rows = Dataset.from_list([{"input_ids": [5 + n] * n, "labels": [5 + n] * n} for n in lengths])

@@ -140,10 +140,12 @@ def imatrix(file):
 def dequantize(file, kept=True):
     """Yield (tensor name, float32 array of shape (rows, cols)) exactly as llama.cpp reads the file's numbers.
 
-    kept: False leaves out the tensors that are not quantized, which are in float32.
+    kept: False leaves out the tensors that are not quantized, which are in float32. Always left out are tables of
+    rotary factors, which the converter computes from the configuration: no weights.
     """
     for tensor in GGUFReader(file).tensors:
-        if tensor.tensor_type.name == "F32" and not kept:
+        computed = tensor.name.startswith(("rope_freqs.", "rope_factors_"))
+        if computed or (tensor.tensor_type.name == "F32" and not kept):
             continue
         shape = tuple(int(size) for size in reversed(tensor.shape))  # GGUF lists the fastest dimension first
         yield tensor.name, to_float32(tensor.data, tensor.tensor_type).astype("float32", copy=False).reshape(shape)

@@ -8,8 +8,9 @@ Gradients are straight-through (Bengio et al. 2013, arXiv:1308.3432): those of t
 import torch
 from peft.tuners.lora import LoraLayer
 
-from lib.qat import grids, layout
-from lib.qat.layout import plain_name
+from lib.model import layout
+from lib.model.layout import plain_name
+from lib.qat import grids
 from lib.qat.sites import LoraSite, site_of, target
 
 KEPT = "f32"  # llama.cpp's type for what it does not quantize: norms, biases, routers
