@@ -1,0 +1,50 @@
+"""`python -m app.site PORT`: the page as an ASGI application, on 127.0.0.1, with security headers on every response."""
+
+import os
+import sys
+from pathlib import Path
+
+import uvicorn
+from starlette.middleware import Middleware
+
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; worker-src 'self' blob:; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' ws: data:; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)  # no picture, script or request of an answer reaches another host
+HEADERS = {"content-security-policy": POLICY, "x-frame-options": "DENY", "x-content-type-options": "nosniff",
+           "referrer-policy": "no-referrer", "permissions-policy": "camera=(), microphone=(), geolocation=()"}  # fmt: skip
+OPTIONS = {"BROWSER_GATHER_USAGE_STATS": "false", "SERVER_FILE_WATCHER_TYPE": "none", "CLIENT_TOOLBAR_MODE": "viewer",
+           "SERVER_ENABLE_STATIC_SERVING": "false", "CLIENT_SHOW_ERROR_DETAILS": "none"}  # fmt: skip
+
+
+class Headers:
+    """ASGI middleware that adds HEADERS."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        async def answer(message):
+            if message["type"] == "http.response.start":
+                ours = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                theirs = [pair for pair in message["headers"] if pair[0].decode().lower() not in HEADERS]
+                message["headers"] = [*theirs, *ours]
+            await send(message)
+
+        await self.app(scope, receive, answer)
+
+
+def main(port):
+    """Serve the page until a signal ends it."""
+    os.environ |= {f"STREAMLIT_{name}": value for name, value in OPTIONS.items()}
+    from streamlit.starlette import App
+
+    page = App(Path(__file__).with_name("ui.py"), middleware=[Middleware(Headers)])
+    uvicorn.run(
+        page, host="127.0.0.1", port=port, log_level="warning", server_header=False, timeout_graceful_shutdown=1
+    )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
