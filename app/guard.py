@@ -22,6 +22,13 @@ READ = 8000  # characters of a question, from its end, that are read: a red flag
 ASKED = (
     "Does this message describe a medical emergency that needs help within the hour? Reply with one word, yes or no."
 )
+PARTS = ("emergency", "calm", "medical", "dose", "caveat", "certain")
+DENIED = re.compile(  # "no rash or fever", to the end of the clause; "no pulse" is a finding of its own
+    r"\b(?:no|without|never had|nor)\b (?!(?:pulse|urine|wet|feeling|stool|wind|sensation|response|reason|one|longer|"
+    r"puede|puedo|quiero|se|me|desaparecen|breath|movement|strength|spleen|tears|power|relief|improvement|effect)\b)"
+    r"[^.,;:?!]*?(?=[.,;:?!]|\bbut\b|\band (?:now|i|he|she|my|the|today)\b|$)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -52,20 +59,30 @@ class Guard:
     @cached_property
     def patterns(self):
         """{part: [(id, what must be found, what must not)]}."""
-        words = self.rules["words"]
+        made, words = {}, self.rules["words"]
 
         def compiled(text):
             for _ in range(3):  # words may name words
                 text = re.sub(r"\{([a-z_]+)\}", lambda m: f"(?:{words[m[1]]})", text)
-            return re.compile(rf"(?<!\w)(?:{text})(?!\w)", re.IGNORECASE | re.DOTALL)
+            if text not in made:
+                made[text] = re.compile(rf"(?<!\w)(?:{text})(?!\w)", re.IGNORECASE)
+            return made[text]
 
-        return {
-            part: [
-                (r["id"], [compiled(text) for text in r["find"]], compiled(r["unless"]) if "unless" in r else None)
-                for r in self.rules[part]
-            ]
-            for part in ("emergency", "calm", "medical", "dose", "caveat", "certain")
-        }
+        def rule(r):
+            return r["id"], [compiled(text) for text in r["find"]], compiled(r["unless"]) if "unless" in r else None
+
+        return {part: [rule(r) for r in self.rules[part]] for part in PARTS}
+
+    @cached_property
+    def spelling(self):
+        """{a word of the rules with one letter left out: the word}, to read words with one typing error."""
+        found = {}
+        literal = re.sub(r"\\+[wWbdsS][*+?]?|\(\?[:!<=]+|\{[^}]*\}", " ", " ".join(_texts(self.rules)))
+        for word in set(re.findall(r"(?<![a-z])[a-z]{5,}(?![a-z])", literal)):
+            for at in range(len(word)):
+                found.setdefault(word[:at] + word[at + 1 :], word)
+            found[word] = word
+        return found
 
     def question(self, text):
         """Hits on a question. Emergencies are looked for first, and no other rule can keep one from being told."""
@@ -81,13 +98,31 @@ class Guard:
             hits = [hit for hit in hits if hit.kind != "scope"]
         return hits
 
+    def spelled(self, text):
+        """The text with words that lack a letter, hold one too many or two swapped as the rules write them."""
+
+        def mended(match):
+            word = match.group()
+            if self.spelling.get(word) == word:
+                return word
+            near = [self.spelling[word]] if word in self.spelling else []  # it lacks a letter
+            for at in range(len(word)):
+                other = self.spelling.get(word[:at] + word[at + 1 :], "")
+                if len(other) < len(word) or sorted(other) == sorted(word):  # one too many, or two swapped
+                    near.append(other)
+            # the first letter and the last are seldom missed, and "other" is no "mother"
+            near = [other for other in near if (other[:1], other[-1:]) == (word[0], word[-1])]
+            return next(iter(near), word)
+
+        return re.sub(r"[a-z]{4,}", mended, text.lower())
+
     def emergencies(self, text):
-        """Ids of the red flags in a text, from `plain`; what is said of the past, of prevention or of "no ..." is none."""
-        return [
-            name
-            for name, finds, unless in self.patterns["emergency"]
-            if _found(text, finds, unless, self.patterns["calm"])
-        ]
+        """Ids of the red flags in a text, from `plain`; what is said of the past, of study or of "no ..." is none."""
+        found = []
+        for told in dict.fromkeys((DENIED.sub(" ", text), DENIED.sub(" ", self.spelled(text)))):
+            if not any(_found(told, *excuse) for _, *excuse in self.patterns["calm"]):
+                found += [name for name, *rule in self.patterns["emergency"] if _found(told, *rule)]
+        return list(dict.fromkeys(found))
 
     def _scope(self, text):
         if self.out_of_scope == "off" or any(_found(text, f, u) for _, f, u in self.patterns["medical"]):
@@ -146,13 +181,11 @@ def plain(text):
     return " ".join(text[-READ:].translate(LIKENESS).split())
 
 
-def _found(text, finds, unless, calm=()):
-    """Whether every part is found (the first one not under a denial) and nothing that excuses it."""
-    if not all(find.search(text) for find in finds):
-        return False
-    if unless and unless.search(text):
-        return False
-    for _, parts, _ in calm:
-        if all(part.search(text) for part in parts):
-            return False
-    return True
+def _found(text, finds, unless):
+    """Whether every part is found and nothing that excuses it."""
+    return all(find.search(text) for find in finds) and not (unless and unless.search(text))
+
+
+def _texts(rules):
+    """All expressions of the red flags."""
+    return [*rules["words"].values(), *(text for rule in rules["emergency"] for text in rule["find"])]
