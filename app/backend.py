@@ -146,12 +146,12 @@ class Backend:
             while not await self.answers(5):
                 if self.process and self.process.returncode is not None:
                     await self._reader
-                    name = self.model.path.name
-                    raise RuntimeError(f"llama-server ended with status {self.process.returncode} on {name}:\n" + "\n".join(self.lines))  # fmt: skip
+                    told = f"llama-server ended with status {self.process.returncode} on {self.model.path.name}"
+                    raise RuntimeError("\n".join([f"{told}:", *self.lines]))
                 await asyncio.sleep(0.05)
         with contextlib.suppress(Problem):  # not every server has this address
             prompt = await self.ask("/apply-template", {"messages": [{"role": "user", "content": "?"}]})
-            self.opened = prompt["prompt"].rstrip().endswith("<think>")
+            self.opened = prompt.get("prompt", "").rstrip().endswith("<think>")
         self.state = "ready"
 
     async def answers(self, seconds):

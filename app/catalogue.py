@@ -59,9 +59,8 @@ def served_files(cfg):
         names = [name for name in read_json(record)["outputs"] if name.endswith(".gguf")]
         found |= {Path(name).stem: record.parent / name for name in names}
     if lost := [path for path in found.values() if not path.exists()]:
-        raise ValueError(
-            f"{lost[0].parent.parent.name}/{lost[0].name} is missing: make {lost[0].parent.parent.name} RECIPE={cfg.name}"
-        )
+        stage = lost[0].relative_to(folder).parts[0]
+        raise ValueError(f"{lost[0].name} of {stage} is missing: make {stage} RECIPE={cfg.name}")
     return found
 
 

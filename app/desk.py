@@ -114,7 +114,10 @@ class Desk:
             asked_for = {"content": prompt, "add_special": True, "parse_special": True}
             most = len((await backend.ask("/tokenize", asked_for))["tokens"])
             if most + (asked or 1) > model.context:
-                raise Problem(400, f"the prompt has {most} tokens, the answer may take {asked or 1}, the context has {model.context}", "context_length_exceeded", "messages")  # fmt: skip
+                told = (
+                    f"the prompt has {most} tokens, the answer may take {asked or 1}, the context has {model.context}"
+                )
+                raise Problem(400, told, "context_length_exceeded", "messages")
             return min(asked or model.max_tokens, model.context - most)
         return asked or model.max_tokens
 

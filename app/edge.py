@@ -1,4 +1,4 @@
-"""What every request passes before FastAPI, as plain ASGI: key, size and time of its body, id, headers, one log line."""
+"""What every request passes before FastAPI, as plain ASGI: key, size and time of its body, id, headers, a log line."""
 
 import asyncio
 import re
@@ -47,8 +47,9 @@ class Edge:
             self.desk.meters.requests.labels(
                 path if path.startswith(("/v1/", *OPEN, "/metrics")) else "other", status
             ).inc()
-            self.desk.log.info("request", id=rid, method=scope["method"], path=scope["path"][:100], status=status,
-                               key=scope["state"].get("key"), ms=round(1000 * (time.perf_counter() - start), 1))  # fmt: skip
+            took = {"key": scope["state"].get("key"), "ms": round(1000 * (time.perf_counter() - start), 1)}
+            about = {"id": rid, "method": scope["method"], "path": scope["path"][:100], "status": status}
+            self.desk.log.info("request", **about, **took)
 
     def _check(self, scope, headers):
         names = [name for name, _ in scope["headers"]]

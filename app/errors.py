@@ -41,5 +41,6 @@ class Problem(HTTPException):  # FastAPI lets this kind through where it reads a
     async def send(self, send):
         """Send it as a whole response."""
         body = json.dumps(self.envelope()).encode()
-        await send({"type": "http.response.start", "status": self.status, "headers": [*self.fields(), (b"content-length", str(len(body)).encode())]})  # fmt: skip
+        headers = [*self.fields(), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})

@@ -9,33 +9,34 @@ PER_TOKEN = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 LENGTHS = (0, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
+GEN = "gen_ai_server_"
+MADE = {  # attribute: (kind, name, what it is, labels, buckets)
+    "first": (Histogram, GEN + "time_to_first_token_seconds", "From arrival to the first token", ["model"], TIMES),
+    "each": (Histogram, GEN + "time_per_output_token_seconds", "Between two tokens", ["model"], PER_TOKEN),
+    "duration": (Histogram, GEN + "request_duration_seconds", "Whole answers", ["model", "outcome"], TIMES),
+    "tokens": (Counter, "gen_ai_client_token_usage", "Tokens", ["model", "kind", "key"]),
+    "requests": (Counter, "medtune_http_requests", "HTTP responses", ["path", "status"]),
+    "errors": (Counter, "medtune_errors", "Requests without a whole answer", ["code"]),
+    "cancelled": (Counter, "medtune_cancelled", "Answers whose client left", ["model"]),
+    "guard": (Counter, "medtune_guard_hits", "Guard rules that fired", ["rule", "kind"]),
+    "format": (Counter, "medtune_answers_format", "Whole answers by recipe's format kept", ["model", "compliant"]),
+    "reasoning": (Histogram, "medtune_reasoning_tokens", "Reasoning before an answer", ["model"], LENGTHS),
+    "queue": (Gauge, "medtune_queue_depth", "Requests that wait for a slot", ["model"]),
+    "slots": (Gauge, "medtune_slots", "Slots by state", ["model", "state"]),
+    "up": (Gauge, "medtune_backend_up", "Whether the model's server is ready", ["model"]),
+    "restarts": (Gauge, "medtune_backend_restarts", "Restarts of the model's server", ["model"]),
+}
+
+
 class Meters:
     """The meters of one process; `text` is what GET /metrics gives."""
 
     def __init__(self):
         disable_created_metrics()
         self.registry = CollectorRegistry()
-        made = {"registry": self.registry}
-        self.first = Histogram("gen_ai_server_time_to_first_token_seconds", "From arrival to the first token, queue included", ["model"], buckets=TIMES, **made)  # fmt: skip
-        self.each = Histogram(
-            "gen_ai_server_time_per_output_token_seconds", "Between two tokens", ["model"], buckets=PER_TOKEN, **made
-        )
-        self.duration = Histogram(
-            "gen_ai_server_request_duration_seconds", "Whole answers", ["model", "outcome"], buckets=TIMES, **made
-        )
-        self.tokens = Counter("gen_ai_client_token_usage", "Tokens", ["model", "kind", "key"], **made)
-        self.requests = Counter("medtune_http_requests", "HTTP responses", ["path", "status"], **made)
-        self.errors = Counter("medtune_errors", "Requests without a whole answer", ["code"], **made)
-        self.cancelled = Counter("medtune_cancelled", "Answers whose client left", ["model"], **made)
-        self.guard = Counter("medtune_guard_hits", "Guard rules that fired", ["rule", "kind"], **made)
-        self.format = Counter("medtune_answers_format", "Finished answers by whether they keep the recipe's format", ["model", "compliant"], **made)  # fmt: skip
-        self.reasoning = Histogram(
-            "medtune_reasoning_tokens", "Tokens of reasoning before an answer", ["model"], buckets=LENGTHS, **made
-        )
-        self.queue = Gauge("medtune_queue_depth", "Requests that wait for a slot", ["model"], **made)
-        self.slots = Gauge("medtune_slots", "Slots by state", ["model", "state"], **made)
-        self.up = Gauge("medtune_backend_up", "Whether the model's server is ready", ["model"], **made)
-        self.restarts = Gauge("medtune_backend_restarts", "Restarts of the model's server", ["model"], **made)
+        for name, (kind, full, about, labels, *buckets) in MADE.items():
+            extra = {"buckets": buckets[0]} if buckets else {}
+            setattr(self, name, kind(full, about, labels, registry=self.registry, **extra))
 
     def text(self, backends):
         """The exposition, with what the backends are at now."""

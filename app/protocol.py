@@ -1,4 +1,4 @@
-"""The part of the OpenAI protocol that is served: fields by their own names, unknown ones ignored, wrong types refused."""
+"""The part of the OpenAI protocol that is served: unknown fields ignored, wrong types refused."""
 
 from typing import Annotated, Literal
 

@@ -1,6 +1,5 @@
 """The API: OpenAI's chat completions over the run's model, with health, models, adapters and meters."""
 
-import asyncio
 import contextlib
 import sys
 
@@ -36,8 +35,8 @@ def build(desk):
     _errors(app)
     app.add_middleware(edge.Edge, desk=desk)
     if desk.settings.cors_origins:
-        app.add_middleware(CORSMiddleware, allow_origins=desk.settings.cors_origins.split(), allow_methods=["GET", "POST"],
-                           allow_headers=["Authorization", "Content-Type"])  # fmt: skip
+        allowed = {"allow_methods": ["GET", "POST"], "allow_headers": ["Authorization", "Content-Type"]}
+        app.add_middleware(CORSMiddleware, allow_origins=desk.settings.cors_origins.split(), **allowed)
     return app
 
 
@@ -121,34 +120,20 @@ def _told(problem):
     return JSONResponse(problem.envelope(), problem.status, headers)
 
 
-def serve(app, how, ready=None):
-    """Run the API until a signal ends it; `ready` is called when it listens."""
-    config = uvicorn.Config(app, how.host, how.port, http=edge.protocol(how.header_s), ws="none", log_level="warning",
-                            access_log=False, server_header=False, timeout_graceful_shutdown=2, h11_max_incomplete_event_size=32768,
-                            backlog=2048)  # fmt: skip
-    asyncio.run(_serve(uvicorn.Server(config), ready))
-
-
-async def _serve(server, ready):
-    told = asyncio.create_task(_tell(server, ready)) if ready else None
-    await server.serve()
-    if told:
-        told.cancel()
-
-
-async def _tell(server, ready):
-    while not server.started:
-        await asyncio.sleep(0.02)
-    ready()
+def serve(app, how):
+    """Run the API until a signal ends it."""
+    quiet = {"log_level": "warning", "access_log": False, "server_header": False, "ws": "none"}
+    limits = {"timeout_graceful_shutdown": 2, "h11_max_incomplete_event_size": 32768, "backlog": 2048}
+    uvicorn.run(app, host=how.host, port=how.port, http=edge.protocol(how.header_s), **quiet, **limits)
 
 
 def main():
-    """`python -m app.server`: the API alone. Its launcher reads one line, "ready", from standard output."""
+    """`python -m app.server`: the API alone."""
     try:
         how = settings.load()
         cfg = recipe.load(*_chosen())
         app = build(Desk(catalogue.models(cfg, how), how))
-        serve(app, how, ready=lambda: print("ready", flush=True))
+        serve(app, how)
     except (ValueError, FileNotFoundError, RuntimeError, OSError) as error:
         print(f"serve: {error}", file=sys.stderr)
         return 1

@@ -9,13 +9,19 @@ from starlette.middleware import Middleware
 
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; worker-src 'self' blob:; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' ws: data:; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+    "connect-src 'self' ws: data:; "
     "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )  # no picture, script or request of an answer reaches another host
-HEADERS = {"content-security-policy": POLICY, "x-frame-options": "DENY", "x-content-type-options": "nosniff",
-           "referrer-policy": "no-referrer", "permissions-policy": "camera=(), microphone=(), geolocation=()"}  # fmt: skip
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-frame-options": "DENY",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "permissions-policy": "camera=(), microphone=(), geolocation=()",
+}
 OPTIONS = {"BROWSER_GATHER_USAGE_STATS": "false", "SERVER_FILE_WATCHER_TYPE": "none", "CLIENT_TOOLBAR_MODE": "viewer",
-           "SERVER_ENABLE_STATIC_SERVING": "false", "CLIENT_SHOW_ERROR_DETAILS": "none"}  # fmt: skip
+           "SERVER_ENABLE_STATIC_SERVING": "false", "CLIENT_SHOW_ERROR_DETAILS": "none", "LOGGER_LEVEL": "error"}  # fmt: skip
 
 
 class Headers:
@@ -38,11 +44,17 @@ class Headers:
 def main(port):
     """Serve the page until a signal ends it."""
     os.environ |= {f"STREAMLIT_{name}": value for name, value in OPTIONS.items()}
-    from streamlit.starlette import App
+    from streamlit.web.server.starlette import App
 
     page = App(Path(__file__).with_name("ui.py"), middleware=[Middleware(Headers)])
     uvicorn.run(
-        page, host="127.0.0.1", port=port, log_level="warning", server_header=False, timeout_graceful_shutdown=1
+        page,
+        host="127.0.0.1",
+        port=port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=1,
     )
 
 

@@ -16,7 +16,9 @@ EXAMPLES = (
     "How is iron deficiency told from thalassaemia trait?",
     "Which vaccines are due before a splenectomy, and why?",
 )
-WARNING = "For study only, **not for clinical use**. It was never tested on patients. In an emergency call your emergency number."
+WARNING = (
+    "For study only, **not for clinical use**: never tested on patients. In an emergency call your emergency number."
+)
 
 
 class Answer:
@@ -113,7 +115,8 @@ def saved():
     """The conversation as JSON."""
     kept = [
         {"question": turn["question"], "answers": [
-            {"model": a.label, "reasoning": a.reasoning, "answer": a.text, "guard": a.guard, "error": a.error} for a in turn["answers"]]}
+            {"model": a.label, "reasoning": a.reasoning, "answer": a.text, "guard": a.guard, "error": a.error}
+            for a in turn["answers"]]}
         for turn in st.session_state.turns
     ]  # fmt: skip
     return json.dumps(kept, indent=2, ensure_ascii=False)

@@ -1,7 +1,7 @@
-"""What the guard rails see: red flags found, false alarms on benign questions of the same topic, milliseconds a question.
+"""What the guard rails see: red flags found, false alarms on benign questions, milliseconds a question.
 
 Each pair is asked plainly and in variants. A third of the pairs is held out: hand-written pairs of data/screens.yaml
-that nobody read while the rules were written. `make bench-guard` prints both parts; rules are changed by the first only.
+that nobody read while the rules were written. Rules are changed by the development part only.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import time
 
 import yaml
 
-from app.guard import Guard, plain
+from app.guard import Guard
 from lib import stats
 from lib.evaluation import screens
 from lib.pipeline.files import ROOT
