@@ -11,6 +11,7 @@ from app.errors import Problem
 
 SAFE = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"), (b"x-frame-options", b"DENY"),
         (b"cross-origin-resource-policy", b"same-origin")]  # fmt: skip
+HEADER_BYTES = 32768  # h11 counts only what is incomplete
 OPEN = ("/health", "/ready", "/docs", "/openapi.json")
 
 
@@ -55,6 +56,8 @@ class Edge:
         names = [name for name, _ in scope["headers"]]
         if b"transfer-encoding" in names and b"content-length" in names:
             raise Problem(400, "Content-Length beside Transfer-Encoding: send one of them", "bad_headers")
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > HEADER_BYTES:
+            raise Problem(431, f"the headers are larger than {HEADER_BYTES} bytes", "headers_too_large")
         if scope["path"] not in OPEN and scope["method"] != "OPTIONS":
             scope["state"]["key"] = self.desk.access.name(headers.get(b"authorization", b"").decode("latin-1"))
         length = headers.get(b"content-length", b"0")

@@ -69,16 +69,14 @@ class Stream:
         return b"".join(part for event in events for part in self._read(event))
 
     def _read(self, event):
-        if event.startswith(HEAD):
-            found = self._token(event)
-            if found is not None:
-                return found
         if not event or event.startswith(b":"):
             return ()
         if event == b"data: [DONE]":
             self.done = True
             return ()
         try:
+            if event.startswith(HEAD) and (found := self._token(event)) is not None:
+                return found
             data = json.loads(event.removeprefix(b"data: "))
             if "error" in data:
                 raise Broken(str(data["error"].get("message", data["error"]))[:200])
@@ -131,11 +129,15 @@ class Stream:
     def _piece(self, index, text, token=None):
         choice = self.choices[index]
         sections = choice.sections
-        self._count(choice, sections.section)
+        before = sections.section
+        self._count(choice, before)
         choice.raw.append(text)
         if token and sections.plain and "<" not in text and "#" not in text and not text[-1:].isspace():
             return self._section(index, sections.section, text, token)
-        return [part for section, piece in sections.feed(text) for part in self._section(index, section, piece)]
+        out = [part for section, piece in sections.feed(text) for part in self._section(index, section, piece)]
+        if before == ANSWER != sections.section:  # the mark's own pieces count as reasoning, wherever it was cut
+            choice.thinking = choice.pieces if not choice.texts[ANSWER] else choice.thinking + 1
+        return out
 
     def _section(self, index, section, text, token=None):
         self.choices[index].texts[section].append(text)
