@@ -136,8 +136,16 @@ def port():
 def our(url, slots):
     """The API of app/ before a backend that runs: a started Child."""
     here = port()
-    env = {"SERVE_BACKEND_URL": url, "SERVE_PORT": str(here), "SERVE_RATE": "", "SERVE_CONCURRENCY": "1000", "SERVE_SLOTS": str(slots),
-           "SERVE_QUEUE": "1000", "SERVE_QUEUE_S": "600", "SERVE_LOG_FILE": os.devnull}  # fmt: skip
+    how = {
+        "backend_url": url,
+        "port": here,
+        "rate": "",
+        "concurrency": 1000,
+        "slots": slots,
+        "queue": 1000,
+        "queue_s": 600,
+    }
+    env = {f"SERVE_{name.upper()}": str(value) for name, value in (how | {"log_file": os.devnull}).items()}
     child = launcher.Child("API", ["-m", "app.server"], env, launcher.healthy(f"http://127.0.0.1:{here}/ready"))
     child.start()
     return child, f"http://127.0.0.1:{here}"
@@ -178,8 +186,9 @@ async def compare(targets, how):
         rate = statistics.median(c["tokens_s"] for c in many[name])
         share = statistics.median(c["tokens_s"] / b["tokens_s"] for c, b in zip(many[name], many[base], strict=True))
         added = [1000 * (q[name][at] - q[base][at]) for at in (9, 18)]
-        print(f"| {name} | {1000 * q[name][9]:.2f} ms | {1000 * q[name][18]:.2f} ms | {added[0]:+.2f} ms | {added[1]:+.2f} ms | "
-              f"{rate:,.0f} | {100 * share:.1f} % | {sum(c['lost'] for c in many[name])} |")  # fmt: skip
+        lost = sum(crowd["lost"] for crowd in many[name])
+        print(f"| {name} | {1000 * q[name][9]:.2f} ms | {1000 * q[name][18]:.2f} ms", end=" | ")
+        print(f"{added[0]:+.2f} ms | {added[1]:+.2f} ms | {rate:,.0f} | {100 * share:.1f} % | {lost} |")
     return all(c["lost"] == 0 for crowds in many.values() for c in crowds)
 
 
@@ -194,8 +203,10 @@ async def soak(target, pid, seconds, streams):
             mixed += first.setdefault(number % 50, text) != text
         status = Path(f"/proc/{pid}/status").read_text()
         memory.append(int(status.split("VmRSS:")[1].split()[0]) / 1024)
-    print(f"{streams} streams for {seconds} s: {answers} answers, {lost} lost, {mixed} other than the first to the same question, "
-          f"memory {memory[0]:.0f} MiB after the first round, {memory[-1]:.0f} MiB at the end")  # fmt: skip
+    print(
+        f"{streams} streams for {seconds} s: {answers} answers, {lost} lost, {mixed} other than the first to the same"
+    )
+    print(f"question; memory {memory[0]:.0f} MiB after the first round, {memory[-1]:.0f} MiB at the end")
 
 
 def against(url, direct, how, pid_wanted=False):

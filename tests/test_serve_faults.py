@@ -65,11 +65,11 @@ async def stalls_amid(writer, body):
 
 
 BAD = {
-    "500s": (five_hundred, 502),
-    "resets": (resets, 503),
-    "half an event": (writes(piece("a"), piece("b")[:40]), 502),
-    "no end": (writes(piece("a")), 502),
-    "no JSON": (writes(b"data: {oops\n\n"), 502),
+    "500s": (five_hundred, (502,)),
+    "resets": (resets, (502, 503)),
+    "half an event": (writes(piece("a"), piece("b")[:40]), (502,)),
+    "no end": (writes(piece("a")), (502,)),
+    "no JSON": (writes(b"data: {oops\n\n"), (502,)),
     "an error event": (writes(piece("a"), b'data: {"error":{"message":"boom"}}\n\n'), 502),
     "an unknown choice": (writes(piece("a", index=4)), 502),
     "closes at once": (closes_at_once, 503),
@@ -84,13 +84,13 @@ def test_a_backend_that_misbehaves_is_told_of_and_frees_its_slot(name):
     plain = model(form="instruction")
     with Backend(script) as backend, api(plain, backend_url=backend.url, first_token_s=0.5, slots=1) as client:
         reply = client.post("/v1/chat/completions", json=ASK)
-        assert reply.status_code == status and reply.json()["error"]["type"] == "server_error"
+        assert reply.status_code in status and reply.json()["error"]["type"] == "server_error"
         assert "retry-after" in reply.headers
         streamed = client.post("/v1/chat/completions", json=STREAM)
         if "a" in said(events(streamed.text)) and streamed.status_code == 200:
             assert "error" in events(streamed.text)[-1] and "[DONE]" not in streamed.text
         else:
-            assert streamed.status_code == status
+            assert streamed.status_code in status
         backend.script = writes(piece("fine"), ending(1))
         again = client.post("/v1/chat/completions", json=ASK)
         assert again.json()["choices"][0]["message"]["content"] == "fine"
