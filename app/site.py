@@ -1,4 +1,4 @@
-"""`python -m app.site PORT`: the page as an ASGI application, on 127.0.0.1, with security headers on every response."""
+"""`python -m app.site PORT`: the page as an ASGI application, on 127.0.0.1 unless told otherwise, with security headers on every response."""
 
 import os
 import sys
@@ -20,8 +20,13 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
 }
-OPTIONS = {"BROWSER_GATHER_USAGE_STATS": "false", "SERVER_FILE_WATCHER_TYPE": "none", "CLIENT_TOOLBAR_MODE": "viewer",
-           "SERVER_ENABLE_STATIC_SERVING": "false", "CLIENT_SHOW_ERROR_DETAILS": "none", "LOGGER_LEVEL": "error"}  # fmt: skip
+OPTIONS = {
+    "BROWSER_GATHER_USAGE_STATS": "false",
+    "SERVER_FILE_WATCHER_TYPE": "none",
+    "CLIENT_TOOLBAR_MODE": "viewer",
+    "CLIENT_SHOW_ERROR_DETAILS": "none",
+    "LOGGER_LEVEL": "error",
+}
 
 
 class Headers:
@@ -47,16 +52,9 @@ def main(port):
     from streamlit.web.server.starlette import App
 
     page = App(Path(__file__).with_name("ui.py"), middleware=[Middleware(Headers)])
-    uvicorn.run(
-        page,
-        host="127.0.0.1",
-        port=port,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=1,
-    )
+    quiet = {"log_level": "warning", "access_log": False, "server_header": False, "timeout_graceful_shutdown": 1}
+    uvicorn.run(page, host=host, port=port, **quiet)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), *sys.argv[2:3])
