@@ -1,4 +1,4 @@
-"""`python -m app.site PORT`: the page as an ASGI application, on 127.0.0.1 unless told otherwise, with security headers on every response."""
+"""`python -m app.site PORT [HOST]`: the page as an ASGI application with security headers; HOST is 127.0.0.1."""
 
 import os
 import sys
@@ -46,7 +46,7 @@ class Headers:
         await self.app(scope, receive, answer)
 
 
-def main(port):
+def main(port, host="127.0.0.1"):
     """Serve the page until a signal ends it."""
     os.environ |= {f"STREAMLIT_{name}": value for name, value in OPTIONS.items()}
     from streamlit.web.server.starlette import App

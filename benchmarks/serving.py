@@ -169,7 +169,7 @@ def litellm(program, url, folder):
 async def compare(targets, how):
     """Rounds over all targets: prints a row for each, ratios to the first; returns nothing lost."""
     alone, many, texts = {n: [] for n in targets}, {n: [] for n in targets}, {}
-    for name, target in targets.items():
+    for target in targets.values():
         await load(target, 2, 4, 8)
     for _ in range(how.rounds):
         for name, target in targets.items():

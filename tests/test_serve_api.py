@@ -110,12 +110,13 @@ def test_unknown_fields_are_ignored_and_no_json_is_no_fault(client):
     assert client.get("/v1/chat/completions").status_code == 405
 
 
-# What other clients send, recorded from their sources: langchain-openai 1.x and Open WebUI 0.6.
+# The shapes in which other clients ask, written down from their documentation: langchain-openai and Open WebUI.
+TERSE = {"content": "You are terse.", "role": "system"}
 LANGCHAIN = {"model": "tiny/x", "stream": False, "temperature": 0.7, "max_completion_tokens": 8, "n": 1,
-             "messages": [{"content": "You are terse.", "role": "system"}, {"content": "Fever?", "role": "user"}]}  # fmt: skip
-WEBUI = {"stream": True, "model": "tiny/x", "messages": [{"role": "user", "content": [{"type": "text", "text": "Fever?"}]}],
-         "params": {}, "features": {"web_search": False}, "session_id": "s", "chat_id": "c", "background_tasks": {},
-         "stream_options": {"include_usage": True}, "max_tokens": 8}  # fmt: skip
+             "messages": [TERSE, {"content": "Fever?", "role": "user"}]}  # fmt: skip
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "Fever?"}]}]
+WEBUI = {"stream": True, "model": "tiny/x", "messages": PARTS, "params": {}, "features": {"web_search": False},
+         "session_id": "s", "chat_id": "c", "stream_options": {"include_usage": True}, "max_tokens": 8}  # fmt: skip
 
 
 def test_requests_of_langchain_and_open_webui(client):
