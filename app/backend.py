@@ -204,6 +204,12 @@ class Backend:
             raise refusal(reply.status, data)
         return data
 
+    async def count(self, turns):
+        """Tokens of a conversation as the model reads it; 0 where the server, not being llama-server, does not say."""
+        prompt = (await self.ask("/apply-template", {"messages": turns})).get("prompt", "")
+        asked = {"content": prompt, "add_special": True, "parse_special": True}
+        return len((await self.ask("/tokenize", asked)).get("tokens", ()) if prompt else ())
+
     def away(self):
         """The error of a request that finds nobody here."""
         return Problem(

@@ -65,9 +65,9 @@ def served_files(cfg):
 
 
 def pick(name, files):
-    """The stem of the file that a name means: its own, or sft-<name>, or that of the only file that ends so."""
+    """The stem of the file that a name means: its own, or sft-<name>, or the only one that begins or ends so."""
     models = [stem for stem in files if not stem.endswith("-adapter")]
-    ends = [stem for stem in models if stem.endswith(f"-{name}")]
+    ends = [stem for stem in models if stem.endswith(f"-{name}") or stem.startswith(f"{name}-")]
     for stem in (name, f"sft-{name}", *(ends if len(ends) == 1 else [])):
         if stem in models:
             return stem

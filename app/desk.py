@@ -110,9 +110,7 @@ class Desk:
         most = sum(len(message.text.encode(errors="replace")) + FRAME_TOKENS for message in ask.messages)
         if most + (asked or model.max_tokens) > model.context and backend.state == "ready":
             turns = [self._turn(message) for message in ask.messages]
-            prompt = (await backend.ask("/apply-template", {"messages": turns}))["prompt"]
-            asked_for = {"content": prompt, "add_special": True, "parse_special": True}
-            most = len((await backend.ask("/tokenize", asked_for))["tokens"])
+            most = await backend.count(turns)
             if most + (asked or 1) > model.context:
                 told = (
                     f"the prompt has {most} tokens, the answer may take {asked or 1}, the context has {model.context}"

@@ -1,10 +1,8 @@
 """`python -m app.site PORT [HOST]`: the page as an ASGI application with security headers; HOST is 127.0.0.1."""
 
-import os
 import sys
 from pathlib import Path
 
-import uvicorn
 from starlette.middleware import Middleware
 
 POLICY = (
@@ -21,11 +19,12 @@ HEADERS = {
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
 }
 OPTIONS = {
-    "BROWSER_GATHER_USAGE_STATS": "false",
-    "SERVER_FILE_WATCHER_TYPE": "none",
-    "CLIENT_TOOLBAR_MODE": "viewer",
-    "CLIENT_SHOW_ERROR_DETAILS": "none",
-    "LOGGER_LEVEL": "error",
+    "server.headless": True,
+    "server.fileWatcherType": "none",
+    "browser.gatherUsageStats": False,
+    "client.toolbarMode": "viewer",
+    "client.showErrorDetails": "none",
+    "logger.level": "error",
 }
 
 
@@ -48,12 +47,10 @@ class Headers:
 
 def main(port, host="127.0.0.1"):
     """Serve the page until a signal ends it."""
-    os.environ |= {f"STREAMLIT_{name}": value for name, value in OPTIONS.items()}
     from streamlit.web.server.starlette import App
 
     page = App(Path(__file__).with_name("ui.py"), middleware=[Middleware(Headers)])
-    quiet = {"log_level": "warning", "access_log": False, "server_header": False, "timeout_graceful_shutdown": 1}
-    uvicorn.run(page, host=host, port=port, **quiet)
+    page.run(config=OPTIONS | {"server.port": port, "server.address": host})
 
 
 if __name__ == "__main__":
