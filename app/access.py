@@ -20,7 +20,7 @@ class Access:
         self.keys, self.settings, self.busy = parsed(settings.keys), settings, Counter()
         storage = storage_from_string("async+" + settings.redis_url if settings.redis_url else "async+memory://")
         self.rates, self.days = strategies.MovingWindowRateLimiter(storage), strategies.FixedWindowRateLimiter(storage)
-        self.rate = limits.parse(settings.rate) if settings.rate else None
+        self.rate = None if settings.rate == "off" else limits.parse(settings.rate)
         self.day = limits.RateLimitItemPerDay(settings.tokens_per_day) if settings.tokens_per_day else None
 
     def name(self, header):

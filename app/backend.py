@@ -81,7 +81,7 @@ class Backend:
             self.folder = Path(tempfile.mkdtemp(prefix="medtune-"))  # mode 700
             await self._spawn()
         else:
-            self._connect(aiohttp.TCPConnector(limit=0))
+            self._connect(aiohttp.TCPConnector(limit=0, force_close=True))
         await self._healthy()
         self._tasks = [asyncio.create_task(self._watch())]
 
@@ -97,6 +97,7 @@ class Backend:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _connect(self, connector):
+        # a connection for each request: llama-server closes idle ones, and a POST sent into that moment is lost
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         self.session = aiohttp.ClientSession(
             connector=connector, headers=headers, timeout=aiohttp.ClientTimeout(total=None), read_bufsize=2**16
@@ -123,7 +124,7 @@ class Backend:
             *self.command(socket), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
             env=environment() | {"LLAMA_API_KEY": self.key}, start_new_session=True,
         )  # fmt: skip
-        self._connect(aiohttp.UnixConnector(str(socket), limit=0))
+        self._connect(aiohttp.UnixConnector(str(socket), limit=0, force_close=True))
         self._reader = asyncio.create_task(self._drain(self.process.stdout))
 
     async def _drain(self, pipe):

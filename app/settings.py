@@ -33,7 +33,7 @@ class Settings(BaseModel):
     backend_url: str = Field("", description="a llama-server or vLLM that runs already, instead of one of our own")
     backend_key: str = Field("", description="its API key")
     keys: str = Field("", description="name:key, separated by blanks; a key may be given as sha256:<64 hex digits>")
-    rate: str = Field("120/minute", description="requests of one key, as the library limits writes it; empty: no limit")
+    rate: str = Field("120/minute", description="requests of one key, as the library limits writes it; off: no limit")
     concurrency: int = Field(64, ge=1, description="requests of one key under way or waiting")
     tokens_per_day: int = Field(0, ge=0, description="prompt and answer tokens of one key in a day of UTC; 0: no limit")
     redis_url: str = Field("", description="where replicas share rates and quotas: redis://host:6379; empty: in memory")
@@ -66,7 +66,7 @@ class Settings(BaseModel):
     @field_validator("rate")
     @classmethod
     def _rate(cls, text):
-        if text:
+        if text != "off":
             import limits
 
             limits.parse(text)

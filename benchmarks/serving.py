@@ -61,7 +61,9 @@ async def load(target, streams, requests, tokens):
     """So many requests through so many streams: {"first": [seconds], "tokens_s", "lost", "texts"}."""
     url, key, model = target
     found, lost, todo = [], 0, iter(range(requests))
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), trust_env=False) as session:
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, force_close=True), trust_env=False
+    ) as session:
 
         async def worker():
             nonlocal lost
@@ -139,7 +141,7 @@ def our(url, slots):
     how = {
         "backend_url": url,
         "port": here,
-        "rate": "",
+        "rate": "off",
         "concurrency": 1000,
         "slots": slots,
         "queue": 1000,

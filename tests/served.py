@@ -24,7 +24,7 @@ def model(path=None, name="tiny/x", form="think", context=256, **more):
 @contextlib.contextmanager
 def api(*models, **over):
     """Yields an httpx client of the running API; `client.desk` is its Desk."""
-    how = settings.load(**{"rate": "", "log_file": "/dev/null"} | over)
+    how = settings.load(**{"rate": "off", "log_file": "/dev/null"} | over)
     desk = Desk(models or [model()], how)
     config = uvicorn.Config(
         server.build(desk), how.host, 0, http=edge.protocol(how.header_s), ws="none", log_level="error",
