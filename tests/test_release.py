@@ -28,15 +28,6 @@ class Tokenizer:
         return {"input_ids": [ord(c) for c in text]}
 
 
-def test_a_modelfile_prompts_as_the_template_does():
-    text = release.modelfile("m.gguf", Tokenizer(), None, ctx=64)
-    template = text.split('"""')[1]
-    prompt = template.partition("{{ .Response }}")[0].replace("{{ .Prompt }}", "Why?")
-    assert prompt == "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
-    assert text.startswith("FROM ./m.gguf\n") and template.endswith("{{ .Response }}<|im_end|>")
-    assert 'PARAMETER stop "<|im_end|>"' in text and 'PARAMETER stop "<|endoftext|>"' in text
-
-
 def test_parity_counts_equal_prompts_and_shows_the_first_difference():
     tokenizer, talk = Tokenizer(), [[{"role": "user", "content": "Why?"}]]
 

@@ -1,4 +1,4 @@
-"""What is released is what was trained: the same prompts and answers, a Modelfile and a model card derived from it.
+"""What is released is what was trained: the same prompts and answers, and a model card with what was measured.
 
 Answers are compared by their likeliest tokens. Drawn by chance, two answers part sooner or later although their
 probabilities differ in the fourth decimal only and the seed is the same: a token's share of the dice moves a little.
@@ -12,42 +12,10 @@ import pandas
 from huggingface_hub import ModelCard, ModelCardData
 
 from lib.chat import encoding
-from lib.evaluation import generate
 from lib.export import serve
 from lib.pipeline.files import ROOT
 
-PROBE = "PROBE-OF-THE-USER-TURN"
 MAX_NEW_TOKENS = 256  # of each compared answer: a model that differs does so early
-
-
-def turn_frame(tokenizer, date=None):
-    """(before, after): what the chat template writes around one user message, up to where the model begins.
-
-    Raises ValueError when the template changes the message, so that no fixed frame exists.
-    """
-    text = encoding.render([{"role": "user", "content": PROBE}], tokenizer, generation=True, date=date)
-    before, found, after = text.partition(PROBE)
-    if not found or PROBE in after:
-        raise ValueError(f"the chat template does not write the user's text once and unchanged: {text!r}")
-    return before, after
-
-
-def modelfile(file_name, tokenizer, model, ctx=2048, date=None):
-    """Text of an Ollama Modelfile whose prompt equals the training template's, token for token.
-
-    file_name: the GGUF file, beside the Modelfile. model: its transformers model or None; gives further end tokens.
-    Source: the Modelfile reference of Ollama (FROM, TEMPLATE, PARAMETER stop, temperature, num_ctx).
-    """
-    before, after = turn_frame(tokenizer, date)
-    stops = sorted(tokenizer.convert_ids_to_tokens(token) for token in generate.stop_ids(model, tokenizer))
-    lines = [
-        f"FROM ./{file_name}",
-        f'TEMPLATE """{before}{{{{ .Prompt }}}}{after}{{{{ .Response }}}}{tokenizer.eos_token}"""',
-        *(f'PARAMETER stop "{stop}"' for stop in stops),
-        "PARAMETER temperature 0",
-        f"PARAMETER num_ctx {ctx}",
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def parity(conversations, tokenizer, to_text, to_tokens, date=None):
