@@ -61,7 +61,7 @@ def tiny_trainer(folder, lengths, lora=None, callbacks=(), kind=SFTTrainer, **fi
     if lora is not None:
         model = get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **lora))
     given = {"learning_rate": 1e-2, "dataset_kwargs": {"skip_prepare_dataset": True}}
-    return cpu_trainer(model, tokenizer, rows, folder, callbacks=list(callbacks), **given | fields)
+    return cpu_trainer(model, tokenizer, rows, folder, kind, list(callbacks), **given | fields)
 
 
 def cpu_trainer(model, tokenizer, rows, folder, kind=SFTTrainer, callbacks=None, teacher=None, **fields):
