@@ -36,6 +36,11 @@ def earlier(record: dict) -> list[str]:
     return [turn["content"] for turn in record.get("history") or () if turn["role"] != "system"]
 
 
+def conversation(record: dict) -> str:
+    """The question as a reader has to see it: after what was said before, where it is a conversation's further turn."""
+    return "\n\n".join([*earlier(record), record["instruction"]])
+
+
 def signed(record: dict) -> str:
     """The text that near-duplicates are told by: the instruction, and of a conversation's further turn the answer too.
 

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, create_model
 
 from lib.dataset import answers as reading
+from lib.dataset import split
 from lib.pipeline.files import read_jsonl
 from lib.pipeline.forms import checked
 
@@ -96,7 +97,7 @@ def items(records, answers, fmt, limit, seed):
     return [
         {
             "id": record["id"],
-            "question": record["instruction"],
+            "question": split.conversation(record),
             "truth": record["answer"],
             "letter": record["letter"],
             "options": record["options"],
