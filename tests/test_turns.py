@@ -7,7 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 from test_chat import DATE, PAIRS, SOUND, audit, row
 
-from lib.chat import encoding, turns
+from lib.chat import encoding, lossmask, turns
 
 EARLIER = [
     {"role": "system", "content": "You are a careful doctor."},
@@ -84,3 +84,20 @@ def test_an_added_control_token_in_a_conversation_is_still_found():
     extra = tokenizer.convert_tokens_to_ids("<|im_start|>")
     with pytest.raises(ValueError, match="control tokens as .found, written by the template. differ"):
         audit([([*ids[:3], extra, *ids[3:]], [*labels[:3], -100, *labels[3:]])], tokenizer, "think", DATE)
+
+
+def test_a_source_without_reasoning_passes_in_every_format_where_it_is_said(family):
+    tokenizer, fmt = family
+    bare = [row(tokenizer, {"instruction": f"Question {n}", "reasoning": "", "output": "A."}, fmt) for n in range(3)]
+    check = lossmask.Audit(tokenizer, fmt, DATE, reasoned=False)
+    for ids, labels in bare:
+        check.add(ids, labels)
+    found = check.result(0.05)
+    assert found["shares"]["answer"] == 1 and found["shares"]["end"] == 1 and found["shares"]["prompt"] == 0
+    with pytest.raises(ValueError, match="1 of 4 rows lose their end to sft.max_length, 25.0%"):
+        check.result(0.05, left_out=1)
+    wrong = lossmask.Audit(tokenizer, fmt, DATE, reasoned=False)  # reasoning that is there has to be trained still
+    ids, labels = row(tokenizer, RECORD | {"history": []}, fmt)
+    wrong.add(ids, lossmask.final_only(ids, labels, tokenizer, fmt, DATE))
+    with pytest.raises(ValueError, match="'reasoning': 0.0"):
+        wrong.result()

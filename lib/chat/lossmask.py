@@ -131,13 +131,18 @@ class Audit:
 
     Both raise ValueError: where the prompt carries loss, or reasoning, answer or end token do not; where the
     beginning-of-sequence token is missing or doubled; where text of the data became a control token.
-    reasoned: False where no row has reasoning, so that none can be trained.
+    reasoned: False where no row has reasoning, so that none can be trained; it may be set until the result is asked.
     """
 
     def __init__(self, tokenizer, fmt: str = "think", date=None, effort=None, reasoned: bool = True):
         self.regions, self.writes = Regions(tokenizer, fmt, date, effort), Control(tokenizer, fmt, date, effort)
         self.counts, self.cut, self.number = Counter(), 0, 0
-        self.optional = "reasoning" if fmt == "instruction" or not reasoned else None  # what the data may not teach
+        self.fmt, self.reasoned = fmt, reasoned
+
+    @property
+    def optional(self):
+        """The region that need not be there: what a format does not mark, or the data does not teach."""
+        return "reasoning" if self.fmt == "instruction" or not self.reasoned else None
 
     def add(self, input_ids, labels) -> Counter:
         """Check one row; returns its number of tokens by (region, carries loss). Raises ValueError, see above."""

@@ -11,6 +11,7 @@ from lib.dataset import grams, wording
 
 STEM = 5  # letters of a word that count, so that bruising and bruises are one
 LEAST = 4  # words in common: fewer say nothing
+COUNT = 2.0**20  # what a word in common adds beside its weight, so that one product gives number and weight of all
 SHARE = 0.65  # of the weights of both questions' words, from which on one is the other told again
 
 
@@ -37,7 +38,7 @@ class Index:
         self.weights = np.log((1 + len(texts)) / (1 + counts)) + 1
         shape = len(texts), len(self.words)
         self.has = sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape)
-        self.totals = self.has @ self.weights
+        self.totals, self.scale = self.has @ self.weights, sparse.diags_array(self.weights + COUNT)
 
     def closest(self, texts):
         """(n,) the question that each text tells again, -1 for none.
@@ -52,11 +53,11 @@ class Index:
         known = self.words[places] == hashes
         ours = sparse.csr_array((np.ones(known.sum()), (rows[known], places[known])), (len(texts), len(self.words)))
         totals = ours @ self.weights + np.bincount(rows[~known], minlength=len(texts))
-        common, weight = ours @ self.has.T, (ours * self.weights) @ self.has.T
-        pairs, weight = common.tocoo(), weight.tocsr()
-        pick = pairs.data >= LEAST
-        row, column = pairs.row[pick], pairs.col[pick]
-        share = 2 * np.asarray(weight[row, column]).ravel() / (totals[row] + self.totals[column])
+        both = sparse.csr_array(ours @ self.scale @ self.has.T)  # of every pair that shares a word
+        row, counts = np.repeat(np.arange(len(texts)), np.diff(both.indptr)), both.data // COUNT
+        pick = counts >= LEAST
+        row, column, common = row[pick], both.indices[pick], (both.data - counts * COUNT)[pick]
+        share = 2 * common / (totals[row] + self.totals[column])
         order = np.argsort(share)
         none[row[order]] = np.where(share[order] >= SHARE, column[order], -1)
         return none

@@ -7,7 +7,7 @@ import re
 
 from lib.dataset import answers, choices, stated
 from lib.dataset.choices import LETTERS, Reject, clean
-from lib.dataset.wording import without_stock
+from lib.dataset.wording import length, without_stock
 
 EXPLANATION = re.compile(r"\s*\bExplanation:\s*")
 STATING = ("answer", "option", "choice", "boxed")  # words without which nothing states an answer
@@ -89,7 +89,7 @@ def medreason(row: dict) -> dict:
     if not truth:
         raise Reject("empty_answer")
     stem, inside = (question, []) if options else _inside(question)
-    if options or (inside and not is_prose(truth)):
+    if options or (inside and (LEAD.match(truth) or not is_prose(truth))):
         index, why = _named(truth, options or inside)
         why = stated.without_letters("\n\n".join([*filter(None, [why]), *explanation]), options or inside, index)
         return choice(stem, reasoning, why, options or inside, index)
@@ -118,7 +118,7 @@ def _named(truth: str, options: list[str]) -> tuple[int, str]:
 
 def is_prose(truth: str) -> bool:
     """Whether a text is a response of several sentences rather than a short ground truth."""
-    words, (few, many) = len(truth.split()), TRUTH_WORDS
+    words, (few, many) = length(truth), TRUTH_WORDS
     return "\n" in truth or words > many or len(truth) > 12 * many or bool(words > few and PROSE.search(truth))
 
 

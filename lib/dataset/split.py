@@ -36,6 +36,11 @@ def earlier(record: dict) -> list[str]:
     return [turn["content"] for turn in record.get("history") or () if turn["role"] != "system"]
 
 
+def conversation(record: dict) -> str:
+    """The question as a reader has to see it: after what was said before, where it is a conversation's further turn."""
+    return "\n\n".join([*earlier(record), record["instruction"]])
+
+
 def signed(record: dict) -> str:
     """The text that near-duplicates are told by: the instruction, and of a conversation's further turn the answer too.
 
@@ -71,7 +76,7 @@ def _whole(record: dict, brief: str) -> str:
     if not record["options"]:
         return brief
     if _decides(record):
-        return normalise_question(wording.without_stock(stem(record)))
+        return normalise_question(wording.without_stock(stem(record)))  # with the abstract
     if wording.length(brief) >= SHORT:
         return brief
     return f"{brief}\n{normalise_question(record['answer'] or ' '.join(sorted(record['options'])))}"
@@ -116,7 +121,7 @@ def keys(records, seed: int) -> Keys:
             instruction = normalise_question(instruction)
         truth = normalise_question(record["answer"]) if record.get("answer") else None
         place, short = places.setdefault(record["source"], len(places)), _hash(brief)
-        wide = short if whole == brief else _hash(whole)
+        wide = short if whole == brief else _hash(whole) & ~1 | _decides(record)  # odd: told by its abstract
         rows.append((place, short, wide, _hash(instruction), _hash(truth) if truth else 0, _draw(seed, whole)))
     table = np.array(rows, dtype=np.uint64).reshape(-1, 6)
     names = tuple(sorted(places))
@@ -126,11 +131,18 @@ def keys(records, seed: int) -> Keys:
 
 
 def settled(brief: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """(n,) the key of each question: `whole` where `brief` is generic, that is, stands over several wholes."""
+    """(n,) the key of each question: `whole` where `brief` is generic, that is, stands over several wholes.
+
+    Two answers are enough; abstracts have to be three, since a set may tell the abstract of a question differently.
+    """
     told = np.flatnonzero(whole != brief)  # a bare question, or a long one, says nothing about others
     _, first = np.unique(brief[told] * np.uint64(0x9E3779B97F4A7C15) + whole[told], return_index=True)
-    briefs, counts = np.unique(brief[told][first], return_counts=True)
-    return np.where(np.isin(brief, briefs[counts > 1]), whole, brief)
+    of, behind = brief[told][first], (whole[told][first] & np.uint64(1)).astype(bool)
+    generic = []
+    for kind, enough in ((~behind, 2), (behind, 3)):
+        briefs, counts = np.unique(of[kind], return_counts=True)
+        generic.append(briefs[counts >= enough])
+    return np.where(np.isin(brief, np.concatenate(generic)), whole, brief)
 
 
 def _hash(text: str) -> int:

@@ -35,10 +35,13 @@ STOCK = re.compile(  # what a data set or a prompt writes around every question:
     rf"\b{ASKS}\b[^\n?:.]{{0,60}}(?:[:.]\s+|\s*\n\s*)(?=\S)"
     r"|^\s*[\w -]{0,20}\b(?:question|q|vignette|problem|prompt)\s*\d*\s*[:：]\s*(?=\S)"
     r"|^\s*(?:请|以下|下面|阅读|问题|题目|问)[^\n。？?：:]{0,30}[：:\n]\s*(?=\S)"
-    rf"|(?<=[?.])\s+(?:please\s+)?(?:answer|choose|select|pick|give)\b[^\n?.]{{0,60}}\b{ASKS}\b[^\n?.]{{0,40}}[.:]?\s*$"
-    r"|(?<=[?.])\s+let(?:'|’)?s think step by step\.?\s*$|(?<=[？?。])\s*请[^\n。？?]{0,30}[。：:]?\s*$",
+    rf"|(?<=[?.？。])\s+(?:please\s+)?(?:answer|choose|select|pick|give)\b[^\n?.]{{0,60}}\b{ASKS}\b[^\n?.]{{0,40}}[.:]?\s*$"
+    r"|(?<=[?.？。])\s+let(?:'|’)?s think step by step\.?\s*$|(?<=[？?。])\s*请[^\n。？?]{0,30}[。：:]?\s*$",
     re.IGNORECASE,
 )
+
+HINT = re.compile(rf"\b{ASKS}\b|\bq\b|vignette|prompt|step by step|[请以下阅读题目问][^。]*[：:\n。]", re.IGNORECASE)
+HEAD = 200  # characters at either end of a question in which a stock phrase is looked for
 
 
 def without_stock(text: str) -> str:
@@ -46,6 +49,8 @@ def without_stock(text: str) -> str:
 
     "Please answer the following multiple-choice question:", "Question:", "Select the best answer." at its end.
     """
+    if not HINT.search(text[:HEAD]) and not HINT.search(text[-HEAD:]):  # most questions: no time is lost on them
+        return text
     for _ in range(3):  # an order, then a label, then a closing order
         bare = STOCK.sub("", text, count=1).strip()
         if not bare or bare == text:
