@@ -39,11 +39,11 @@ def flags(train, evaluation, **options):
 @pytest.mark.parametrize(
     ("train", "evaluation", "same"),
     [
-        ((GENERIC, ["Rest heals", "Dust heals"], "Rest heals"), (GENERIC, ["Iron heals", "Salt harms"], "Salt harms"), False),
-        ((GENERIC, ["Rest heals", "Dust heals"], "Rest heals"), (GENERIC, ["Salt heals", "Rest heals"], "Rest heals"), True),
+        ((GENERIC, ["Rest", "Dust"], "Rest"), (GENERIC, ["Iron", "Salt"], "Salt"), False),
+        ((GENERIC, ["Rest", "Dust"], "Rest"), (GENERIC, ["Salt", "Rest"], "Rest"), True),
         ((GENERIC, ["x", "y"], "x"), (GENERIC, ["x", "y"], "y"), True),  # the same with another key
         ((GENERIC, ["x", "y"], None), (GENERIC, ["x", "y"], None), True),
-        (("关于糖尿病，哪项正确？", ["甲说", "乙说"], "甲说"), ("关于糖尿病，哪项正确？", ["丙说", "丁说"], "丁说"), False),
+        (("痛风，哪项正确？", ["甲", "乙"], "甲"), ("痛风，哪项正确？", ["丙", "丁"], "丁"), False),
         ((VIGNETTE, ["ceftriaxone", "aspirin"], "ceftriaxone"), (VIGNETTE, ["insulin", "heparin"], "insulin"), True),
         ((VIGNETTE, [], None), (VIGNETTE, ["insulin", "heparin"], "insulin"), True),
         (("Which organ makes bile?", [], "liver"), ("Which organ makes bile?", ["Liver", "Spleen"], "Liver"), True),
@@ -162,7 +162,9 @@ def test_content_words_find_a_retold_question_and_groups_hold_copies():
             "一名男孩发热三天，伴皮疹和结膜充血，最可能的诊断是什么？",
         ]
     )
-    told = "Burning when passing water, vomiting, left flank pain and two days' fever: a diabetic man of 61. Which drug first?"
+    told = (
+        "Burning when passing water, vomiting, left flank pain and two days' fever: a diabetic man of 61. Which drug?"
+    )
     assert index.closest(
         [told, "Where is the spleen found?", "男孩，结膜充血，皮疹，发热三天。诊断？", ""]
     ).tolist() == [0, -1, 2, -1]
@@ -200,7 +202,8 @@ def test_medreasons_rows_of_the_real_pubmedqa_are_read_and_found():
     reasons = Counter()
     made = [{"dataset_name": "pubmedqa", "id_in_dataset": row["pubid"], "question": row["question"],
              "reasoning": "Finding reasoning paths.", "options": "Answer Choices:\nA. Yes\nB. No",
-             "answer": f"The final decision is: {row['final_decision']}. {row['long_answer']}"} for row in rows]  # fmt: skip
+             "answer": f"The final decision is: {row['final_decision']}. {row['long_answer']}"}
+            for row in rows]  # fmt: skip
     train = list(ingest.stream("medreason", made, {"name": "medreason"}, reasons))
     assert reasons == {"kept": 890, "answer_not_in_options": 110}
     spec = {"name": "pubmedqa", "config": "pqa_labeled"}

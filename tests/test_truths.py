@@ -6,6 +6,8 @@ import pytest
 
 from lib.dataset import answers, choices, ingest, stated, wording
 from lib.dataset.choices import Reject
+from lib.evaluation import overlap
+from lib.judge import lexical
 
 ROW = {
     "dataset_name": "pubmedqa",
@@ -198,3 +200,13 @@ def test_options_in_a_row_break_at_marks_of_one_form(text, options):
 )
 def test_quotes_inside_stay(text, bare):
     assert choices.unquote(text) == bare
+
+
+def test_chinese_answers_are_compared_by_characters():
+    reference = "首选华法林抗凝，并监测国际标准化比值。"
+    same, other = overlap.texts([reference, "建议静脉补液观察。"], [reference, reference])
+    assert same["exact"] and same["rouge_l"] == 1 and same["bleu"] > 99 and other["rouge_l"] < 0.2
+    item = {"options": [], "truth": "华法林", "letter": None, "reference": reference}
+    assert lexical.score(item, reference)["score"] == 10 and lexical.score(item, "建议静脉补液。")["score"] == 1
+    (english,) = overlap.texts(["Give warfarin, now."], ["give Warfarin now"])
+    assert english["rouge_l"] == 1, "English words are the library's own"
