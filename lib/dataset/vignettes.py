@@ -115,12 +115,8 @@ def tell(world, patient, present, absent, others, rng):
     noun, they, their = ("woman", "She", "Her") if woman else ("man", "He", "His")
     where = rng.choice(world["settings"])
     who = f"{'n' if age == 18 or 80 <= age < 90 else ''} {age}-year-old {noun}"
-    openings = (
-        f"A{who} has",
-        f"A{who} comes with",
-        f"Seen {where}, a{who} presents with",
-        f"A{who} seen {where} reports",
-    )
+    seen = f"Seen {where}, a{who} presents with"
+    openings = (f"A{who} has", f"A{who} comes with", seen, f"A{who} seen {where} reports")
     rest = [f"There is {clinic.listed(absent)}."] if absent else []
     rest += [f"{their} {rng.choice(world['relatives'])} has {finding}." for finding in others]
     if rng.random() < 0.25:
