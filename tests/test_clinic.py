@@ -38,11 +38,11 @@ def test_the_world_is_large_enough_and_its_conditions_share_findings():
 
 
 SHA256 = {  # of the rows as JSON: what runs of these three sources, and the figures published from them, rest on
-    ("medical_o1", "train", 0): "6dd03288e28995b0034b619ec730d2a9497da84463e363ad995e8b1ada49c127",
-    ("medical_o1", "test", 42): "b6ea3f69de9c52675f06c420cf2c086f88c8ad280308e4802c3b45920f2cddd6",
-    ("medical_r1", "train", 42): "2fbcd54b9c2794cf7e6ce1e48d0b6d6c80432a1244c146c664217694a8b7d5f1",
-    ("medreason", "train", 42): "22b5217ad9f1487b50ebd88604693fadecaa73817294a3d6319757f37865fa46",
-    ("medreason", "test", 0): "196fde5a58835b273183de91c6bfa2efd113cbe90959292e6ea478539b5599e8",
+    ("medical_o1", "train", 0): "389997aeaf0dba20480d0e8dc12612d6c57fab3f193e7fce813aa69968117358",
+    ("medical_o1", "test", 42): "e5b55bfb8128b4dae0e0a774c9d71d2346a6103846ba080491aab244ff7197cf",
+    ("medical_r1", "train", 42): "cdef57a2f42b21549d9a9e433d0c0de56c72271819770825283d1eddd3cbc8ad",
+    ("medreason", "train", 42): "329c31b9d63a12a4761bda6ee87d8208a6fc3caba952f005b25ae5581d217fbf",
+    ("medreason", "test", 0): "bd4da9243fd976d70bfba3b4d86761ac6c10b482694e3946d1d68eba589af6e4",
 }
 
 
