@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 import urllib.error
-from types import SimpleNamespace
 
 import families
 import gguf as package
@@ -18,7 +17,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny_qwen import TEMPLATE, tiny_config
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM, XGLMConfig
 
 from lib.export import gguf, serve
 from lib.model import gguf_convert, layout
@@ -108,10 +107,10 @@ def test_names_of_a_peft_model_are_those_of_its_merge(twin):
     assert {n: p.tensors for n, p in layout.of(model).items()} == {n: p.tensors for n, p in layout.of(twin[1]).items()}
 
 
-def test_unknown_architecture_is_refused():
-    model = SimpleNamespace(config=SimpleNamespace(model_type="abacus"))
-    with pytest.raises(ValueError, match="'abacus' has no GGUF architecture"):
-        layout.of(model)
+def test_an_architecture_without_a_gguf_form_is_refused():
+    config = XGLMConfig(d_model=64, attention_heads=4, num_layers=1, ffn_dim=64, vocab_size=100)
+    with pytest.raises(ValueError, match="no GGUF form for model_type 'xglm'.*XGLMForCausalLM"):
+        layout.check(config, trained=False)
 
 
 @pytest.mark.parametrize("kind", ["q4_0", "q8_0"])

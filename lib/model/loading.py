@@ -230,4 +230,5 @@ def device_fields(cfg, stage, folder="checkpoints"):
         "data_seed": cfg.run["seed"],
         "assistant_only_loss": False,  # the labels of lib.chat.encoding's rows already say which tokens carry loss
         "disable_tqdm": stage.headless,  # a bar redrawn in a saved notebook is a thousand lines
+        **({} if cuda else {"loss_type": "nll"}),  # lib.model.head's: main memory holds the logits, time is short
     }
