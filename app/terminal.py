@@ -53,7 +53,7 @@ def told(api, model, turns):
     """Write one answer while it comes; returns it."""
     import openai
 
-    answer, colour = "", ""
+    answer, colour, thinking = "", "", False
     try:
         for chunk in api.chat.completions.create(model=model, messages=turns, stream=True):
             emergency = any(entry["kind"] == "emergency" for entry in (chunk.model_extra or {}).get("guard", []))
@@ -61,9 +61,9 @@ def told(api, model, turns):
                 reasoning = (choice.delta.model_extra or {}).get("reasoning_content") or ""
                 wanted = BOLD if emergency else DIM if reasoning else PLAIN
                 text = reasoning or choice.delta.content or ""
-                if text and wanted != colour:
-                    print(("\n\n" if colour == DIM else "") + wanted, end="")
-                    colour = wanted
+                if text and (wanted != colour or thinking != bool(reasoning)):
+                    print(("\n\n" if thinking and not reasoning else "") + wanted, end="")
+                    colour, thinking = wanted, bool(reasoning)
                 print(text, end="", flush=True)
                 answer += "" if reasoning else text
     except openai.OpenAIError as error:

@@ -194,6 +194,19 @@ async def compare(targets, how):
     return all(c["lost"] == 0 for crowds in many.values() for c in crowds)
 
 
+async def cost(target, pid, how):
+    """Processor time that the API takes, which other load on the machine does not change: an answer of 1 and of n."""
+    tick, took = os.sysconf("SC_CLK_TCK"), []
+    for tokens in (1, how.tokens):
+        before = sum(int(n) for n in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])
+        found = await load(target, how.streams, how.requests, tokens)
+        after = sum(int(n) for n in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])
+        took.append((1000 * (after - before) / tick / how.requests, len(found["first"]) and found["tokens_s"]))
+    print(
+        f"processor time of the API: {took[0][0]:.2f} ms for an answer of 1 token, {took[1][0]:.2f} ms for {how.tokens}"
+    )
+
+
 async def soak(target, pid, seconds, streams):
     """`streams` for so long: answers, lost ones, mixed-up ones, and the API's memory at the start and the end."""
     end, first, lost, mixed, answers, memory = time.monotonic() + seconds, {}, 0, 0, 0, []
@@ -222,6 +235,7 @@ def against(url, direct, how, pid_wanted=False):
                 other, address = litellm(how.litellm, url, folder)
                 targets["LiteLLM proxy"] = (address, "none", "m")
             asyncio.run(compare(targets, how))
+            asyncio.run(cost(targets["the API"], child.process.pid, how))
             if how.soak:
                 asyncio.run(soak(targets["the API"], child.process.pid, how.soak, how.soak_streams))
         finally:

@@ -69,11 +69,11 @@ BAD = {
     "half an event": (writes(piece("a"), piece("b")[:40]), (502,)),
     "no end": (writes(piece("a")), (502,)),
     "no JSON": (writes(b"data: {oops\n\n"), (502,)),
-    "an error event": (writes(piece("a"), b'data: {"error":{"message":"boom"}}\n\n'), 502),
-    "an unknown choice": (writes(piece("a", index=4)), 502),
-    "closes at once": (closes_at_once, 503),
-    "stalls": (stalls, 504),
-    "stalls amid": (stalls_amid, 504),
+    "an error event": (writes(piece("a"), b'data: {"error":{"message":"boom"}}\n\n'), (502,)),
+    "an unknown choice": (writes(piece("a", index=4)), (502,)),
+    "closes at once": (closes_at_once, (503,)),
+    "stalls": (stalls, (504,)),
+    "stalls amid": (stalls_amid, (504,)),
 }
 
 
