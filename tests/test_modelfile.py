@@ -43,6 +43,11 @@ def test_the_prompt_has_the_tokens_of_training(name, bos):
     tokenizer = encoding.prepare(getattr(families, name)(), FAMILIES[name], DATE)
     if bos and not tokenizer.bos_token:
         pytest.skip("this family has no such token, so no file adds it")
+    written = encoding.render([USER], tokenizer, True, DATE)
+    if bos and not written.startswith(tokenizer.bos_token):
+        with pytest.raises(ValueError, match="which the chat template never wrote in training"):
+            modelfile.write("m.gguf", tokenizer, bos, 64, DATE)
+        return
     text = modelfile.write("m.gguf", tokenizer, bos, 64, DATE)
     talks = [[USER], LATER] + ([[SYSTEM, USER], [SYSTEM, *LATER]] if "{{ .System }}" in text else [])
     for messages in talks:

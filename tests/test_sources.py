@@ -36,14 +36,14 @@ SAMPLE_REASONS = {  # (rows kept, the reasons of the others)
     "medreason": (7, "answer_not_in_options options_unparsable duplicate_id empty_reasoning wrong_type"),
     "medical_r1_zh": (7, "reasoning_too_short empty_reasoning empty_answer wrong_type bad_utf8 control_characters"),
     "verifiable": (9, "empty_answer empty_question wrong_type control_characters bad_utf8 missing_column"),
-    "reasonmed": (8, "empty_answer options_unparsable options_unparsable wrong_type missing_column"),
+    "reasonmed": (8, "empty_answer options_unparsable options_alike wrong_type missing_column"),
     "pubmedqa": (
         7,
         "reasoning_too_short answer_not_in_options empty_context wrong_type wrong_type duplicate_id empty_answer",
     ),
     "medmcqa": (
-        8,
-        "reasoning_too_short answer_hidden answer_conflict options_unparsable options_unparsable "
+        9,
+        "reasoning_too_short answer_hidden answer_conflict options_unparsable "
         "answer_not_in_options duplicate_id empty_question",
     ),
     "medqa": (8, "answer_conflict answer_not_in_options options_unparsable wrong_type empty_question not_an_object"),

@@ -23,9 +23,15 @@ def write(file_name, tokenizer, bos, ctx=2048, date=None):
 
     file_name: the GGUF file, beside the Modelfile. bos: from `adds_bos`; Ollama then adds that token to what the
     template writes. A template that takes no system message gets none.
-    Raises ValueError where the template writes something else than fixed frames around unchanged texts.
+    Raises ValueError where the template writes something else than fixed frames around unchanged texts, or where the
+    file adds a beginning that training never had.
     """
     head, frame = _frames(tokenizer, date, ("user", "assistant", "later"))
+    if bos and not head[0].startswith(tokenizer.bos_token):
+        raise ValueError(
+            f"{file_name} tells its reader to put {tokenizer.bos_token!r} before every prompt, which the chat template "
+            "never wrote in training: convert the model again, its tokenizer should have add_bos_token set to false"
+        )
     start = _without(head[0], tokenizer.bos_token if bos else None)
     try:
         with_system, same = _frames(tokenizer, date, tuple(PROBES))
