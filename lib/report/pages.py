@@ -8,8 +8,8 @@ import sys
 
 from markupsafe import Markup, escape
 
-from lib.pipeline import recipe
-from lib.pipeline.files import outputs_dir, write_text
+from lib.pipeline import recipe, records, terminal
+from lib.pipeline.files import outputs_dir, sha256_file, write_text
 from lib.report import chapters, results
 
 
@@ -44,10 +44,12 @@ def build(folder, cfg=None, notebooks=None):
     pages += [{"file": result.page, "title": result.title, "state": result.state} for result in run]
     for old in {path.name for path in out.glob("*.html")} - {page["file"] for page in pages}:
         (out / old).unlink()
-    for result in run:
-        if result.notebook:
-            write_text(out / result.page, _chapter(folder.name, result, pages))
+    written = [write_text(out / r.page, _chapter(folder.name, r, pages)) for r in run if r.notebook]
     index = write_text(out / "index.html", _summary(folder.name, run, pages, cfg))
+    seals = {result.stage: result.record["seal"] for result in run if result.record}
+    outputs = {path.name: sha256_file(path) for path in (*written, index)}
+    about = {"run": folder.name, "stage": "report", "stages": seals, "outputs": outputs}
+    records.write(out / records.REPORT, about)
     print(f"report       {index.relative_to(folder.parent.parent)}")
     return index
 
@@ -123,4 +125,5 @@ def _summary(run, stages, pages, cfg):
 
 
 if __name__ == "__main__":
+    terminal.never_fail()
     sys.exit(main())
