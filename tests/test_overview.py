@@ -1,6 +1,5 @@
 """The page over all runs, from runs of every age and state."""
 
-import json
 import re
 
 import pytest

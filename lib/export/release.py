@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from lib.chat import encoding
 from lib.evaluation import generate
 from lib.export import serve
+from lib.figures.markup import plain
 
 PROBE = "PROBE-OF-THE-USER-TURN"
 MAX_NEW_TOKENS = 256  # of each compared answer: a model that differs does so early
@@ -120,11 +121,12 @@ def model_card(title, base, ladder, sources, run):
     "commercial", "citation"}]; commercial is whether the licence allows such use, None where nobody says: anything but
     True is warned of in the card.
     """
+    licences = sorted({s["licence"] for s in sources})
+    sources = [{key: plain(value) if isinstance(value, str) else value for key, value in s.items()} for s in sources]
     table = pandas.DataFrame(ladder, dtype=object).to_markdown(index=False, missingval="", disable_numparse=True)
     data = [f"- {s['source']}: {s['rows']:,} training rows, licence {s['licence']}" for s in sources]
     data += [f"- cite: {citation}" for citation in dict.fromkeys(s["citation"] for s in sources if s.get("citation"))]
     data += licence_warnings(sources)
-    licences = sorted({s["licence"] for s in sources})
     facts = ModelCardData(
         base_model=base,
         library_name="gguf",

@@ -8,7 +8,7 @@ import time
 
 from filelock import FileLock, Timeout
 
-from lib.pipeline import fingerprint, machine, ranks, recipe, records, stop
+from lib.pipeline import credentials, fingerprint, machine, ranks, recipe, records, stop
 from lib.pipeline.files import ROOT, HashCache, outputs_dir, sha256_file, sha256_json, write_json
 
 machine.quiet()  # before the notebook imports what would print
@@ -203,15 +203,8 @@ def kernel(folder):
 
 
 def setting(name):
-    """A variable of the environment, else of the file .env in the repository (KEY=value lines); None where unset."""
-    if os.environ.get(name):
-        return os.environ[name]
-    with contextlib.suppress(FileNotFoundError):
-        for line in (ROOT / ".env").read_text(encoding="utf-8").splitlines():
-            key, equals, value = line.partition("=")
-            if equals and key.strip().removeprefix("export ").strip() == name:
-                return value.strip().strip("\"'") or None
-    return None
+    """A variable of the environment, else of .env; None where unset."""
+    return os.environ.get(name) or credentials.dotenv().get(name)
 
 
 def lock(folder, name=".lock", wait_s=0):

@@ -4,6 +4,8 @@ python -m lib.report.pages --recipe tiny --set "sft.learning_rate=1e-3"     writ
 python -m lib.report.pages publish                                          refreshes outputs/published/ and the README
 """
 
+import base64
+import hashlib
 import sys
 
 from markupsafe import Markup, escape
@@ -11,6 +13,9 @@ from markupsafe import Markup, escape
 from lib.pipeline import recipe, records, terminal
 from lib.pipeline.files import outputs_dir, sha256_file, write_text
 from lib.report import chapters, results
+
+# A page runs its own script and no other, and loads nothing: its pictures are in it.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 def main(argv=None):
@@ -60,6 +65,9 @@ def render(template, **values):
     from pygments.formatters import HtmlFormatter
 
     values["css"] = (chapters.TEMPLATES / "style.css").read_text() + HtmlFormatter().get_style_defs(".highlight")
+    values["script"] = script = (chapters.TEMPLATES / "page.js").read_text()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    values["policy"] = f"{POLICY}; script-src 'sha256-{digest}'"
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(chapters.TEMPLATES), autoescape=True)
     return environment.get_template(template).render(values)
 
