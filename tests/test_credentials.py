@@ -28,8 +28,10 @@ def test_a_recipe_with_a_secret_is_refused_and_the_secret_is_not_shown(text):
     assert HIDDEN not in str(error.value) and HIDDEN[:8].upper() not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["sft.eos_token=null", "sft.pad_token=null", "chat.max_new_tokens=9",
-                                  "judge.judges=[m@http://host:8000/v1]", "sft.run_name=risk-benefit-2024-of-a-trial"])  # fmt: skip
+@pytest.mark.parametrize("text", [
+    "sft.eos_token=null", "sft.pad_token=null", "sft.hub_token=null", "chat.max_new_tokens=9",
+    "judge.judges=[m@http://host:8000/v1]", "sft.run_name=risk-benefit-2024-of-a-trial",
+])  # fmt: skip
 def test_what_only_looks_a_little_like_one_is_none(text):
     assert recipe.load("tiny", parse_set(text))
 

@@ -84,10 +84,17 @@ def test_sigterm_to_make_reaches_the_stage(project, stage):
     assert project.execute(stage).returncode == 0, "the lock is free"
 
 
+def heeding():
+    """Undo what a shell's background job or nohup has this process ignore, and the stage with it."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def started(project, command, stage="01_a"):
     """The process of a stage whose notebook waits."""
     pipe = subprocess.PIPE
-    runner = subprocess.Popen(command, cwd=project.root, env=project.environment(), stdout=pipe, stderr=pipe, text=True)
+    options = {"cwd": project.root, "env": project.environment(), "stdout": pipe, "stderr": pipe, "text": True}
+    runner = subprocess.Popen(command, **options, preexec_fn=heeding)
     begun = project.outputs / "tiny" / stage / "begun"
     while not begun.exists():
         time.sleep(0.1)

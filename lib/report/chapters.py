@@ -22,6 +22,7 @@ TAGS = set(
 ATTRIBUTES = {"class", "id", "align", "title", "style", "colspan", "rowspan", "open", "alt", "width", "height", "start"}
 STYLES = ["text-align", "color", "background-color", "line-height", "overflow-wrap"]
 LINK, PICTURE = r"#|https?://|mailto:|(\.{0,2}/)*[\w.-]+([/#?]|$)", r"data:image/(png|jpeg|gif|webp);base64,"
+SHOWN = {"text/plain", "text/html", "text/markdown", "image/png"}  # what a published output may be
 PROCESS_NAMES = {"root", "user", "runner", "ubuntu", "jovyan", "localhost"}  # ordinary words: they identify nobody
 
 
@@ -164,8 +165,10 @@ def _scrub_output(output, where):
             output[field] = _anonymous(output[field], where)
     if "traceback" in output:
         output["traceback"] = [_anonymous(line, where) for line in output["traceback"]]
-    for mime, data in output.get("data", {}).items():
-        if isinstance(data, str) and not mime.startswith("image/"):  # base64 may spell anything
+    for mime, data in list(output.get("data", {}).items()):
+        if mime not in SHOWN:
+            del output["data"][mime]
+        elif isinstance(data, str) and not mime.startswith("image/"):  # base64 may spell anything
             data = sanitized(data) if mime == "text/html" else data
             data = re.sub("<(?=[A-Za-z/!?])", "&lt;", data) if mime == "text/markdown" else data
             output["data"][mime] = _anonymous(data, where)
