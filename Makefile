@@ -33,14 +33,15 @@ setup:  ## .venv with the pinned packages, and llama.cpp built from its pinned s
 $(filter-out $(LAUNCHED),$(STAGES)):
 	@$(PYTHON) -m lib.execute $@
 
+# exec: a shell in between would keep SIGTERM from the stage, which then saves nothing and runs on.
 # LAUNCH="torchrun --nproc_per_node 8" is the torchrun of .venv and starts one notebook per rank: params/launch/
 $(LAUNCHED):
-	@PATH="$$PWD/.venv/bin:$$PATH" $(LAUNCH) $(if $(findstring torchrun,$(LAUNCH)),--no-python) \
+	@exec env PATH="$$PWD/.venv/bin:$$PATH" $(LAUNCH) $(if $(findstring torchrun,$(LAUNCH)),--no-python) \
 	  $(PYTHON) -m lib.execute $@
 
 rehearse: setup  ## RECIPE on a tiny twin of its base and on the clinic: all stages for real, on a CPU, in minutes
 	@$(PYTHON) -m lib.plan.rehearsal
-	@OVERLAY=rehearsal $(MAKE) --no-print-directory all
+	@OVERLAY=rehearsal exec $(MAKE) --no-print-directory all
 
 plan:  ## memory, hours, disk and dollars of RECIPE on one GPU (default a100-80gb), before any download
 	@[ -e .venv/.ready ] || $(PYTHON3) -m lib.pipeline.setup

@@ -11,8 +11,8 @@ import sys
 import time
 
 from lib.dataset import curriculum, entries
-from lib.pipeline import fingerprint, notebook, ranks, recipe, run
-from lib.pipeline.files import ROOT, HashCache, outputs_dir, read_json, sha256_file, sha256_json, write_json
+from lib.pipeline import fingerprint, notebook, ranks, recipe, records, run, terminal
+from lib.pipeline.files import ROOT, HashCache, outputs_dir, sha256_file
 
 
 def main(argv=None):
@@ -86,7 +86,11 @@ def stale(folder, cfg, hashes):
     path = folder / "stage.json"
     if not path.exists():
         return "not run yet"
-    record = read_json(path)
+    try:
+        record = records.read(path)
+        changed = records.changed_input(folder, record)
+    except ValueError as error:
+        return str(error)
     now = fingerprint.of_stage(folder.name)
     for name in sorted(set(now) | set(record["code"])):
         if now.get(name) != record["code"].get(name):
@@ -100,20 +104,7 @@ def stale(folder, cfg, hashes):
     for name, was_set in record.get("environment", {}).items():
         if (run.setting(name) is not None) != was_set:
             return f"{name} is {'no longer' if was_set else 'now'} set"
-    return _changed_input(folder, record) or _changed_output(folder, record, hashes)
-
-
-def _changed_input(folder, record):
-    for name, sha in record["inputs"].items():
-        upstream = name.partition("#")[0].partition("/")[0]
-        path = folder.parent / upstream / "stage.json"
-        if not path.exists():
-            return f"{upstream} has not finished"
-        above = read_json(path)
-        found = sha256_json(above["metrics"]) if "#" in name else above["outputs"].get(name.partition("/")[2])
-        if found != sha:
-            return f"{name} changed"
-    return ""
+    return changed or _changed_output(folder, record, hashes)
 
 
 def _changed_output(folder, record, hashes):
@@ -125,18 +116,10 @@ def _changed_output(folder, record, hashes):
 
 
 def verify(cfg):
-    """Read every byte of a finished run again. Returns 1 and names each file that is not what its stage wrote."""
-    wrong, checked = [], 0
-    for path in sorted((outputs_dir() / cfg.run_name).glob("*/stage.json")):
-        record = read_json(path)
-        executed = {f"{path.parent.name}.ipynb": record["executed"]} if "executed" in record else {}
-        for name, sha in (record["outputs"] | executed).items():
-            checked += 1
-            if not (path.parent / name).exists() or sha256_file(path.parent / name) != sha:
-                wrong.append(f"{path.parent.name}/{name}: run {path.parent.name} again")
-        broken = _changed_input(path.parent, record)
-        wrong += [f"{path.parent.name}: its input {broken} since it ran"] if broken else []
-    if not checked:
+    """Read every byte of a finished run again. Returns 1 and names each file that is missing, changed or unknown."""
+    stages = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    checked, wrong = records.verify(outputs_dir() / cfg.run_name, stages)
+    if not any((outputs_dir() / cfg.run_name).glob("*/stage.json")):
         raise ValueError(f"run {cfg.run_name} has no finished stage: make all RECIPE={cfg.name}")
     for line in wrong:
         print(line, file=sys.stderr)
@@ -147,7 +130,7 @@ def verify(cfg):
 def accept(cfg):
     """Bless finished stages whose code changed and nothing else; stage.json says so for good."""
     for path in sorted((outputs_dir() / cfg.run_name).glob("*/stage.json")):
-        record, now = read_json(path), fingerprint.of_stage(path.parent.name)
+        record, now = records.read(path), fingerprint.of_stage(path.parent.name)
         changed = sorted(n for n in set(now) | set(record["code"]) if now.get(n) != record["code"].get(n))
         if not changed:
             continue
@@ -161,7 +144,7 @@ def accept(cfg):
             "ran": record["code"],
         }
         record["code"] = now
-        write_json(path, record)
+        records.write(path, record)
         print(f"accept       {cfg.run_name}/{path.parent.name}: {', '.join(changed)}")
     return 0
 
@@ -176,4 +159,5 @@ def clean(cfg):
 
 
 if __name__ == "__main__":
+    terminal.never_fail()
     sys.exit(main())

@@ -37,15 +37,20 @@ class Project:
         notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(notebook, self.root / "notebooks" / f"{stage}.ipynb")
 
-    def command(self, *args):
-        return [sys.executable, "-m", "lib.execute", *args]
+    def command(self, *args, module="lib.execute"):
+        return [sys.executable, "-m", module, *args]
 
     def environment(self):
         return os.environ | {"PYTHONPATH": str(self.root), "OUTPUTS": str(self.outputs)}
 
-    def execute(self, *args, **options):
+    def execute(self, *args, module="lib.execute", **options):
         return subprocess.run(
-            self.command(*args), cwd=self.root, env=self.environment(), capture_output=True, text=True, **options
+            self.command(*args, module=module),
+            cwd=self.root,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            **options,
         )
 
     def record(self, stage, run="tiny"):
@@ -152,13 +157,23 @@ def test_a_file_that_does_not_fit_leaves_no_stage(project):
 def test_verify_reads_every_byte_and_accept_blesses_code_only(project):
     project.notebook("01_a", WRITE, FINISH)
     assert project.execute("01_a").returncode == 0
+    assert "report: not made" in project.execute("verify").stderr
+    made = project.execute(module="lib.report.pages")
+    assert made.returncode == 0, made.stderr
     assert project.execute("verify").returncode == 0
-    out = project.outputs / "tiny/01_a/out.txt"
+    out, record = project.outputs / "tiny/01_a/out.txt", project.outputs / "tiny/01_a/stage.json"
+    kept = record.read_text()
+    record.write_text(kept.replace('"answer": 42', '"answer": 43'))
+    edited = project.execute("verify")
+    assert edited.returncode == 1 and "seal does not fit: run 01_a again" in edited.stderr
+    record.write_text(kept)
     stamp = out.stat().st_mtime_ns
     out.write_text("43")
     os.utime(out, ns=(stamp, stamp))
     wrong = project.execute("verify")
-    assert wrong.returncode == 1 and "01_a/out.txt: run 01_a again" in wrong.stderr
+    assert (
+        wrong.returncode == 1 and "01_a/out.txt: it has other bytes than were written: run 01_a again" in wrong.stderr
+    )
     out.write_text("42")
     project.notebook("01_a", WRITE, "# a comment", FINISH)
     assert project.execute("accept").returncode == 0

@@ -1,11 +1,11 @@
 """The page over all runs, from runs of every age and state."""
 
-import json
 import re
 
 import pytest
 from test_report import record
 
+from lib.pipeline import records
 from lib.report import overview
 
 GPU = {"cpu": "A CPU", "gpu": "NVIDIA H200"}
@@ -20,7 +20,8 @@ def put(outputs, run, stages, **more):
         told = record(stage, 3600.0, metrics=measured, hardware=GPU) | more
         folder = outputs / run / stage
         folder.mkdir(parents=True)
-        (folder / "stage.json").write_text(json.dumps({k: v for k, v in told.items() if v is not None}))
+        told["run"] = run
+        records.write(folder / "stage.json", {k: v for k, v in told.items() if v is not None})
 
 
 def table_of(outputs):

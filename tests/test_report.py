@@ -11,6 +11,7 @@ import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from lib.pipeline import records
 from lib.pipeline.files import ROOT
 from lib.report import chapters, pages, publish, results
 
@@ -55,6 +56,11 @@ def record(stage, seconds=61.0, **more):
     } | more  # fmt: skip
 
 
+def put(folder, told):
+    """Write a stage.json, sealed as lib.pipeline.run seals it."""
+    records.write(folder / "stage.json", told)
+
+
 @pytest.fixture(scope="session")
 def executed(tmp_path_factory):
     """A repository of three notebooks, and a run whose first two stages finished and whose third failed."""
@@ -70,7 +76,7 @@ def executed(tmp_path_factory):
             papermill.execute_notebook(
                 path, folder / path.name, parameters, progress_bar=False, kernel_name="python3", cwd=ROOT
             )
-            (folder / "stage.json").write_text(json.dumps(record(stage)))
+            put(folder, record(stage))
         except papermill.PapermillExecutionError:
             assert fails
     (root / "docs").mkdir()
@@ -153,8 +159,8 @@ def test_nothing_that_a_file_says_becomes_markup(repository):
     told = record("01_dataset", metrics={"headline": [entry]}, versions={evil: evil}, outputs={evil: evil})
     told |= {"sections": {"sft": {evil: evil}}, "git": {"commit": evil[:10], "dirty": False}, "accepted": {"why": evil}}
     told |= {"timings": {"wall_s": 1.0, "cpu_s": 1.0, evil: 2.0}, "hardware": told["hardware"] | {"cpu": evil}}
-    (folder / "01_dataset" / "stage.json").write_text(json.dumps(told))
-    (folder / "02_baseline" / "stage.json").write_text(json.dumps(record("02_baseline", error=evil)))
+    put(folder / "01_dataset", told)
+    put(folder / "02_baseline", record("02_baseline", error=evil))
     index = build(repository)
     for path in (index, index.parent / "02_baseline.html"):
         assert "<img src=x" not in path.read_text() and "&lt;img src=x onerror" in path.read_text(), path.name
@@ -181,7 +187,7 @@ def measured_in_chromium(page, tmp_path, width=390):
 def test_no_page_is_wider_than_a_phone(repository, tmp_path):
     long = record("01_dataset", outputs={f"{'deep/' * 20}rows.jsonl": "ab" * 32})
     long["metrics"]["headline"].append({"label": "a_label_without_a_blank_" * 4, "value": 1234.5678, "unit": "nats"})
-    (repository / "outputs" / "tiny" / "01_dataset" / "stage.json").write_text(json.dumps(long))
+    put(repository / "outputs" / "tiny" / "01_dataset", long)
     index = build(repository)
     unfolded = index.read_text().replace("<details", "<details open")
     (index.parent / "open.html").write_text(unfolded)
@@ -192,11 +198,11 @@ def test_no_page_is_wider_than_a_phone(repository, tmp_path):
 def test_missing_and_interactive_stages(repository):
     shutil.rmtree(repository / "outputs" / "tiny" / "03_sft")
     path = repository / "outputs" / "tiny" / "02_baseline" / "stage.json"
-    path.write_text(json.dumps(record("02_baseline", interactive=True)))
+    put(path.parent, record("02_baseline", interactive=True))
     page = build(repository).read_text()
     assert "03_sft is missing: not run yet. To mend: make 03_sft" in page
     assert not (repository / "outputs/tiny/report/02_baseline.html").exists() and "02_baseline accuracy" in page
-    path.write_text(json.dumps(record("02_baseline", error="out of memory")))
+    put(path.parent, record("02_baseline", error="out of memory"))
     assert "02_baseline failed: out of memory" in build(repository).read_text()
     shutil.rmtree(repository / "outputs" / "tiny")
     with pytest.raises(ValueError, match="no stage to report on: make all"):

@@ -36,7 +36,9 @@ def small(config, attn_implementation, seed=0):
     del config.quantization_config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation, dtype=torch.float32)
+        return AutoModelForCausalLM.from_config(
+            config, attn_implementation=attn_implementation, dtype=torch.float32, trust_remote_code=False
+        )
 
 
 def exact(config, attn_implementation, device="cpu", seed=0) -> dict:

@@ -1,9 +1,13 @@
 """What a model family's own chat template writes, and what text from a data set must never look like."""
 
+import contextlib
 import re
+import signal
+import threading
 from datetime import date as Date
 from functools import lru_cache
 
+LIMIT_S = 10  # seconds for one conversation, which takes a thousandth of one
 IGNORE_INDEX = -100  # torch.nn.CrossEntropyLoss skips this label
 CONTROL_TOKEN = re.compile(
     r"<(?=[|\uff5c])"  # <|im_start|> of Qwen, gpt-oss and Llama 3; DeepSeek writes a full-width bar
@@ -71,7 +75,30 @@ def render(turns: list[dict], tokenizer, generation: bool = False, date=None, ef
     if turns[0]["role"] == "system" and not _knows_system(tokenizer, tokenizer.chat_template):
         told, asked, *rest = turns
         turns = [{"role": "user", "content": f"{told['content']}\n\n{asked['content']}"}, *rest]
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation, **pinned)
+    with _limited(tokenizer):
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation, **pinned)
+
+
+@contextlib.contextmanager
+def _limited(tokenizer):
+    """End a template that loops; the model's folder brings it, and jinja limits no nested loops."""
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals, and renders first
+        yield
+        return
+
+    def late(number, frame):
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path} takes more than {LIMIT_S} s for one conversation: it "
+            "loops. Mend it there, or set model.base to another model"
+        )
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @lru_cache(maxsize=64)
@@ -83,7 +110,8 @@ def _knows_system(tokenizer, template):
     for role in ("system", "assistant"):
         asked = [{"role": role, "content": "\ue0004\ue001"}, {"role": "user", "content": "q"}]
         try:
-            texts.append(tokenizer.apply_chat_template(asked, tokenize=False))
+            with _limited(tokenizer):
+                texts.append(tokenizer.apply_chat_template(asked, tokenize=False))
         except Exception:  # noqa: BLE001 - jinja's own errors, and those that templates raise
             texts.append("")
     return "\ue0004\ue001" in texts[0] and texts[0] != texts[1]

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from lib.chat import encoding
 from lib.export import serve
+from lib.figures.markup import plain
 from lib.pipeline.files import ROOT
 
 MAX_NEW_TOKENS = 256  # of each compared answer: a model that differs does so early
@@ -118,6 +119,8 @@ def model_card(title, model, ladder, sources, run):
     sources: [{"source", "licence", "rows", "commercial", "citation"}]; commercial is whether the licence
     allows such use, None where nobody says: anything but True is warned of in the card.
     """
+    licence = _licence(sources)
+    sources = [{key: plain(value) if isinstance(value, str) else value for key, value in s.items()} for s in sources]
     table = pandas.DataFrame(ladder, dtype=object).to_markdown(index=False, missingval="", disable_numparse=True)
     data = [f"- {s['source']}: {s['rows']:,} training rows, licence {s['licence']}" for s in sources]
     data += [f"- cite: {citation}" for citation in dict.fromkeys(s["citation"] for s in sources if s.get("citation"))]
@@ -126,7 +129,7 @@ def model_card(title, model, ladder, sources, run):
     facts = ModelCardData(
         base_model=hub_id,
         library_name="gguf",
-        license=_licence(sources),
+        license=licence,
         tags=["medical", "reasoning", "lora", "gguf"],
     )
     text = "\n".join([

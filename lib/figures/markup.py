@@ -1,6 +1,7 @@
 """HTML that notebooks show beside figures: tables, transcripts, the loss mask in colour; and intervals in words.
 
-Nothing here carries a script, and everything stays readable where a viewer strips style attributes, as GitHub does.
+Text gets into HTML through markupsafe, which escapes it, and into Markdown through `plain`. Nothing here carries a
+script, and everything stays readable where a viewer strips style attributes, as GitHub does.
 """
 
 import html
@@ -9,8 +10,17 @@ import re
 
 import pandas as pd
 from IPython.display import HTML
+from markupsafe import Markup, escape
 
 IGNORE_INDEX = -100  # torch.nn.CrossEntropyLoss skips this label
+WITH_LOSS = Markup('<b><ins style="background-color:#c9e8cd;color:#0a3d12">{}</ins></b>')
+VERDICT = Markup("</b> \u2014 <i>{}</i><b>")
+CONTEXT = Markup('<span style="color:#767676">{}</span>')
+
+
+def plain(text):
+    """Text, or what str makes of a value, in which Markdown, a table's cell and HTML see nothing of theirs."""
+    return re.sub(r"([\\`*|\[\]])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
 
 
 def interval(metric, unit="%"):
@@ -74,8 +84,8 @@ def table(rows, caption=None, columns=None):
     side = itertools.cycle(sides)
     page = re.sub("<(t[hd])>", lambda tag: '<{0} align="{1}" style="text-align:{1}">'.format(tag[1], next(side)), page)
     # GitHub drops <caption>, so the caption is a paragraph.
-    above = f"<p><b>{html.escape(caption)}</b></p>\n" if caption else ""
-    return HTML(f'{above}<div class="scroll">{page}</div>')
+    above = Markup("<p><b>{}</b></p>\n").format(caption) if caption else ""
+    return HTML(above + Markup(f'<div class="scroll">{page}</div>'))  # pandas has escaped each cell
 
 
 def size_table(rows, caption="Size of each file against the original"):
@@ -92,7 +102,7 @@ def size_table(rows, caption="Size of each file against the original"):
 def _visible(text):
     """Escaped text in which newlines, tabs and all but single inner spaces can be seen."""
     text = re.sub(r"^ +| +$|(?<=\n) +| {2,}", lambda spaces: "\u00b7" * len(spaces[0]), text)
-    return html.escape(text).replace("\t", "\u2192\t").replace("\n", "\u21b5<br>")
+    return escape(text).replace("\t", "\u2192\t").replace("\n", Markup("\u21b5<br>"))
 
 
 def loss_mask(input_ids, labels, tokenizer, max_tokens=400):
@@ -107,19 +117,19 @@ def loss_mask(input_ids, labels, tokenizer, max_tokens=400):
     parts, shown = [], min(len(ids), max_tokens)
     for carries, places in itertools.groupby(range(shown), key=trained.__getitem__):
         text = _visible(tokenizer.decode([ids[place] for place in places]))
-        with_loss = f'<b><ins style="background:#c9e8cd;color:#0a3d12">{text}</ins></b>'
-        parts.append(with_loss if carries else f'<span style="color:#767676">{text}</span>')
+        parts.append((WITH_LOSS if carries else CONTEXT).format(text))
     more = f"<p>({len(ids) - shown:,} more tokens, {sum(trained[shown:]):,} of them with loss)</p>"
     rest = more if len(ids) > shown else ""
     share = 100 * sum(trained) / max(1, len(ids))
     head = f"{sum(trained):,} of {len(ids):,} tokens carry loss ({share:.1f} %)"
-    key = '<b><ins style="background:#c9e8cd;color:#0a3d12">green, bold, underlined</ins></b>: with loss; grey: context'
+    key = WITH_LOSS.format("green, bold, underlined") + ": with loss; grey: context"
     text = f'<div style="line-height:1.6;overflow-wrap:anywhere">{"".join(parts)}</div>'
     return HTML(f"<p><b>{head}</b> ({key})</p>\n{text}{rest}")
 
 
-def _paragraphs(text):
-    return html.escape(text.strip()).replace("\n", "<br>") or "<i>(empty)</i>"
+def _quoted(head, text):
+    body = escape(text.strip()).replace("\n", Markup("<br>")) or Markup("<i>(empty)</i>")
+    return Markup("<p><b>{}</b></p><blockquote>{}</blockquote>").format(head, body)
 
 
 def transcripts(items, opened=1):
@@ -129,15 +139,14 @@ def transcripts(items, opened=1):
     """
     pages = []
     for number, item in enumerate(items):
-        parts = [f"<p><b>Question</b></p><blockquote>{_paragraphs(item['question'])}</blockquote>"]
+        parts = [_quoted("Question", item["question"])]
         if item.get("reference"):
-            parts.append(f"<p><b>Reference</b></p><blockquote>{_paragraphs(item['reference'])}</blockquote>")
+            parts.append(_quoted("Reference", item["reference"]))
         for answer in item["answers"]:
-            head = f"<p><b>{html.escape(answer['name'])}</b>"
-            if answer.get("verdict") is not None:
-                head += f" \u2014 <i>{html.escape(str(answer['verdict']))}</i>"
-            parts.append(f"{head}</p><blockquote>{_paragraphs(answer['text'])}</blockquote>")
+            told = VERDICT.format(answer["verdict"]) if answer.get("verdict") is not None else ""
+            parts.append(_quoted(escape(answer["name"]) + told, answer["text"]))
         title = item.get("title") or item.get("id") or " ".join(item["question"].split())[:100]
-        state = " open" if number < opened else ""
-        pages.append(f"<details{state}><summary>{html.escape(str(title))}</summary>{''.join(parts)}</details>")
+        state = Markup(" open" if number < opened else "")
+        page = Markup("<details{}><summary>{}</summary>{}</details>")
+        pages.append(page.format(state, title, Markup("").join(parts)))
     return HTML("\n".join(pages))

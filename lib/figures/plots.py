@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lib.figures.markup import interval, loss_mask, p_value, size_table, table, transcripts
+from lib.figures.markup import interval, loss_mask, p_value, plain, size_table, table, transcripts
 
 WIDTH, DPI = 8.2, 108  # inches, pixels per inch: about 890 px, the width of a notebook on a laptop
 INK, MUTED = "#222222", "#5B7083"
@@ -28,7 +28,7 @@ COLOURS = {
 SPARE = ("#44AA99", "#332288", "#AA4499", "#999933", "#117733", "#661100")
 DASHES = ("-", "--", "-.", ":")
 FIGURES = ["accuracy_bars", "length_histogram", "loss_curve", "score_bars", "colour"]
-__all__ = [*FIGURES, "interval", "loss_mask", "p_value", "size_table", "table", "transcripts"]
+__all__ = [*FIGURES, "interval", "loss_mask", "p_value", "plain", "size_table", "table", "transcripts"]
 
 
 class Plot(Figure):

@@ -155,7 +155,7 @@ def _convert(small):
     with tempfile.TemporaryDirectory() as scratch:
         try:
             with torch.random.fork_rng(devices=[]):
-                model = AutoModelForCausalLM.from_config(small, dtype=torch.float32)
+                model = AutoModelForCausalLM.from_config(small, dtype=torch.float32, trust_remote_code=False)
         except Exception as error:  # whatever an architecture asserts of its sizes
             raise ValueError(f"no small model of model_type {small.model_type!r} can be built: {error}") from error
         for buffer in model.buffers():

@@ -14,6 +14,8 @@ from lib.pipeline import hub, ranks
 from lib.pipeline.files import ROOT, cache_dir, kept_folder, rooted, sha256_json
 
 CLINIC = "data/clinic.yaml"
+OURS = {"trust_remote_code": False}  # no code that a model's folder brings is run, and nobody is asked whether to
+STRAY = "{} holds an adapter_config.json: its adapter would go onto the base unasked. Merge it first, or take it out"
 KEPT_FREE = 0.8  # share of the free memory of a GPU that weights may take; the rest is for computing
 
 
@@ -34,6 +36,8 @@ def source(cfg, progress=None):
 
 def _in_16_bits(cfg, progress=None):
     if cfg.model["base"] != "twin":
+        if Path(rooted(cfg.model["base"]), "adapter_config.json").exists():
+            raise ValueError(STRAY.format(cfg.model["base"]))
         return padded(rooted(cfg.model["base"]), cfg.model["revision"])
     cfg.reads.add(CLINIC)
     return padded(twin.build(cfg.model["twin"], ROOT / CLINIC, cfg.run["seed"], progress))
@@ -53,7 +57,7 @@ def padded(base, revision=None):
     folder = cache_dir() / "padded" / sha256_json([str(base), _version(base, revision), padding.ADDED])[:16]
 
     def write(scratch):
-        model = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype="auto")
+        model = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype="auto", **OURS)
         saving.save(padding.grow(model, len(padding.pad(tokenizer))), tokenizer, scratch)
 
     return str(kept_folder(folder, write))
@@ -62,7 +66,7 @@ def padded(base, revision=None):
 def _version(base, revision):
     """What tells one content of a base from another: the hub's commit, or the folder's files, sizes and times."""
     if not os.path.isdir(base):
-        return AutoConfig.from_pretrained(base, revision=revision)._commit_hash or revision
+        return AutoConfig.from_pretrained(base, revision=revision, **OURS)._commit_hash or revision
     return sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in os.scandir(base) if f.is_file())
 
 
@@ -88,9 +92,9 @@ def read_tokenizer(path, revision=None):
 
 def _read_tokenizer(path, revision):
     with hub.asked(path, revision):
-        loaded = AutoTokenizer.from_pretrained(path, revision=revision)
+        loaded = AutoTokenizer.from_pretrained(path, revision=revision, **OURS)
     if getattr(loaded, "legacy", None) is False:
-        loaded = AutoTokenizer.from_pretrained(path, revision=revision, legacy=True)
+        loaded = AutoTokenizer.from_pretrained(path, revision=revision, legacy=True, **OURS)
         loaded.init_kwargs["legacy"] = True
     return loaded
 
@@ -100,7 +104,7 @@ def _rows(path, revision):
     if os.path.isdir(path) and not Path(path, "config.json").exists():
         return None
     with hub.asked(path, revision):
-        return AutoConfig.from_pretrained(path, revision=revision).get_text_config().vocab_size
+        return AutoConfig.from_pretrained(path, revision=revision, **OURS).get_text_config().vocab_size
 
 
 def base(cfg):
@@ -125,7 +129,7 @@ def unquantized(cfg):
 
 def config(cfg):
     """The transformers config of the base before the recipe's quantization."""
-    return AutoConfig.from_pretrained(_in_16_bits(cfg), revision=cfg.model["revision"])
+    return AutoConfig.from_pretrained(_in_16_bits(cfg), revision=cfg.model["revision"], **OURS)
 
 
 def saved(cfg, folder):
@@ -151,11 +155,13 @@ def _load(path, cfg, quantization, **changes):
     if unsloth.active(cfg):
         revision = changes.get("revision", cfg.model["revision"])
         return unsloth.answering(unsloth.load(path, cfg, precision(cfg), bool(quantization), revision))
-    options = {"revision": cfg.model["revision"], "attn_implementation": cfg.model["attn_implementation"]} | changes
+    options = {name: cfg.model[name] for name in ("revision", "attn_implementation")} | OURS | changes
     if quantization:  # an explicit None would erase what a 4-bit checkpoint says of itself
         options["quantization_config"] = quantization
     with hub.asked(path, options["revision"]):
         model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, precision(cfg)), **options)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(STRAY.format(path))
     model.generation_config.update(temperature=None, top_p=None, top_k=None)  # decoding is the recipe's to choose
     placed = getattr(model, "is_quantized", False) or "device_map" in options
     return model.eval() if placed else model.eval().to(device())

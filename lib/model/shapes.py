@@ -28,7 +28,7 @@ def config(base, twin=None):
 
         return families.config(twin)
     if (Path(rooted(base)) / "config.json").exists():
-        return AutoConfig.from_pretrained(rooted(base))
+        return AutoConfig.from_pretrained(rooted(base), trust_remote_code=False)
     return AutoConfig.for_model(**architectures.published(base))
 
 
@@ -40,7 +40,7 @@ def model(config, dtype=torch.bfloat16, layers=None, **options):
         if getattr(config, "layer_types", None):
             config.layer_types = [config.layer_types[n % len(config.layer_types)] for n in range(layers)]
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, **options)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False, **options)
 
 
 def matrices(model):

@@ -59,6 +59,7 @@ def load(path, cfg, dtype, quantized, revision):
     model, _ = _fast().from_pretrained(
         model_name=str(path),
         revision=revision,
+        trust_remote_code=False,
         use_exact_model_name=True,  # else it loads a 4-bit copy of its own from the hub
         max_seq_length=cfg.sft["max_length"] + cfg.chat["max_new_tokens"],
         dtype=getattr(torch, dtype),

@@ -6,8 +6,8 @@ import signal
 import sys
 import time
 
-from lib.pipeline import ranks, run
-from lib.pipeline.files import ROOT, read_json, sha256_file, write_json
+from lib.pipeline import ranks, records, run
+from lib.pipeline.files import ROOT, read_json, sha256_file
 from lib.pipeline.terminal import Terminal
 
 ERROR_MARK = "medtune-error"
@@ -32,7 +32,7 @@ def execute(stage, cfg, folder):
     own = "" if ranks.leads() else f".rank{ranks.rank()}"
     executed, error, started = folder / f"{stage}{own}.ipynb", "", time.time()
     terminal, failed = Terminal(folder, quiet=bool(own)), "FAILED"
-    signal.signal(signal.SIGTERM, lambda *_: _stop(folder))
+    _listen(folder)
     try:
         _papermill(stage, cfg, executed, terminal.register())
     except PapermillExecutionError as failure:
@@ -91,7 +91,7 @@ def _promote(folder, executed):
     """Turn the pending record into stage.json, the last act of a stage, with the executed notebook's hash in it."""
     record = read_json(folder / "stage.pending.json") | {"executed": sha256_file(executed)}
     del record["nonce"]
-    write_json(folder / "stage.json", record)
+    records.write(folder / "stage.json", record)
     (folder / "stage.pending.json").unlink()
 
 
@@ -126,8 +126,15 @@ def _mark(executed, error):
         nbformat.write(notebook, executed)
 
 
+def _listen(folder):
+    """From now on pass what asks this process to stop on to the kernel; what it was started to ignore, it ignores."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda *_: _stop(folder))
+
+
 def _stop(folder):
-    """Pass SIGTERM on to the kernel, which saves what it trains and ends; before there is one, interrupt."""
+    """Ask the kernel, by SIGTERM, to save what it trains and to end; before there is one, interrupt."""
     try:
         os.kill(int(run.kernel(folder).read_text()), signal.SIGTERM)
     except (OSError, ValueError):

@@ -5,7 +5,7 @@ import os
 
 import yaml
 
-from lib.pipeline import architectures, combinations, schema
+from lib.pipeline import architectures, combinations, credentials, schema
 from lib.pipeline.files import ROOT, sha256_json
 from lib.pipeline.overrides import merge, nest, parse, parse_set
 from lib.pipeline.schema import SECTIONS
@@ -69,6 +69,7 @@ def load(name="tiny", overrides=None):
     if at:
         document, cautions = overlay(document, _read("params/overlays", over, "overlay"))
     document = merge(document, overrides)
+    credentials.refuse(document)
     schema.known_keys(document, SECTIONS, "section", "the recipe")
     _launch_files(document)
     sections = {section: schema.section(section, document.get(section)) for section in SECTIONS}

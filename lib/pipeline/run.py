@@ -8,12 +8,9 @@ import time
 
 from filelock import FileLock, Timeout
 
-from lib.pipeline import fingerprint, machine, ranks, recipe, stop
-from lib.pipeline.files import ROOT, HashCache, outputs_dir, read_json, sha256_file, sha256_json, write_json
+from lib.pipeline import credentials, fingerprint, machine, ranks, recipe, records, stop
+from lib.pipeline.files import ROOT, HashCache, outputs_dir, sha256_file, sha256_json, write_json
 
-KEPT = ("checkpoints", "cache", "logs")  # survive a restart of the stage: each entry in them carries its own key
-NOT_OUTPUTS = (*KEPT, "stage.json", "stage.pending.json")
-PER_RANK = "*.rank*.ipynb"  # the executed notebooks of ranks other than 0
 machine.quiet()  # before the notebook imports what would print
 _open = {}  # folder -> the Stage that this process has open there
 
@@ -74,7 +71,7 @@ class Stage:
             raise ValueError(
                 f"{self.name} needs {name}, which has not finished in this run: make {name} RECIPE={self.recipe.name}"
             )
-        return Upstream(name, folder, read_json(folder / "stage.json"), self)
+        return Upstream(name, folder, records.read(folder / "stage.json"), self)
 
     def optional(self, name):
         """Like `input`, but None when the stage has not run; what is read from it never makes this stage stale."""
@@ -82,7 +79,7 @@ class Stage:
         if not (folder / "stage.json").exists():
             return None
         reader = type("Reader", (), {"hashes": self.hashes, "inputs": {}})()
-        return Upstream(name, folder, read_json(folder / "stage.json"), reader)
+        return Upstream(name, folder, records.read(folder / "stage.json"), reader)
 
     def file(self, path):
         """A file of the repository that this stage reads, recorded so that changing it makes the stage stale."""
@@ -107,7 +104,8 @@ class Stage:
     def progress(self, done, total, unit):
         """Tell the terminal that runs this notebook how far a long cell is; silent in JupyterLab."""
         if self.nonce and ranks.leads():
-            (self.dir / ".progress").write_text(f"{done}/{total} {unit}")
+            with contextlib.suppress(OSError):  # what is only shown fails no stage
+                (self.dir / ".progress").write_text(f"{done}/{total} {unit}")
 
     def resume_key(self):
         """Hash of all that decides what training computes: a checkpoint under another key is not resumed."""
@@ -130,7 +128,7 @@ class Stage:
         for path in sorted(self.recipe.reads):
             self.file(path)
         (self.dir / ".progress").unlink(missing_ok=True)
-        outputs = {name: self.hashes.sha256(self.dir / name) for name in output_names(self.dir, self.name)}
+        outputs = {name: self.hashes.sha256(self.dir / name) for name in records.output_names(self.dir, self.name)}
         wall, cpu = time.time() - self._started, time.process_time() - self._cpu
         record = {
             "stage": self.name,
@@ -151,7 +149,10 @@ class Stage:
             "interactive": not self.nonce,
             "accepted": None,
         } | ({"nonce": self.nonce} if self.nonce else {})
-        write_json(pending(self.dir) if self.nonce else self.dir / "stage.json", record)
+        if self.nonce:
+            write_json(pending(self.dir), record)
+        else:
+            records.write(self.dir / "stage.json", record)
         self.hashes.save()
         print(f"{self.name}: {len(outputs)} files, {wall:.0f} s wall, {cpu:.0f} s CPU")
         if not self.nonce:
@@ -202,15 +203,8 @@ def kernel(folder):
 
 
 def setting(name):
-    """A variable of the environment, else of the file .env in the repository (KEY=value lines); None where unset."""
-    if os.environ.get(name):
-        return os.environ[name]
-    with contextlib.suppress(FileNotFoundError):
-        for line in (ROOT / ".env").read_text(encoding="utf-8").splitlines():
-            key, equals, value = line.partition("=")
-            if equals and key.strip().removeprefix("export ").strip() == name:
-                return value.strip().strip("\"'") or None
-    return None
+    """A variable of the environment, else of .env; None where unset."""
+    return os.environ.get(name) or credentials.dotenv().get(name)
 
 
 def lock(folder, name=".lock", wait_s=0):
@@ -231,16 +225,7 @@ def clear(folder, stage):
     (folder / "stage.json").unlink(missing_ok=True)
     others = [f".rank{rank}." for rank in range(1, ranks.world())]
     for path in folder.iterdir():
-        if path.name in (*KEPT, f"{stage}.ipynb", ".lock", ".kernel.lock") or any(o in path.name for o in others):
+        kept = (*records.KEPT, f"{stage}.ipynb", ".lock", ".kernel.lock")
+        if path.name in kept or any(other in path.name for other in others):
             continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def output_names(folder, stage):
-    """Relative names of all artifacts of a stage: every file but checkpoints, caches, locks and its own records."""
-    skipped = (*NOT_OUTPUTS, f"{stage}.ipynb")
-    paths = (
-        p for top in folder.iterdir() if top.name not in skipped for p in (top.rglob("*") if top.is_dir() else [top])
-    )
-    names = [p.relative_to(folder).as_posix() for p in paths if p.is_file() and not p.match(PER_RANK)]
-    return sorted(n for n in names if not n.startswith("."))

@@ -1,5 +1,6 @@
 """What a recipe may hold: our own sections as pydantic models, the libraries' sections from their type hints."""
 
+import contextlib
 import dataclasses
 import difflib
 import enum
@@ -206,7 +207,7 @@ def fields(section):
     package, cls = LIBRARIES[section]
     version = f"{importlib.metadata.version(package)}-{sha256_file(__file__)[:8]}"
     path = cache_dir() / "fields" / f"{cls}-{version}.json"
-    if path.exists():
+    with contextlib.suppress(OSError, ValueError):
         return read_json(path)
     config = getattr(importlib.import_module(package), cls)
     if section != "quantization":
@@ -214,7 +215,8 @@ def fields(section):
         found = {f.name: kinds(hints[f.name]) for f in dataclasses.fields(config) if f.init}
     else:
         found = _signature_kinds(config)
-    write_json(path, found)
+    with contextlib.suppress(OSError):  # no cache, no harm
+        write_json(path, found)
     return found
 
 

@@ -1,4 +1,7 @@
-"""SIGTERM, the warning before a machine is taken away: training saves a checkpoint, all else stops at once."""
+"""SIGTERM, the warning before a machine is taken away: training saves a checkpoint, all else stops at once.
+
+lib.pipeline.notebook sends it too where Ctrl-C is pressed or the terminal is closed.
+"""
 
 import signal
 import time
@@ -18,6 +21,8 @@ def listen():
 
 
 def _on_signal(number, frame):
+    if "at" in _asked:  # Make and its group may both be told: once is enough
+        return
     _asked["at"] = time.monotonic()
     if not _asked.get("training"):
         raise Stopped(f"stopped by SIGTERM; {AGAIN}")

@@ -1,10 +1,38 @@
-"""The terminal while a notebook runs: which section, how far, how long."""
+"""The terminal while a notebook runs: which section, how far, how long. It may go away: nothing fails for that."""
 
+import contextlib
+import io
+import os
 import sys
 import threading
 import time
 
 from tqdm import tqdm
+
+
+class _Lasting(io.FileIO):
+    """A file descriptor that takes everything: /dev/null from the first write on that fails."""
+
+    def write(self, data):
+        try:
+            return super().write(data) or len(data)
+        except OSError:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self.fileno())  # in place, so that what this process starts can write too
+            return len(data)
+
+
+def never_fail():
+    """Let no print of this process fail: a closed terminal, `| head`, a full disk, a letter that the locale lacks."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        try:
+            lasting = io.BufferedWriter(_Lasting(stream.fileno(), "wb", closefd=False))
+        except (AttributeError, OSError):  # closed before this process began
+            setattr(sys, name, open(os.devnull, "w"))
+            continue
+        options = {"encoding": stream.encoding, "errors": "backslashreplace", "line_buffering": True}
+        setattr(sys, name, io.TextIOWrapper(lasting, **options))
 
 
 class Terminal:
@@ -54,8 +82,10 @@ class Terminal:
 
     def _redraw(self):
         while not self.bar.disable and not self._end.wait(0.5):
-            step = self.folder / ".progress"
-            self.bar.set_description_str(f"{self.heading} {step.read_text() if step.exists() else ''}")
+            step = ""
+            with contextlib.suppress(OSError):
+                step = (self.folder / ".progress").read_text()
+            self.bar.set_description_str(f"{self.heading} {step}")
 
     def close(self):
         self._end.set()

@@ -9,11 +9,20 @@ import sys
 import tempfile
 from pathlib import Path
 
+from lib.pipeline import credentials
 from lib.pipeline.files import ROOT, cache_dir
 
 TEMPLATES = Path(__file__).with_name("templates")
 ERROR_TAGS = {"papermill-error-cell-tag", "medtune-error"}  # papermill's own, and lib.execute's
 WIDGET = "application/vnd.jupyter.widget-view+json"
+TAGS = set(
+    "a b blockquote br code dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img ins kbd li ol p pre s small span "
+    "strong sub summary sup table tbody td tfoot th thead tr u ul".split()
+)
+ATTRIBUTES = {"class", "id", "align", "title", "style", "colspan", "rowspan", "open", "alt", "width", "height", "start"}
+STYLES = ["text-align", "color", "background-color", "line-height", "overflow-wrap"]
+LINK, PICTURE = r"#|https?://|mailto:|(\.{0,2}/)*[\w.-]+([/#?]|$)", r"data:image/(png|jpeg|gif|webp);base64,"
+SHOWN = {"text/plain", "text/html", "text/markdown", "image/png"}  # what a published output may be
 PROCESS_NAMES = {"root", "user", "runner", "ubuntu", "jovyan", "localhost"}  # ordinary words: they identify nobody
 
 
@@ -112,9 +121,25 @@ def to_html(notebook):
     for cell in notebook.cells:
         if cell.cell_type == "markdown":  # a remote picture (the Colab badge) would need the network: show its text
             cell.source = re.sub(r"!\[([^\]]*)\]\(https?://[^)]*\)", r"\1", cell.source)
-    body, _ = exporter.from_notebook_node(notebook)
+    body = sanitized(exporter.from_notebook_node(notebook)[0])
     heads = re.findall(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', body, re.S)
     return body, [(anchor, html.unescape(re.sub(r"<[^>]+>", "", text)).strip()) for anchor, text in heads]
+
+
+def sanitized(page):
+    """HTML without whatever could run or reach elsewhere: only TAGS stay, other tags are shown as text."""
+    import bleach
+    from bleach.css_sanitizer import CSSSanitizer
+
+    styles = CSSSanitizer(allowed_css_properties=STYLES)
+    return bleach.clean(page, TAGS, _allowed, protocols=["http", "https", "mailto", "data"], css_sanitizer=styles)
+
+
+def _allowed(tag, name, value):
+    """Whether an attribute may stay: nothing that runs, links without a scheme of their own, pictures in the page."""
+    if name in ("href", "src"):
+        return bool(re.match(PICTURE if name == "src" else LINK, value)) and tag == ("img" if name == "src" else "a")
+    return name in ATTRIBUTES
 
 
 def scrub(notebook):
@@ -140,13 +165,17 @@ def _scrub_output(output, where):
             output[field] = _anonymous(output[field], where)
     if "traceback" in output:
         output["traceback"] = [_anonymous(line, where) for line in output["traceback"]]
-    for mime, data in output.get("data", {}).items():
-        if isinstance(data, str) and not mime.startswith("image/"):  # base64 may spell anything
+    for mime, data in list(output.get("data", {}).items()):
+        if mime not in SHOWN:
+            del output["data"][mime]
+        elif isinstance(data, str) and not mime.startswith("image/"):  # base64 may spell anything
+            data = sanitized(data) if mime == "text/html" else data
+            data = re.sub("<(?=[A-Za-z/!?])", "&lt;", data) if mime == "text/markdown" else data
             output["data"][mime] = _anonymous(data, where)
 
 
 def _anonymous(text, where):
-    """`text` with known folders and names replaced. Raises ValueError on a folder that is not known."""
+    """`text` with known folders, names and keys replaced. Raises ValueError on a folder that is not known."""
     places = {str(ROOT): ".", sys.prefix: "<python>", sys.base_prefix: "<python>", str(cache_dir()): "~/.cache/medtune"}
     places |= {str(Path.home()): "~", tempfile.gettempdir(): "<tmp>"}
     for place in sorted(places, key=len, reverse=True):
@@ -155,6 +184,7 @@ def _anonymous(text, where):
     for name in {getpass.getuser(), socket.gethostname()} - PROCESS_NAMES:
         if len(name) > 3:
             text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "<name>", text)
+    text = credentials.scrub(text)
     left = re.search(r"(?<![\w.:/<])/(home|Users|root|tmp|mnt|private)/[\w./-]+", text)
     if left:
         raise ValueError(

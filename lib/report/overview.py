@@ -7,7 +7,8 @@ import sys
 
 import pandas as pd
 
-from lib.pipeline.files import outputs_dir, read_json, write_text
+from lib.pipeline import records, terminal
+from lib.pipeline.files import outputs_dir, write_text
 from lib.report import results
 from lib.report.pages import link, render
 
@@ -22,10 +23,10 @@ def build(outputs=None):
     Raises ValueError when no run has a stage.json, and for one that cannot be read.
     """
     outputs = outputs or outputs_dir()
-    records = [_record(path) for path in sorted(outputs.glob("*/[0-9][0-9]_*/stage.json"))]
-    if not records:
+    told = [_record(path) for path in sorted(outputs.glob("*/[0-9][0-9]_*/stage.json"))]
+    if not told:
         raise ValueError(f"{outputs} holds no run with a stage.json: make all")
-    frame = pd.json_normalize(records, max_level=1).reindex(columns=COLUMNS)
+    frame = pd.json_normalize(told, max_level=1).reindex(columns=COLUMNS)
     frame["timings.wall_s"] = frame["timings.wall_s"].map(results.clock, na_action="ignore")
     frame["peak_memory_mib"] = frame["peak_memory_mib"].map("{:,.0f}".format, na_action="ignore")
     frame["git.commit"] = frame["git.commit"].map(lambda commit: commit[:10], na_action="ignore")
@@ -42,7 +43,7 @@ def build(outputs=None):
 
 def _record(path):
     """A stage.json with its run, its SET and its first result in words."""
-    record = read_json(path) | {"run": path.parts[-3], "stage": path.parts[-2]}
+    record = records.read(path) | {"run": path.parts[-3], "stage": path.parts[-2]}
     record["set"] = results.settings(record.pop("overrides", {}))
     for entry in record.get("metrics", {}).get("headline", [])[:1]:  # chapters put accuracies first
         record["told"] = f"{entry['label']}: {results.interval(entry, entry.get('unit', '%'))}"
@@ -50,6 +51,7 @@ def _record(path):
 
 
 if __name__ == "__main__":
+    terminal.never_fail()
     try:
         print(f"report-all   {build().relative_to(outputs_dir().parent)}")
     except (ValueError, OSError) as error:

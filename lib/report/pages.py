@@ -4,13 +4,18 @@ python -m lib.report.pages --recipe tiny --set "sft.learning_rate=1e-3"     writ
 python -m lib.report.pages publish                                          refreshes outputs/published/ and the README
 """
 
+import base64
+import hashlib
 import sys
 
 from markupsafe import Markup, escape
 
-from lib.pipeline import recipe
-from lib.pipeline.files import outputs_dir, write_text
+from lib.pipeline import recipe, records, terminal
+from lib.pipeline.files import outputs_dir, sha256_file, write_text
 from lib.report import chapters, results
+
+# A page runs its own script and no other, and loads nothing: its pictures are in it.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 def main(argv=None):
@@ -44,10 +49,12 @@ def build(folder, cfg=None, notebooks=None):
     pages += [{"file": result.page, "title": result.title, "state": result.state} for result in run]
     for old in {path.name for path in out.glob("*.html")} - {page["file"] for page in pages}:
         (out / old).unlink()
-    for result in run:
-        if result.notebook:
-            write_text(out / result.page, _chapter(folder.name, result, pages))
+    written = [write_text(out / r.page, _chapter(folder.name, r, pages)) for r in run if r.notebook]
     index = write_text(out / "index.html", _summary(folder.name, run, pages, cfg))
+    seals = {result.stage: result.record["seal"] for result in run if result.record}
+    outputs = {path.name: sha256_file(path) for path in (*written, index)}
+    about = {"run": folder.name, "stage": "report", "stages": seals, "outputs": outputs}
+    records.write(out / records.REPORT, about)
     print(f"report       {index.relative_to(folder.parent.parent)}")
     return index
 
@@ -58,6 +65,9 @@ def render(template, **values):
     from pygments.formatters import HtmlFormatter
 
     values["css"] = (chapters.TEMPLATES / "style.css").read_text() + HtmlFormatter().get_style_defs(".highlight")
+    values["script"] = script = (chapters.TEMPLATES / "page.js").read_text()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    values["policy"] = f"{POLICY}; script-src 'sha256-{digest}'"
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(chapters.TEMPLATES), autoescape=True)
     return environment.get_template(template).render(values)
 
@@ -123,4 +133,5 @@ def _summary(run, stages, pages, cfg):
 
 
 if __name__ == "__main__":
+    terminal.never_fail()
     sys.exit(main())

@@ -1,13 +1,14 @@
 """The published copy of the default run: executed notebooks that GitHub renders, and the results in README and docs."""
 
 import base64
-import html
 import re
 import shutil
 import textwrap
 
 import pandas as pd
 
+from lib.figures.markup import plain
+from lib.pipeline import credentials
 from lib.pipeline.files import ROOT, write_text
 from lib.report import chapters, results
 
@@ -22,7 +23,7 @@ def publish(folder, cfg=None, root=ROOT):
 
     folder: outputs/<run>. root: the repository that holds notebooks/, outputs/published/, README.md and docs/.
     Raises ValueError, before anything is written, when a stage is not finished and up to date, when the copies exceed
-    LIMIT_MIB, when one shows a path of this machine, or when a page has no results block.
+    LIMIT_MIB, when one shows a path of this machine or a key of .env, or when a page has no results block.
     """
     run, files, figures = results.read_run(folder, cfg, root / "notebooks"), {}, []
     for result in run:
@@ -40,6 +41,8 @@ def publish(folder, cfg=None, root=ROOT):
     full = results_block(run, figures, command).replace("](outputs/", "](../outputs/")
     blocks = {"README.md": front_block(results.headline(run), _origin(run, command)), "docs/results.md": full}
     pages = {name: with_results((root / name).read_text(encoding="utf-8"), text, name) for name, text in blocks.items()}
+    for name, text in (pages | {n: content.decode() for n, content in files.items() if n.endswith(".ipynb")}).items():
+        credentials.check(text, name)
     target = root / "outputs" / "published"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
@@ -80,7 +83,7 @@ def results_block(run, figures, command):
     rows = [row | {"shown": row["title"]} for row in results.headline(run)]
     lines = [_origin(run, command), "", _table(rows, "Stage", "Measure")]
     for name, alt in figures:
-        lines += ["", f"![{_plain(alt)}](outputs/published/{name})"]
+        lines += ["", f"![{plain(alt)}](outputs/published/{name})"]
     return "\n".join(lines)
 
 
@@ -105,9 +108,9 @@ def _table(rows, stage, measure):
     """Headline rows as Markdown, as long as its text: padding would double the file's lines. shown: the link's text."""
     columns = {"shown": stage, "label": measure, "value": "Value", "interval": "95 % interval", "n": "n"}
     frame = pd.DataFrame(rows, columns=["stage", *columns])
-    links = "[" + frame["shown"].map(_plain) + "](outputs/published/" + frame["stage"] + ".ipynb)"
+    links = "[" + frame["shown"].map(plain) + "](outputs/published/" + frame["stage"] + ".ipynb)"
     frame["shown"] = links.where(frame["shown"] != "", "")
-    frame[["label", "value", "interval"]] = frame[["label", "value", "interval"]].map(_plain)
+    frame[["label", "value", "interval"]] = frame[["label", "value", "interval"]].map(plain)
     align = ["left", "left", "right", "right", "right"]
     table = frame[list(columns)].rename(columns=columns).to_markdown(index=False, disable_numparse=True, colalign=align)
     return re.sub("(?<= ) +|(?<=--)-+", "", table)
@@ -121,11 +124,6 @@ def _origin(run, command):
         f"Measured by `{command}` on {results.hardware(last)}, in {wall} after set-up ({results.code(last)}, "
         f"Python {last['versions']['python']}); written by `make publish` from the run's stage.json files."
     )
-
-
-def _plain(text):
-    """Text in which Markdown, a table's cell and HTML see nothing of theirs."""
-    return re.sub(r"([\\`*|\[\]])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
 def with_results(readme, block, name="README.md"):

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from lib import execute
 from lib.figures.markup import interval
-from lib.pipeline.files import ROOT, HashCache, read_json
+from lib.pipeline import records
+from lib.pipeline.files import ROOT, HashCache
 from lib.report import chapters
 
 DASH = "\u2013"  # where nothing was measured
@@ -55,12 +56,18 @@ def _read_stage(folder, path, cfg):
     import nbformat
 
     source = nbformat.read(path, as_version=4)
-    record = read_json(folder / "stage.json") if (folder / "stage.json").exists() else None
+    record, damaged = None, ""
+    try:
+        record = records.read(folder / "stage.json")
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        damaged = str(error)
     executed, notebook, same = folder / path.name, None, True
     # A run in JupyterLab keeps no executed copy; one that lies there is an older run's.
     if executed.exists() and not (record and record.get("interactive")):
         notebook, same = chapters.merge(source, nbformat.read(executed, as_version=4))
-    state, why = _state(folder, record, notebook, cfg)
+    state, why = ("stale", damaged) if damaged else _state(folder, record, notebook, cfg)
     return Result(path.stem, chapters.title(source, path.stem), state, why, record, notebook, same)
 
 

@@ -1,0 +1,58 @@
+"""Keys and passwords: read from the environment or .env, refused in a recipe, and kept out of what is published."""
+
+import os
+import re
+
+from lib.pipeline.files import ROOT
+
+REMEDY = "a recipe is written into every output: put it into .env, see .env.example"
+NAME = re.compile(r"(?!(?:bos|eos|pad|unk|sep|cls|mask|image)_token$)(?:.*_)?(?:token|api_?key|password|secret)", re.I)
+VARIABLE = re.compile(r"(.*_)?(TOKEN|KEY|PASSWORD|PASSWD|SECRET|CREDENTIALS)", re.I)
+USER_INFO = re.compile(r"(?<=://)[^/\s@'\"<>]+@")
+SECRET = re.compile(  # the forms of hub, model API, forge, cloud, chat and tracking keys, JSON web tokens, headers
+    r"\b(?:hf_\w{16,}|(?:sk|pk|rk)-(?=[\w-]*\d)[\w-]{16,}|gh[a-z]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|"
+    r"A(?:KIA|SIA)[A-Z0-9]{16}|AIza[\w-]{30,}|gsk_\w{16,}|xox[a-z]-[\w-]{10,}|wandb_v1_\w{16,}|"
+    r"eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,})|(?<=Bearer )[\w.~+/=-]{8,}"
+)
+SHORTEST = 8  # characters of a value that is looked for: "none" and "local" are no keys
+
+
+def dotenv():
+    """{name: value} of the file .env in the repository: KEY=value lines, quoted or not, a comment after a blank."""
+    found = {}
+    try:
+        lines = (ROOT / ".env").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return found
+    for line in lines:
+        name, equals, value = line.partition("=")
+        quoted = re.fullmatch(r"""\s*(["'])(.*)\1\s*(?:#.*)?""", value)
+        value = quoted[2] if quoted else re.split(r"(?:^|\s)#", value)[0].strip()
+        if equals and value and not name.lstrip().startswith("#"):
+            found[name.strip().removeprefix("export ").strip()] = value
+    return found
+
+
+def refuse(values, where="the recipe"):
+    """Raise ValueError for a key that holds a secret, or a text that looks like one, at any depth; never shows it."""
+    if isinstance(values, str) and (SECRET.search(values) or USER_INFO.search(values)):
+        raise ValueError(f"{where} holds what looks like a key or password: {REMEDY}")
+    pairs = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in pairs:
+        if isinstance(key, str):
+            refuse(key, f"a key of {where}")
+            if NAME.fullmatch(key) and value is not None:
+                raise ValueError(f"{where}.{key} would hold a secret: {REMEDY}")
+        refuse(value, f"{where}.{key}")
+
+
+def scrub(text):
+    """Text without user names and passwords in URLs, and without what has the form of a key."""
+    return SECRET.sub("<secret>", USER_INFO.sub("", text))
+
+
+def check(text, where):
+    """Raise ValueError where a text holds the value of a key of the environment or of .env; shows its name only."""
+    for name, value in (dotenv() | dict(os.environ)).items():
+        if VARIABLE.fullmatch(name) and len(value) >= SHORTEST and value in text:
+            raise ValueError(f"{where} holds the value of {name}: find out what printed it, and run that stage again")
