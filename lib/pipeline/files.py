@@ -152,18 +152,18 @@ def sha256_file(path):
 
 
 class HashCache:
-    """SHA-256 of files, remembered by size and modification time in one JSON file.
+    """SHA-256 of files, remembered by size and modification time in one JSON file, which holds its own hash.
 
-    A file that is changed without changing either is not noticed here; `make verify` reads every byte instead.
+    A damaged memory is none: every file is read again. A file that is changed without changing either is not noticed here; `make verify` reads every byte instead.
     """
 
     def __init__(self, path):
         self.path = Path(path)
-        try:
-            self.known = json.loads(self.path.read_text())
-        except (OSError, ValueError):
-            self.known = {}
-        self.changed = False
+        self.known, self.changed = {}, False
+        with contextlib.suppress(OSError, ValueError, TypeError, LookupError, RecursionError):
+            kept = json.loads(self.path.read_text(encoding="utf-8"))
+            if kept["sha256"] == sha256_json(kept["files"]):
+                self.known = kept["files"]
 
     def sha256(self, path):
         stat = os.stat(path)
@@ -175,5 +175,6 @@ class HashCache:
 
     def save(self):
         if self.changed:
-            write_json(self.path, {key: value for key, value in self.known.items() if os.path.exists(key)})
+            known = {key: value for key, value in self.known.items() if os.path.exists(key)}
+            write_json(self.path, {"sha256": sha256_json(known), "files": known})
             self.changed = False
