@@ -31,7 +31,8 @@ class Session:
 
     def __init__(self, judge, store, timeout_s, max_usd):
         self.judge, self.store, self.timeout_s, self.max_usd = judge, store, timeout_s, max_usd
-        self.api, self.dialect = endpoint.client(judge.base_url, judge.api_key), endpoint.dialect(judge.base_url, judge.model)
+        self.api = endpoint.client(judge.base_url, judge.api_key)
+        self.dialect = endpoint.dialect(judge.base_url, judge.model)
         self.lock, self.under_way = threading.Lock(), 0.0  # dollars that calls under way are expected to cost
         self.requests, self.heard, self.lost, self.closed = 0, False, 0, None
 

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 from lib.pipeline import ranks
@@ -101,6 +102,14 @@ def kept_folder(folder, write):
     return folder
 
 
+def set_aside(path, what):
+    """Rename a damaged file, so that it can be looked at and is not read again, and warn. what: what is lost of it."""
+    aside = path.with_name(f"{path.name}.damaged")
+    os.replace(path, aside)
+    warnings.warn(f"{path} is damaged: {what} could not be read and are asked for again. It now lies at {aside}.",
+                  stacklevel=3)  # fmt: skip
+
+
 def write_json(path, value):
     """Write `value` as indented JSON, atomically. Raises ValueError on NaN or infinity, which JSON cannot hold."""
     return write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -154,7 +163,8 @@ def sha256_file(path):
 class HashCache:
     """SHA-256 of files, remembered by size and modification time in one JSON file, which holds its own hash.
 
-    A damaged memory is none: every file is read again. A file that is changed without changing either is not noticed here; `make verify` reads every byte instead.
+    A damaged memory is none: every file is read again. A file that is changed without changing either is not noticed
+    here; `make verify` reads every byte instead.
     """
 
     def __init__(self, path):
