@@ -17,13 +17,7 @@ CREATE TABLE IF NOT EXISTS calls (
     judge TEXT, outcome TEXT, tokens_in INTEGER, tokens_out INTEGER, usd REAL, sha256 TEXT);
 """
 KEY = "question = ? AND judge = ? AND position_order = ? AND prompt_hash = ? AND repeat = ?"
-NO_DAMAGE = (
-    "SQLITE_BUSY",
-    "SQLITE_LOCKED",
-    "SQLITE_FULL",
-    "SQLITE_CANTOPEN",
-    "SQLITE_IOERR",
-)  # the disk's or another's
+NO_DAMAGE = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_CANTOPEN", "SQLITE_IOERR")
 SHAPE = "SELECT name, sql FROM sqlite_master WHERE sql NOT NULL ORDER BY name"
 
 
@@ -49,9 +43,7 @@ class Store:
     def _open(self):
         """Open the file; whether its pages, its tables and the count of its ledger are as they were written."""
         self.db = sqlite3.connect(self.path, timeout=60.0, isolation_level=None, check_same_thread=False)
-        self.db.text_factory = lambda text: text.decode(
-            "utf-8", "replace"
-        )  # a damaged text is read, and does not agree
+        self.db.text_factory = lambda text: text.decode("utf-8", "replace")  # a damaged text is read, and found out
         try:
             self.db.execute("PRAGMA journal_mode=WAL")
             self.db.executescript(TABLES + "PRAGMA user_version = 1;")  # the latter is a write: some damage forbids it
