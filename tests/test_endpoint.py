@@ -240,7 +240,7 @@ def test_what_a_server_refuses_is_found_once_whatever_it_is():
         (401, "Incorrect API key", None, 1),
         (404, "The model does not exist", None, 1),
         (429, "You exceeded your current quota", "insufficient_quota", 1),
-        (400, "no", None, 2),  # once more without schema and sampling fields
+        (400, "no", None, 1),
     ],
 )
 def test_what_no_retry_mends_is_not_retried(status, said, code, requests):

@@ -47,7 +47,7 @@ class Dialect:
     """What a server refuses of a request (keys of REFUSALS): found once, and left out of what it is asked later."""
 
     def __init__(self, refused=()):
-        self.refused = frozenset(refused)
+        self.refused, self.sent = frozenset(refused), None
 
     def fit(self, request):
         """The request as this server takes it: without sampling fields or schema, with the other name of the limit, or
@@ -65,14 +65,17 @@ class Dialect:
         if "system" in self.refused and turns[0]["role"] == "system":
             head = {"role": "user", "content": "\n\n".join(turn["content"] for turn in turns[:2])}
             request["messages"] = [head, *turns[2:]]
+        self.sent = request
         return request
 
     def mend(self, error):
         """Whether a refusal can be met by a plainer request; `fit` then gives that one."""
-        named = {what for what, words in REFUSALS.items() if re.search(words, sentence(error).lower())}
-        if error.status_code in (400, 422):
-            named = named - self.refused or {"sampling", "schema"}
-        new = named - self.refused if error.status_code in (400, 422) or error.status_code >= 500 else set()
+        if error.status_code not in (400, 422) and error.status_code < 500:
+            return False
+        there = {what for what in REFUSALS if Dialect([what]).fit(self.sent) != self.sent}
+        new = {what for what in there if re.search(REFUSALS[what], sentence(error).lower())}
+        if not new and "schema" in there and error.status_code < 500:  # the commonest one, where the server names none
+            new = there & {"schema", "sampling"}
         self.refused |= new
         return bool(new)
 
