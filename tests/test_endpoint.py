@@ -251,6 +251,14 @@ def test_what_no_retry_mends_is_not_retried(status, said, code, requests):
     assert len(server.bodies) == requests and endpoint.sentence(error.value) == said
 
 
+def test_a_refusal_that_stays_the_same_is_met_once():
+    with Endpoint(refusing(limit=(lambda body: True, 400, "max_tokens is too large"))) as server:
+        api, request = endpoint.client(server.url), REQUEST | {"max_tokens": 9}
+        with pytest.raises(openai.BadRequestError):
+            endpoint.persist(lambda s, fit: endpoint.post(api, fit(request), s), 20)
+    assert len(server.bodies) == 2
+
+
 def test_pieces_that_are_none_become_no_answer():
     with Endpoint(lambda body, n: (200, {}, 'data: {"choices": [null]}\n\ndata: [DONE]\n\n', 0)) as server:
         with pytest.raises(ValueError, match="no piece of a chat completion"):

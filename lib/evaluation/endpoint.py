@@ -70,9 +70,9 @@ class Dialect:
 
     def mend(self, error):
         """Whether a refusal can be met by a plainer request; `fit` then gives that one."""
-        if error.status_code not in (400, 422) and error.status_code < 500:
+        if not self.sent or (error.status_code not in (400, 422) and error.status_code < 500):
             return False
-        there = {what for what in REFUSALS if Dialect([what]).fit(self.sent) != self.sent}
+        there = {what for what in REFUSALS.keys() - self.refused if Dialect([what]).fit(self.sent) != self.sent}
         new = {what for what in there if re.search(REFUSALS[what], sentence(error).lower())}
         if not new and "schema" in there and error.status_code < 500:  # the commonest one, where the server names none
             new = there & {"schema", "sampling"}

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from lib.evaluation import generate
 from lib.evaluation.endpoint import LOOPBACK
-from lib.judge import asking
+from lib.judge import asking, protocol
 from lib.pipeline.files import beside, sha256_file
 
 ENVIRONMENT = ("OPENAI_API_KEY", "JUDGE_BASE_URL", "JUDGE_API_KEY", "JUDGE_MODEL", "JUDGE_USD_PER_MTOK")
@@ -125,7 +125,8 @@ def hosted_answers(model, prompts, max_new_tokens, environ, store, keep, *, pric
     environ: {variable: value or None} with HOSTED's names: API_BASE_URL and API_KEY of any server that speaks
     OpenAI's protocol, else OPENAI_API_KEY for api.openai.com. store: the judge's verdicts.Store, whose ledger the calls
     are added to. keep: file for answers as they come. prices: see `configured`.
-    Raises ValueError when the answers, at their longest, would exceed what is left of max_usd dollars.
+    Raises ValueError when the answers, at their longest, would exceed what is left of max_usd dollars, or when hidden
+    reasoning left no room for them: an empty answer that is ranked would say nothing of the model.
     """
     base_url, key = environ.get("API_BASE_URL"), environ.get("API_KEY") or "none"
     if not base_url:
@@ -147,5 +148,10 @@ def hosted_answers(model, prompts, max_new_tokens, environ, store, keep, *, pric
         usd = asking.expected(priced, asked[answer["id"]], tokens)
         store.record_call(f"candidate {model}", answer["finish"], 0, tokens, usd)
 
-    return generate.server(base_url, prompts, max_new_tokens, model=model, api_key=key, keep=keep, slots=4,
-                           timeout_s=timeout_s, charge=charge, progress=progress)  # fmt: skip
+    found = generate.server(base_url, prompts, max_new_tokens, model=model, api_key=key, keep=keep, slots=4,
+                            timeout_s=timeout_s, charge=charge, progress=progress)  # fmt: skip
+    unsaid = sum(answer["finish"] == "length" and not answer["text"] for answer in found)
+    if unsaid > protocol.MAX_INVALID * len(found):
+        raise ValueError(f"{unsaid} of {len(found)} answers of {model} have no text after {max_new_tokens} tokens: hidden "
+                         "reasoning took them. Allow more tokens, or leave the candidate out")  # fmt: skip
+    return found
