@@ -8,11 +8,13 @@ STAGES := 01_dataset 02_baseline 03_sft 04_qat 05_export 06_judge
 LAUNCHED := 02_baseline 03_sft 04_qat
 # What is given to Make reaches Python through the environment, as it was typed: no shell and no $ in it is expanded.
 GIVEN := RECIPE SET GPU LAUNCH OUTPUTS PIP_ARGS ROWS
+# make serve MODEL=q8_0 HOST=127.0.0.1 PORT=8000 UI=0 UI_PORT=8501: those of the command line only, for shells have a HOST too
+$(foreach name,MODEL HOST PORT UI UI_PORT,$(if $(filter command,$(firstword $(origin $(name)))),$(eval export SERVE_$(name) := $$(value $(name)))))
 $(foreach name,$(GIVEN),$(eval override export $(name) := $$(value $(name))))
 
 .DEFAULT_GOAL := all
 .PHONY: all setup $(STAGES) rehearse plan report report-all lab spotcheck verify accept publish test soak bench-data bench-qat \
-        bench-train bench-eval lint clean help
+        bench-train bench-eval bench-serve bench-guard serve chat lint clean help
 
 all: $(STAGES) report  ## every stage of RECIPE (default tiny), then the HTML report
 
@@ -50,6 +52,12 @@ report: setup  ## outputs/<run>/report/index.html from what has run
 report-all: setup  ## outputs/report/index.html: one page over all runs
 	@$(PYTHON) -m lib.report.overview
 
+serve: setup  ## API and page over the finished run of RECIPE; MODEL=q8_0, PORT, UI=0; docs/serving.md
+	@exec $(PYTHON) -m app
+
+chat: setup  ## the same in the terminal
+	@exec $(PYTHON) -m app chat
+
 lab: setup  ## JupyterLab on notebooks/
 	$(PYTHON) -m jupyter lab --notebook-dir=notebooks
 
@@ -73,6 +81,7 @@ soak: setup  ## the long tests too: many kills, a rehearsal of every recipe
 
 bench-data: setup  ## the data pipeline on 400,000 generated rows: seconds, memory, and side by side with plain loops
 	$(PYTHON) -m benchmarks.data
+	$(PYTHON) -m benchmarks.leaks
 
 bench-qat: setup  ## what exact QAT costs in a training step, and its export beside llama.cpp's own commands
 	$(PYTHON) -m benchmarks.qat
@@ -82,6 +91,13 @@ bench-train: setup  ## training speed beside a tutorial script, TRL's own defaul
 
 bench-eval: setup  ## answering speed of RECIPE's tuned model beside a loop without a cache; needs a finished run
 	$(PYTHON) -m benchmarks.evaluation
+
+bench-serve: setup  ## the server beside llama-server itself and the LiteLLM proxy; needs a finished run of RECIPE
+	$(PYTHON) -m benchmarks.serving
+
+bench-guard: setup  ## red flags that the guard rails see, and their false alarms, on both parts of the set
+	$(PYTHON) -m benchmarks.guard
+	$(PYTHON) -m benchmarks.guard --held-out
 
 lint: setup
 	$(PYTHON) -m ruff check .

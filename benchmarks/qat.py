@@ -21,6 +21,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks import ggml
 from benchmarks.common import children_s, keep
 from benchmarks.gpu_qat import typical
 from lib.dataset import clinic, textbook
@@ -28,7 +29,7 @@ from lib.export import gguf
 from lib.model import twin
 from lib.pipeline import machine, programs
 from lib.pipeline.files import ROOT
-from lib.qat import ggml, grids, rounding
+from lib.qat import compiled, grids, rounding
 
 STEP_SHAPE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8,
               "num_key_value_heads": 4, "vocab_size": 8192}  # fmt: skip
@@ -54,16 +55,18 @@ def tokenizer():
 
 
 def grids_part(weights, threads):
-    """Million weights a second, best of three: of torch, and of ggml's C where it computes a type."""
+    """Million weights a second, best of three: of torch, of ggml and of search.c where they compute a type."""
     blocks = (torch.randn(weights // 256, 256) * 0.02).contiguous()
     arms = {"torch": lambda type: grids.by_torch(blocks.view(-1, grids.GRIDS[type][0]), type)}
-    c_arms = {"C": lambda type: ggml.fake_quantize(blocks, type, grids.CPU_CHUNK)}
+    c_arms = {"ggml": lambda type: ggml.fake_quantize(blocks, type, grids.CPU_CHUNK)}
+    own = {"search.c": lambda type: compiled.fake_quantize(blocks, type, grids.CPU_CHUNK)}
     found = {}
     for type in ("q4_0", "q8_0", *ggml.TYPES):
         found[type] = {}
         for count in sorted({1, threads}):
             torch.set_num_threads(count)
-            for name, arm in (arms | (c_arms if type in ggml.TYPES else {})).items():
+            known = arms | (c_arms if type in ggml.TYPES else {}) | (own if type in compiled.TYPES else {})
+            for name, arm in known.items():
                 best = min(seconds(arm, type)[0] for _ in range(3))
                 found[type][f"{name}, {count} threads"] = round(blocks.numel() / best / 1e6, 1)
         print(type, found[type], flush=True)

@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 
-from lib.dataset import curriculum, sources
+from lib.dataset import curriculum, entries
 from lib.pipeline import fingerprint, notebook, ranks, recipe, run
 from lib.pipeline.files import ROOT, HashCache, outputs_dir, read_json, sha256_file, sha256_json, write_json
 
@@ -47,8 +47,9 @@ def check_data(data):
     Here and not in recipe, so that a mended converter makes 01_dataset stale and not all that imports the recipe.
     """
     for spec in data["sources"] + data["test_sources"] + data["truth_sources"]:
-        sources.check_spec(spec)
-    curriculum.stages(data["stages"], {spec["name"] for spec in data["sources"]})
+        entries.check_spec(spec)
+    named = entries.labelled(data).values()
+    curriculum.stages(data["stages"], {spec.get("label") or spec["name"] for role, spec in named if role == "train"})
 
 
 def execute(stage, cfg, force=False):

@@ -129,3 +129,20 @@ def mcnemar(a, b):
     only_b = sum(bool(y) and not x for x, y in zip(a, b, strict=True))
     n = only_a + only_b
     return {"only_a": only_a, "only_b": only_b, "p": float(binomtest(only_a, n).pvalue) if n else 1.0}
+
+
+def crossed(values, statistic, B=2_000, seed=42, level=0.95):
+    """Percentile interval over seeds and questions together: (low, high).
+
+    values: (seeds, questions, ...), each question measured under each seed. Every resample draws seeds and questions,
+    each with replacement and independently of the other; with one seed the interval covers the questions alone.
+    statistic: takes (seeds, questions, ...) and returns a number. Source: Owen 2007, the pigeonhole bootstrap.
+    """
+    values, rng, draws = np.asarray(values, dtype=float), np.random.default_rng(seed), []
+    if values.ndim < 2 or not values.size:
+        raise ValueError(f"values of shape {values.shape}: expected (seeds, questions, ...), at least one of each")
+    for _ in range(B):
+        seeds, questions = (rng.integers(0, n, n) for n in values.shape[:2])
+        draws.append(statistic(values[seeds][:, questions]))
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,11 +1,24 @@
 """What a model trains with is what its GGUF file holds, for every family, through the real converter and quantizer."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
+)
 
 from lib.chat import encoding, turns
 from lib.export import gguf, release, serve
@@ -29,6 +42,20 @@ FAMILIES = {  # name: (family, fields of its config, fields of LoraConfig)
     "gpt2": ("gpt2", SHAPE, LINEAR | {"fan_in_fan_out": True}),
     "gptoss": ("gptoss", OSS, LINEAR | EXPERTS),  # rows of 192: as gpt-oss's 2,880 no multiple of 256
 }
+GEMMA = LLAMA | {"hidden_size": 192, "layer_types": ["sliding_attention", "full_attention"]}
+MOE = LLAMA | {"moe_intermediate_size": 256, "num_experts": 4, "num_experts_per_tok": 2}
+EXPERTS_ALONE = {"target_modules": ["q_proj", "o_proj"]} | EXPERTS
+SCALED = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 1024}  # fmt: skip
+OTHERS = {  # found by asking the converter alone; name: (the family whose tokenizer it has, its classes, ...)
+    "gemma3": ("gemma3", None, GEMMA, LINEAR),
+    "llama 3.1": ("llama", None, LLAMA | {"rope_parameters": SCALED}, LINEAR),
+    "mistral": ("llama2", (MistralConfig, MistralForCausalLM), LLAMA | {"tie_word_embeddings": False}, LINEAR),
+    "phi3": ("llama2", (Phi3Config, Phi3ForCausalLM), {k: v for k, v in LLAMA.items() if k != "head_dim"}, LINEAR),
+    "qwen2": ("qwen3", (Qwen2Config, Qwen2ForCausalLM), {k: v for k, v in LLAMA.items() if k != "head_dim"}, LINEAR),
+    "qwen3 moe": ("qwen3", (Qwen3MoeConfig, Qwen3MoeForCausalLM), MOE, EXPERTS_ALONE),
+    "smollm3": ("llama", (SmolLM3Config, SmolLM3ForCausalLM), LLAMA | {"no_rope_layers": [1, 0]}, LINEAR),
+}  # fmt: skip
 TOKENS = torch.arange(270, 302).view(2, 16)
 CHAT = ["Which test?\n\nA. one\nB. two", "  Fever of 38.5 °C, since 3 days…", "the end </s> <|im_end|> of it"]
 
@@ -36,8 +63,10 @@ CHAT = ["Which test?\n\nA. one\nB. two", "  Fever of 38.5 °C, since 3 days…",
 @pytest.fixture(params=FAMILIES, scope="module")
 def exported(request, tmp_path_factory):
     """(LoRA model as after training, its tokenizer, folder of its merge, the merge as bf16 file)."""
-    folder = tmp_path_factory.mktemp("family")
-    name, shape, adapter = FAMILIES[request.param]
+    return made(tmp_path_factory.mktemp("family"), *FAMILIES[request.param])
+
+
+def made(folder, name, shape, adapter):
     family, effort = families.FAMILIES[name], "high" if name == "gptoss" else None
     twin.train_tokenizer(family, TEXTS, 600, folder / "base")
     loaded = loading.read_tokenizer(folder / "base")
@@ -65,6 +94,19 @@ def without_gradient(model):
 
 @pytest.mark.parametrize("scheme", ["q4_0", "q4_k_m", "mxfp4_moe"])
 def test_no_trained_weight_differs_from_the_file(exported, scheme, tmp_path):
+    compare(exported, scheme, tmp_path)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_nor_does_one_of_a_family_that_nothing_here_was_written_for(name, tmp_path, monkeypatch):
+    like, classes, shape, adapter = OTHERS[name]
+    if classes:
+        family = replace(families.FAMILIES[like], config=classes[0], model=classes[1])
+        monkeypatch.setitem(families.FAMILIES, name, family)
+    compare(made(tmp_path, name if classes else like, shape, adapter), "q4_k_m", tmp_path)
+
+
+def compare(exported, scheme, tmp_path):
     model, _, folder, full = exported
     types = rounding.type_of(model, gguf.type_map(full, scheme))
     file = gguf.quantize(full, tmp_path / f"{scheme}.gguf", scheme)

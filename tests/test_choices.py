@@ -54,7 +54,7 @@ def test_nothing_listed_is_an_open_question(value):
         ([f"text {n}" for n in range(11)], "options_unparsable"),
         ({letter: f"text {letter}" for letter in "ABCDEFGHIJK"}, "options_unparsable"),
         ("\n".join(f"{letter}. text {letter}" for letter in "ABCDEFGHIJK"), "options_unparsable"),
-        (["Vitamin C", "vitamin  c."], "options_unparsable"),
+        (["Vitamin C", "vitamin  c."], "options_alike"),
         (["one", ""], "options_unparsable"),
         (["one", None], "options_unparsable"),
         (["one", "."], "options_unparsable"),

@@ -9,8 +9,9 @@ from tiny_qwen import cpu_trainer, tiny_config
 from torch.nn.functional import cross_entropy
 from transformers import Qwen3ForCausalLM
 
+from lib.model.head import HeadTrainer
 from lib.qat import int4, rounding
-from lib.qat.distill import DistillTrainer, SFTTrainer
+from lib.qat.distill import DistillTrainer
 
 SHAPE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "head_dim": 32}
 ROWS = [{"input_ids": list(range(5, 37)), "labels": [-100] * 8 + list(range(13, 37))} for _ in range(4)]
@@ -28,7 +29,7 @@ def types_of(trained):
     return kinds | {"model.embed_tokens.weight": "q2_k"}  # a coarse head: one that is missed shows
 
 
-def trainer(trained, folder, kind=SFTTrainer, **more):
+def trainer(trained, folder, kind=HeadTrainer, **more):
     fields = {"loss_type": "nll", "max_steps": 2, "gradient_checkpointing": False, **more}
     return cpu_trainer(trained, families.qwen3(), Dataset.from_list(ROWS), folder, kind, **fields)
 

@@ -115,7 +115,7 @@ def test_supported_families_are_those_of_the_code():
 
 def test_my_model_loads_and_plans(capsys):
     cfg = recipe.load("my_model")
-    assert cfg.data["sources"][0]["name"] == "jsonl" and cfg.sft["learning_rate"] <= 3e-4
+    assert cfg.data["sources"][0]["name"] == "own" and cfg.sft["learning_rate"] <= 3e-4
     assert recipe.load("my_model@rehearsal").model["base"] == "twin"
     assert fit.main(["--recipe", "my_model", "--gpu", "l4"]) == 0
     assert re.search(r"fits in 22.5 +yes +yes +yes +yes", capsys.readouterr().out)

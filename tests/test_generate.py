@@ -51,7 +51,7 @@ def test_rows_end_at_their_own_stop_token_and_at_their_own_time(model, monkeypat
     stops = sorted({ids[5] for ids in free[:3]})  # tokens of the answers themselves, so that rows end at various times
     with batching.evaluation(model):
         how = generate._drawing(0.0, 1.0) | {"max_new_tokens": 20, "eos_token_id": stops}
-        got = generate._continue(model, given, how)
+        got = generate.continue_ids(model, given, how)
     for ids, (out, first, seconds) in zip(free, got, strict=True):
         end = next((i + 1 for i, token in enumerate(ids) if token in stops), len(ids))
         assert out == ids[:end] and (first, seconds) == (1, end)
@@ -100,7 +100,7 @@ def test_a_mixture_that_a_trainer_made_balance_its_router_still_decodes(tokenize
     found = []
     for small.config.output_router_logits in (False, True):
         with batching.evaluation(small):
-            found.append([row[0] for row in generate._continue(small, [[5, 6, 7], [8]], how)])
+            found.append([row[0] for row in generate.continue_ids(small, [[5, 6, 7], [8]], how)])
     assert found[0] == found[1] and small.config.output_router_logits
 
 

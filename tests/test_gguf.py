@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 import urllib.error
-from types import SimpleNamespace
 
 import families
 import gguf as package
@@ -18,12 +17,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny_qwen import TEMPLATE, tiny_config
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM, XGLMConfig
 
 from lib.export import gguf, serve
-from lib.model import gguf_convert
+from lib.model import gguf_convert, layout
 from lib.pipeline import programs
-from lib.qat import layout, rounding
+from lib.qat import rounding
 
 CORPUS = [f"A patient aged {n} with fever, chest pain and {n % 7} days of cough isn't well." for n in range(200)]
 
@@ -70,7 +69,14 @@ def twin(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bf16(twin, tmp_path_factory):
-    return gguf.convert(twin[0], tmp_path_factory.mktemp("gguf") / "model-bf16.gguf", "bf16")
+    header = {"general.name": "a twin", "general.license.name": "mit", "general.description": "Base: none."}
+    return gguf.convert(twin[0], tmp_path_factory.mktemp("gguf") / "model-bf16.gguf", "bf16", header)
+
+
+def test_a_file_says_what_it_is(bf16):
+    fields = gguf.GGUFReader(bf16).fields
+    said = [fields[f"general.{key}"].contents() for key in ("name", "license.name", "description")]
+    assert said == ["a twin", "mit", "Base: none."]
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +107,10 @@ def test_names_of_a_peft_model_are_those_of_its_merge(twin):
     assert {n: p.tensors for n, p in layout.of(model).items()} == {n: p.tensors for n, p in layout.of(twin[1]).items()}
 
 
-def test_unknown_architecture_is_refused():
-    model = SimpleNamespace(config=SimpleNamespace(model_type="abacus"))
-    with pytest.raises(ValueError, match="'abacus' has no GGUF architecture"):
-        layout.of(model)
+def test_an_architecture_without_a_gguf_form_is_refused():
+    config = XGLMConfig(d_model=64, attention_heads=4, num_layers=1, ffn_dim=64, vocab_size=100)
+    with pytest.raises(ValueError, match="no GGUF form for model_type 'xglm'.*XGLMForCausalLM"):
+        layout.check(config, trained=False)
 
 
 @pytest.mark.parametrize("kind", ["q4_0", "q8_0"])
@@ -214,6 +220,20 @@ def test_a_quantized_file_is_written_out_in_full_and_tells_of_an_importance_matr
         write()
     marked.close()
     assert gguf.imatrix(tmp_path / "marked.gguf")
+
+
+def test_an_importance_matrix_changes_the_rounding_and_the_file_says_so(bf16, text, tmp_path):
+    matrix = gguf.importance(bf16, [text.read_text()], tmp_path / "importance.gguf", ctx=64)
+    plain, helped = (
+        gguf.quantize(bf16, tmp_path / f"{name}.gguf", "q4_0", importance=given)
+        for name, given in (("plain", None), ("helped", matrix))
+    )
+    assert gguf.imatrix(helped) and not gguf.imatrix(plain)
+    ours, theirs = dict(gguf.dequantize(plain, kept=False)), dict(gguf.dequantize(helped, kept=False))
+    assert set(ours) == set(theirs) < set(gguf.tensor_types(plain))
+    assert any(not np.array_equal(ours[name], theirs[name]) for name in ours)
+    with pytest.raises(ValueError, match="importance matrix of"):
+        gguf.importance(bf16, ["short"], tmp_path / "none.gguf", ctx=64)
 
 
 def test_an_adapter_is_served_beside_its_base_and_switched(twin, bf16, tmp_path):

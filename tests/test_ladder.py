@@ -11,11 +11,15 @@ def test_a_block_shows_every_value_of_its_grid_and_tells_the_unused_ones():
     assert {line.get_ydata()[0]: line.get_linestyle() for line in lines} == {-2: "-", -1: "--", 0: "--", 1: "-"}
 
 
-def test_divergences_stand_on_a_logarithmic_axis_without_the_file_itself():
-    rows = [{"name": "bf16", "value": 0.0, "stderr": 0.0}, {"name": "q4_0", "value": 0.004, "stderr": 0.003}]
+def test_divergences_stand_over_file_sizes_without_the_file_itself():
+    rows = [
+        {"name": "bf16", "mib": 4.0, "value": 0.0, "stderr": 0.0},
+        {"name": "q4_0", "mib": 1.5, "value": 0.004, "stderr": 0.003},
+    ]
     (ax,) = ladder.divergence(rows).axes
-    assert ax.get_xscale() == "log" and "nats" in ax.get_xlabel()
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["q4_0"]
+    assert ax.get_yscale() == "log" and "nats" in ax.get_ylabel() and "MiB" in ax.get_xlabel()
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["q4_0"]
     (bar,) = ax.containers
-    low, high = bar.lines[1][0].get_xdata()[0], bar.lines[1][1].get_xdata()[0]
+    low, high = bar.lines[1][0].get_ydata()[0], bar.lines[1][1].get_ydata()[0]
     assert (low, high) == (pytest.approx(0.0004), pytest.approx(0.004 + 1.96 * 0.003))
+    assert bar.lines[0].get_xdata()[0] == 1.5

@@ -9,7 +9,7 @@ STEM = (
     "A 61-year-old man with long-standing diabetes comes with two days of fever, flank pain on the left, "
     "vomiting and burning when he passes water. Which drug is given first?"
 )
-WORDING = "which of the following is the most likely diagnosis in this patient today"
+WORDING = "the findings were discussed with the family and consent was given before the test"
 
 
 def record(instruction, source="a", options=(), **fields):
@@ -56,11 +56,11 @@ def test_options_do_not_hide_a_question():
 
 
 def test_exam_wording_is_no_evidence():
-    exam = {"exam": [record(f"Short story one. And now, {WORDING}?", "exam")]}
-    few = [record(f"Case {n} of anaemia. And now, {WORDING}?") for n in range(10)]
+    exam = {"exam": [record(f"Short story one. And now, {WORDING}.", "exam")]}
+    few = [record(f"Case {n} of anaemia. And now, {WORDING}.") for n in range(10)]
     assert len(found(scan(few, exam))["gram_8"]) == 10
-    assert found(scan([*few, record(f"Another. And now, {WORDING}?")], exam))["gram_8"] == []
-    assert len(found(scan([*few, record(f"Another. And now, {WORDING}?")], exam, boilerplate=11))["gram_8"]) == 11
+    assert found(scan([*few, record(f"Another. And now, {WORDING}.")], exam))["gram_8"] == []
+    assert len(found(scan([*few, record(f"Another. And now, {WORDING}.")], exam, boilerplate=11))["gram_8"]) == 11
 
 
 def test_short_questions_have_no_grams_but_are_found_whole():

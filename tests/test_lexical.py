@@ -81,6 +81,7 @@ def test_agreement_with_the_key_by_hand():
         item("") | {"answers": {"a": terse, "b": wordy}},  # the words alone prefer the wrong one
         item("") | {"answers": {"a": terse, "b": "Answer: C"}},  # and cannot tell these apart
         item("") | {"answers": {"a": good, "b": good}},
+        item("") | {"answers": {"a": good, "b": "</think> </tool_call>"}},  # garbage could not have been right
     ]
     found = lexical.agreement(asked)
     assert (found["value"], found["n"]) == (0.5, 3)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import GptOssConfig, LlamaConfig, Qwen3Config
+from transformers import Gemma3TextConfig, GptOssConfig, LlamaConfig, Qwen3Config
 
 from lib.chat import encoding, packing
 
@@ -12,6 +12,21 @@ from lib.chat import encoding, packing
 def test_llama_and_qwen3_are_exact(config, attention):
     found = packing.exact(config, attention)
     assert found["exact"] and found["difference"] <= 1e-5 and found["architecture"] == config.model_type
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_sliding_window_is_measured_where_it_cuts(attention):
+    """Gemma 3 has one in five layers of six: the small model has both kinds, and a window inside a conversation."""
+    config = Gemma3TextConfig(sliding_window=512)
+    model = packing.small(config, attention)
+    assert model.config.layer_types == ["sliding_attention", "full_attention"]
+    ids = torch.randint(3, 64, (1, max(packing.LENGTHS)), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        cut = packing._losses(model, ids)
+        model.config.sliding_window = 512
+        whole = packing._losses(model, ids)
+    assert (cut - whole)[: packing.WINDOW - 1].abs().max() < 1e-5 < 1e-3 < (cut - whole).abs().max()
+    assert packing.exact(config, attention)["exact"]
 
 
 def test_gpt_oss_without_flash_kernels_leaks_and_is_not_packed():

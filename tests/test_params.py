@@ -10,7 +10,7 @@ from transformers import GPT2Config, GptOssConfig, LlamaConfig, Qwen3Config
 from trl import SFTConfig
 
 from lib.chat import packing
-from lib.dataset import curriculum, sources
+from lib.dataset import curriculum, entries, sources
 from lib.model import loading
 from lib.pipeline import recipe
 from lib.pipeline.files import ROOT
@@ -59,7 +59,7 @@ def differences(published, cfg, beside):
 
 
 def test_every_system_has_its_recipe():
-    assert set(PUBLISHED) | {"tiny", "my_model"} == set(NAMES)
+    assert set(PUBLISHED) | {"tiny", "my_model", "gemma3_270m"} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -79,7 +79,7 @@ def test_a_recipe_is_ready_to_run(name):
     cfg = recipe.load(name)
     data, trained = cfg.data, cfg.sft
     for spec in data["sources"] + data["test_sources"] + data["truth_sources"]:
-        sources.check_spec(spec)
+        entries.check_spec(spec)
         one_of_many = len(sources.lookup(spec["name"]).configs) > 1
         assert spec.get("config") or not one_of_many, f"{spec['name']} needs a config"
     curriculum.stages(data["stages"], {spec["name"] for spec in data["sources"]})

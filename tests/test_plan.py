@@ -203,6 +203,19 @@ def test_planned_rate_stays_below_the_measured_one():
     assert ASSUMED["utilization"]["lora"] <= 402 / 989
 
 
+def test_every_prompt_that_is_answered_and_every_file_of_chapter_4_is_counted():
+    tiny = recipe.load("tiny").sections()
+    assert budget.prompts(tiny) == 240 + 2 * 64 + 25
+    few = tiny | {"data": tiny["data"] | {"screens": 1, "cases": 1}}
+    shape, gpu = shapes.config("Llama-3.1-8B"), memory.gpu("h100", ASSUMED)
+    hours = [budget.answering_hours(chosen, shape, gpu, ASSUMED, 10**9) for chosen in (tiny, few)]
+    assert hours[0] / hours[1] == 7 / 5  # batches of 60: 393 prompts, and 243
+    assert budget.on_the_grid(tiny, ASSUMED, {"bf16": 1600}) == 4 * [450]  # 4.5 bits of 16
+    usual = tiny | {"qat": tiny["qat"] | {"scheme": "int4_weight_only"}}
+    assert budget.on_the_grid(usual, ASSUMED, {"bf16": 1600}) == 3 * [450]
+    assert budget.on_the_grid(tiny | {"qat": None}, ASSUMED, {"bf16": 1600}) == []
+
+
 def test_judging_by_hand():
     judge = {"questions": 50, "candidates": ["base", "sft", "q8_0"], "judges": ["lexical", "gpt-4.1-2025-04-14", "own"]}
     found = budget.judging(sections() | {"judge": judge}, ASSUMED)

@@ -6,6 +6,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_qwen import tiny_config
 from transformers import Qwen3ForCausalLM
 
+from lib.model import layout
 from lib.qat import grids, rounding
 
 SIZES = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 96, "num_hidden_layers": 1, "head_dim": 32}
@@ -127,6 +128,20 @@ def test_coverage_counts_parameters_and_names_what_is_skipped():
     assert found["share"] == pytest.approx(608 * 256 / found["parameters"])
     assert "model.layers.0.mlp.gate_proj.weight" in found["skipped"]
     assert "model.embed_tokens.weight" not in found["skipped"]
+
+
+def test_the_numbers_of_a_file_are_put_back_where_they_belong():
+    types = q4_types(plain_model())
+    wanted = rounding.quantize_model(plain_model(), types)
+    held = dict(wanted.named_parameters())
+    tensors = [
+        (tensor, part.detach().float().contiguous().numpy())
+        for name, place in layout.of(wanted).items()
+        if types[name] != "f32"
+        for tensor, part in zip(place.tensors, place.parts(held[name]), strict=True)
+    ]
+    read = rounding.read_file(plain_model(), tensors)
+    assert len(tensors) == 8 and all(torch.equal(p, held[name]) for name, p in read.named_parameters())
 
 
 UP = "model.layers.0.mlp.up_proj.weight"

@@ -5,7 +5,8 @@ import test_qat
 import torch
 from test_qat import TOKENS
 
-from lib.qat import grids, layout, rounding
+from lib.model import layout
+from lib.qat import grids, rounding
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
 

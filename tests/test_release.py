@@ -5,6 +5,7 @@ import torch
 from huggingface_hub import ModelCard
 from test_gguf import bf16, twin  # noqa: F401 (fixtures)
 
+from lib.dataset import sources
 from lib.export import release, serve
 
 
@@ -25,15 +26,6 @@ class Tokenizer:
 
     def __call__(self, text, add_special_tokens):
         return {"input_ids": [ord(c) for c in text]}
-
-
-def test_a_modelfile_prompts_as_the_template_does():
-    text = release.modelfile("m.gguf", Tokenizer(), None, ctx=64)
-    template = text.split('"""')[1]
-    prompt = template.partition("{{ .Response }}")[0].replace("{{ .Prompt }}", "Why?")
-    assert prompt == "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
-    assert text.startswith("FROM ./m.gguf\n") and template.endswith("{{ .Response }}<|im_end|>")
-    assert 'PARAMETER stop "<|im_end|>"' in text and 'PARAMETER stop "<|endoftext|>"' in text
 
 
 def test_parity_counts_equal_prompts_and_shows_the_first_difference():
@@ -58,15 +50,29 @@ SOURCE = {"source": "medreason", "licence": "Apache-2.0", "rows": 1200, "commerc
 def test_a_card_holds_the_ladder_the_licences_and_what_they_do_not_allow():
     run, base = {"recipe": "tiny", "run": "tiny"}, "C:/models: my base #2"  # which YAML would read otherwise
     ladder = [{"file": "q4_0", "accuracy": "80 %", "tokens/s": None}]
-    card = release.model_card("m", base, ladder, [SOURCE], run)
+    card = release.model_card("m", {"base": base}, ladder, [SOURCE], run)
     assert "| q4_0   | 80 %       |" in card and "medreason: 1,200 training rows, licence Apache-2.0" in card
     assert "license: apache-2.0" in card and ModelCard(card).data.base_model == base
     odd = [SOURCE | {"source": "a", "licence": "unknown", "commercial": None},
            SOURCE | {"source": "b", "licence": "CC-BY-NC-4.0", "commercial": False}]  # fmt: skip
-    card = release.model_card("m", base, ladder, [SOURCE, *odd], run)
+    card = release.model_card("m", {"base": base}, ladder, [SOURCE, *odd], run)
     assert release.licence_warnings([SOURCE]) == [] and card.count("Wu (2025)") == 1
     assert "Licence of a: unknown, terms not known" in card and "license: other" in card
     assert "Licence of b: CC-BY-NC-4.0, commercial use excluded" in card
+
+
+def test_only_a_model_of_the_hub_is_named_as_base_and_the_clinics_rows_as_ours(tmp_path):
+    entries = [sources.credited({"name": name}, "clinic") for name in ("medical_o1", "medqa_bigbio")]
+    ours = [{"source": spec["label"], "rows": 317, **sources.terms(spec)} for spec in entries]
+    run, model = {"recipe": "tiny", "run": "tiny"}, {"base": "twin", "twin": {"architecture": "qwen3"}}
+    card, header = release.model_card("m", model, [], ours, run), release.header("m", model, ours)
+    assert ModelCard(card).data.base_model is None and "a tiny qwen3 model, pretrained from nothing" in card
+    assert "clinic, in medical_o1's columns: 317 training rows, licence MIT" in card and "license: mit" in card
+    for lie in ("Apache", "HuatuoGPT", "Jin et al", "terms not known", "base_model"):
+        assert lie not in card
+    assert header["general.license.name"] == "mit" and "317 rows of clinic, in medical_o1's columns" in str(header)
+    folder = release.model_card("m", {"base": str(tmp_path)}, [], [SOURCE], run)
+    assert tmp_path.name in folder and str(tmp_path.parent) not in folder
 
 
 def test_the_first_parting_counts_with_its_lead():

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from lib.dataset import answers, ingest, readers, sources
+from lib.dataset import answers, curriculum, entries, ingest, readers, sources
 from lib.pipeline.files import ROOT
 
 GOOD = {
@@ -51,14 +51,14 @@ SAMPLE_REASONS = {  # (rows kept, the reasons of the others)
         8,
         "answer_conflict options_unparsable options_unparsable options_unparsable wrong_type empty_answer",
     ),
-    "jsonl": (
+    "own": (
         4,
         "reasoning_too_short reasoning_too_short reasoning_too_short reasoning_too_short reasoning_too_short "
         "missing_column empty_question answer_not_in_options answer_ambiguous answer_conflict "
         "options_unparsable empty_answer wrong_type",
     ),
 }
-SAMPLE_REASONS["parquet"] = SAMPLE_REASONS["jsonl"]
+SAMPLE_REASONS |= dict.fromkeys(("jsonl", "parquet"), SAMPLE_REASONS["own"])  # other names of a user's own file
 
 
 def reasons_of(name, row, **options):
@@ -98,6 +98,8 @@ def test_multiple_choice_record_is_complete():
         "options": ["Vitamin A", "Vitamin C", "Vitamin K"],
         "answer": "Vitamin C",
         "letter": "B",
+        "history": [],
+        "skill": None,
     }
 
 
@@ -253,7 +255,9 @@ def test_hub_column_renamed(local_hub):
         ({"config": "en"}, "should read {name: medreason"),
         ({"name": "medreson"}, "the nearest valid name is 'medreason'"),
         ({"name": "medreason", "splt": "test"}, "unknown key 'splt'.*nearest valid name is 'split'"),
-        ({"name": "medreason", "path": "x"}, "unknown key 'path'"),
+        ({"name": "medreason", "label": "x"}, "unknown key 'label'"),
+        ({"name": "own", "path": "x", "columns": {"outptu": "y"}}, "'outptu'.*the nearest valid name is 'output'"),
+        ({"name": "own", "path": "x", "turns": "first"}, "turns: found 'first'.*valid are each, last"),
         ({"name": "medical_o1", "config": "eng"}, "medical_o1.config: found 'eng'.*nearest valid name is 'en'"),
         ({"name": "medqa_bigbio", "config": "med_qa_en_5options_source"}, "'med_qa_en_4options_source'"),
         ({"name": "medreason", "config": "en"}, "medreason.config: found 'en'"),
@@ -266,14 +270,14 @@ def test_hub_column_renamed(local_hub):
 )
 def test_a_wrong_spec_is_refused_before_anything_is_read(spec, said):
     with pytest.raises(ValueError, match=said):
-        sources.check_spec(spec)
+        entries.check_spec(spec)
 
 
 def test_good_specs_and_that_checking_them_loads_neither_datasets_nor_torch():
-    specs = [{"name": name} for name in sources.SOURCES if name not in ("jsonl", "parquet")]
+    specs = [{"name": name} for name in sources.SOURCES if name not in sources.OWN_NAMES]
     specs += [{"name": "pubmedqa", "config": "pqa_labeled", "split": "test", "revision": "abc"}]
     specs += [{"name": "jsonl", "path": "my.jsonl", "licence": "CC0-1.0", "citation": "me", "split": None}]
-    code = f"import sys\nfrom lib.dataset import sources\nfor s in {specs!r}: sources.check_spec(s)\n"
+    code = f"import sys\nfrom lib.dataset import entries\nfor s in {specs!r}: entries.check_spec(s)\n"
     code += "print(sorted({'torch', 'datasets', 'transformers'} & set(sys.modules)))"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (ran.stdout.strip(), ran.stderr) == ("[]", "")
@@ -294,10 +298,11 @@ def test_a_file_of_the_users_own_is_read_whatever_the_origin(tmp_path, name, ori
         path.write_text("".join(json.dumps(row) + "\n" for row in OWN))
     else:
         parquet.write_table(pa.Table.from_pylist(OWN), path)
-    spec, read = {"name": name, "path": str(path), "licence": "CC0-1.0"}, []
+    spec, read = {"name": name, "path": str(path), "licence": "CC0-1.0", "max_rejected": 0.5}, []
     found = readers.rows(spec, origin, stage_file=lambda asked: read.append(asked) or path)
     records, reasons = ingest.convert(name, found, spec)
     assert dict(reasons) == {"kept": 2, "empty_question": 1} and read == [str(path)]
+    assert {record["source"] for record in records} == {name}, "labelled gives a label"
     assert [(r["row_id"], r["letter"], r["licence"]) for r in records] == [
         ("1", "B", "CC0-1.0"),
         ("2", None, "CC0-1.0"),
@@ -309,15 +314,15 @@ def test_a_parquet_cell_that_is_not_utf8_is_counted(tmp_path):
     raw = pa.array([b"Which?", b"Wh\xffch?", b"Why?"]).view(pa.string())
     table = pa.table({"instruction": raw, "output": ["a", "b", "c"], "unread": [b"\xff"] * 3})
     parquet.write_table(table, tmp_path / "mine.parquet")
-    spec = {"name": "parquet", "path": str(tmp_path / "mine.parquet")}
+    spec = {"name": "own", "path": str(tmp_path / "mine.parquet"), "max_rejected": 0.5, "columns": {"ignore": "unread"}}
     assert ingest.convert("parquet", readers.rows(spec, "hub"), spec)[1] == {"kept": 2, "bad_utf8": 1}
 
 
 def test_files_that_are_not_there_or_not_what_they_are_called(tmp_path):
     (tmp_path / "x.parquet").write_text("text")
-    parquet.write_table(pa.table({"prompt": ["x"], "output": ["y"]}), tmp_path / "y.parquet")
-    for path, said in (("gone.parquet", "expected a file"), ("x.parquet", "is no Parquet file"),
-                       ("y.parquet", r"parquet \(your own file\) lacks \['instruction'\]")):  # fmt: skip
+    (tmp_path / "z.parquet").write_bytes(b"PAR1 and no more")
+    for path, said in (("gone.parquet", "expected a file"), ("x.parquet", "neither JSON nor a table"),
+                       ("z.parquet", "is a damaged Parquet file")):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             readers.rows({"name": "parquet", "path": str(tmp_path / path)}, "hub")
     with pytest.raises(ValueError, match="path is None, expected a file"):
@@ -328,7 +333,7 @@ def test_a_number_of_too_many_digits_does_not_stop_a_file(tmp_path):
     (tmp_path / "x.jsonl").write_text(
         '{"instruction": ' + "9" * 5000 + ', "output": "x"}\n' + json.dumps(OWN[0]) + "\n"
     )
-    spec = {"name": "jsonl", "path": str(tmp_path / "x.jsonl")}
+    spec = {"name": "jsonl", "path": str(tmp_path / "x.jsonl"), "max_rejected": 0.5}
     assert ingest.convert("jsonl", readers.rows(spec, "hub"), spec)[1] == {"not_an_object": 1, "kept": 1}
 
 
@@ -402,7 +407,7 @@ def test_pubmedqas_ids_from_a_local_file_and_what_is_said_of_wrong_ones(pubmedqa
         readers.rows(spec, "hub")
     ids.unlink()
     (pubmedqa / "test_ground_truth.json").unlink()
-    with pytest.raises(ValueError, match="cannot read the ids of PubMedQA.*put the ids, one a line, into"):
+    with pytest.raises(ValueError, match="cannot read the ids of PubMedQA.*or the ids, one a line, into"):
         readers.rows(spec, "hub")
 
 
@@ -437,7 +442,7 @@ def test_a_ground_truth_is_joined_by_question():
 
 def test_every_source_says_whether_its_licence_allows_commercial_use():
     unclear = {name for name, source in sources.SOURCES.items() if source.commercial is None}
-    assert unclear == {"medqa", "medqa_bigbio", "jsonl", "parquet"}
+    assert unclear == {"medqa", "medqa_bigbio", *sources.OWN_NAMES}
     assert all(source.citation and source.hub_id for name, source in sources.SOURCES.items() if name not in unclear)
 
 
@@ -449,3 +454,27 @@ def test_the_clinic_reads_the_hubs_words_for_a_split():
     assert readers.rows(spec | {"split": "test[-5:]"}, "clinic") == whole["test"][-5:]
     with pytest.raises(ValueError, match=r"no split 'train\[:10%\]': expected train, validation or test"):
         readers.rows(spec | {"split": "train[:10%]"}, "clinic")
+
+
+@pytest.mark.parametrize("origin", ["clinic", "samples"])
+@pytest.mark.parametrize("name", [name for name, source in sources.SOURCES.items() if source.hub_id])
+def test_rows_written_here_are_credited_to_this_repository(name, origin):
+    entry = {"name": name, "config": next(iter(sources.SOURCES[name].configs), None), "revision": "abc"}
+    spec = sources.credited(entry, origin)
+    if origin == "clinic" and name == "medical_r1_zh":
+        return  # the clinic writes no Chinese
+    records, _ = ingest.convert(name, readers.rows(spec, origin), spec)
+    assert {record["source"] for record in records} == {f"{origin}, in {name}'s columns"}
+    assert {record["licence"] for record in records} == {"MIT"} == {sources.terms(spec)["licence"]}
+    assert sources.terms(spec)["commercial"] and f"data/{origin}" in sources.terms(spec)["citation"]
+    assert all(record["id"].startswith(f"{origin}, in {name}") for record in records)
+    assert curriculum.stages([{"name": name}], {records[0]["source"]}) == [(name, {records[0]["source"]: 1.0})]
+
+
+def test_rows_of_the_hub_and_of_a_users_file_keep_their_own_credit():
+    hub = sources.credited({"name": "medqa_bigbio"}, "hub")
+    assert (hub["label"], hub["from"], sources.terms(hub)["licence"]) == ("medqa_bigbio", "bigbio/med_qa", "unknown")
+    own = {"name": "jsonl", "path": "data/mine.jsonl", "licence": "CC0", "citation": "me"}
+    for origin in ("clinic", "hub"):
+        assert sources.terms(sources.credited(own, origin)) == {"licence": "CC0", "commercial": None, "citation": "me"}
+        assert sources.credited(own, origin)["label"] == "jsonl"

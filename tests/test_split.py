@@ -129,3 +129,23 @@ def test_impossible_splits_say_what_to_mend():
 
 def test_no_eval_and_no_test():
     assert [int(mask.sum()) for mask in parts_of(many(), 0, 0).values()] == [360, 0, 0]
+
+
+def test_the_turns_of_a_conversation_are_one_question_and_none_is_a_duplicate_of_another():
+    def turn(history, asked, said):
+        history = [{"role": role, "content": text} for role, text in history]
+        return record(asked) | {"output": said, "history": history}
+
+    opening = [("system", "Be brief."), ("user", "My nose runs."), ("assistant", "For how long?")]
+    records = [
+        turn(opening[:1], "My nose runs.", "For how long?"),
+        turn(opening, "Two days.", "Rest."),
+        turn([("user", "My ear hurts."), ("assistant", "For how long?")], "Two days.", "Come in."),
+        turn(opening, "Two days.", "Rest."),
+    ]
+    keys = split.keys(records, 42)
+    first, second, other, again = keys.question
+    assert first == second == again != other
+    assert list(split.duplicates(keys)) == [False, False, False, True]
+    assert split.conversation(records[1]) == "My nose runs.\n\nFor how long?\n\nTwo days."
+    assert split.signed(records[1]) != split.signed(records[2]) and split.signed(records[0]) == "My nose runs."

@@ -51,17 +51,17 @@ def over_base(folder, more=None, **model):
     return recipe.load("tiny", {"model": fields, "qat": None, "judge.candidates": ["base", "sft"]} | (more or {}))
 
 
-def tiny_trainer(folder, lengths, lora=None, callbacks=(), **fields):
+def tiny_trainer(folder, lengths, lora=None, callbacks=(), kind=SFTTrainer, **fields):
     """TRL's trainer of four steps on a CPU: an untrained model, with an adapter for LoraConfig fields `lora`.
 
-    lengths: of its rows, each of one repeated token. fields: of SFTConfig.
+    lengths: of its rows, each of one repeated token. kind: a subclass of SFTTrainer. fields: of SFTConfig.
     """
     tokenizer, model = byte_tokenizer(), random_model(byte_tokenizer(), 1)
     rows = Dataset.from_list([{"input_ids": [5 + n] * n, "labels": [5 + n] * n} for n in lengths])
     if lora is not None:
         model = get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **lora))
     given = {"learning_rate": 1e-2, "dataset_kwargs": {"skip_prepare_dataset": True}}
-    return cpu_trainer(model, tokenizer, rows, folder, callbacks=list(callbacks), **given | fields)
+    return cpu_trainer(model, tokenizer, rows, folder, kind, list(callbacks), **given | fields)
 
 
 def cpu_trainer(model, tokenizer, rows, folder, kind=SFTTrainer, callbacks=None, teacher=None, **fields):

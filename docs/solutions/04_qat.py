@@ -18,7 +18,7 @@ def main(*folders):
         served = read_json(run / "05_export" / "stage.json")["metrics"]["perplexity"] if _exported(run) else {}
         for name, row in served.items():
             if name.startswith("qat") and "bf16" not in name:
-                print(f"  {name}: {row['kld']:.5f} nats of KL divergence from chapter 3's model")
+                print(f"  {name}: {row['kld']:.5f} nats of KL divergence from the control, unrounded")
     print("Labels lower the loss of the file further, because they teach more of the data. Distillation changes the")
     print("answers less, because its target is the model itself: take it where those answers were approved.")
 

@@ -35,11 +35,13 @@ FORMATS: dict[str, Callable[[str, str], dict]] = {
 def messages(record: dict, fmt: str, answer: bool = True) -> list[dict]:
     """Chat messages of a record: the question and, with `answer`, the assistant's reasoning and output.
 
-    Raises ValueError for an unknown format.
+    Before the question stands the record's `history`, a system prompt or earlier turns, where it has one. Raises
+    ValueError for an unknown format.
     """
     if fmt not in FORMATS:
         raise ValueError(f"chat.format is {fmt!r}, known are {', '.join(FORMATS)}: mend the recipe in params/")
-    turns = [{"role": "user", "content": neutralise(record["instruction"])}]
+    turns = [{"role": t["role"], "content": neutralise(t["content"])} for t in record.get("history") or ()]
+    turns.append({"role": "user", "content": neutralise(record["instruction"])})
     if answer:
         content = FORMATS[fmt](neutralise(record["reasoning"]), neutralise(record["output"]))
         turns.append({"role": "assistant", **content})
@@ -50,6 +52,13 @@ def _sides(turns, tokenizer, date, effort) -> tuple[str, str]:
     """(prompt, the assistant's turn): what is context, and what is learnt."""
     prompt = render(turns[:-1], tokenizer, True, date, effort)
     full = render(turns, tokenizer, False, date, effort)
+    at = 0
+    for turn in turns[:-2]:
+        if (at := prompt.find(turn["content"], at)) < 0:
+            raise ValueError(
+                f"the chat template of {tokenizer.name_or_path!r} does not write a conversation's {turn['role']} turn "
+                f"{turn['content'][:60]!r} as it stands: the conversation cannot be trained on this base"
+            )
     if not full.startswith(prompt):
         at = next((i for i, pair in enumerate(zip(prompt, full, strict=False)) if pair[0] != pair[1]), len(full))
         raise ValueError(
@@ -163,14 +172,14 @@ def _encoded(rows, tokenizer):
 def tokenize(records: Iterable[dict], tokenizer, fmt: str, date=None, effort=None) -> Iterator[tuple]:
     """(input_ids, labels) of every record, in order, as `encode` gives them, BATCH at a time.
 
-    The template is rendered once around placeholders, and the records are put in their places; the first row and every
-    CHECKED-th are rendered by the template too, and cut by character. Where they differ, because a template changes
-    what it is given, all rows are done so. Raises ValueError as `encode` and Frame.of do.
+    The template is rendered once around placeholders, and the records are put in their places; the first row, every
+    CHECKED-th and all with a history are rendered by the template, and cut by character. Where they differ, because it
+    changes what it is given, all rows are done so. Raises ValueError as `encode` and Frame.of do.
     """
     frames, batch, direct = {}, [], False
     for number, record in enumerate(records):
-        reasons = bool(record["reasoning"])
-        check = direct or number % CHECKED == 0 or reasons not in frames
+        reasons, spoken = bool(record["reasoning"]), bool(record.get("history"))
+        check = direct or spoken or number % CHECKED == 0 or reasons not in frames
         if reasons not in frames:
             frame = Frame.of(tokenizer, fmt, date, effort, reasons)
             frames[reasons] = frame, Border(frame, tokenizer)
@@ -178,7 +187,7 @@ def tokenize(records: Iterable[dict], tokenizer, fmt: str, date=None, effort=Non
         pair = frame.texts(record)
         if check:
             rendered = _sides(messages(record, fmt), tokenizer, date, effort)
-            direct = direct or rendered != pair
+            direct = direct or (rendered != pair and not spoken)
             pair = rendered
         batch.append((*pair, None if check else border))
         if len(batch) == BATCH:

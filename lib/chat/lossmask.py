@@ -7,8 +7,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from lib.chat.encoding import Frame, documents, encode, messages
-from lib.chat.turns import IGNORE_INDEX, control_tokens, end_token
+from lib.chat.turns import IGNORE_INDEX, control_tokens, end_token, render
 
+ASKED, SAID = "\ue0005\ue001", "\ue0006\ue001"  # stand for a question and for what stood before it
+BATCHES = 16  # of a trainer that are looked at for a row with all of its parts
 REGIONS = ("prompt", "reasoning", "answer", "end")
 
 
@@ -24,6 +26,7 @@ class Regions:
             except ValueError:
                 if reasons:
                     raise
+        _, self.opens = openings(tokenizer, date, effort)
         self.last = fmt == "instruction"  # there a blank line may stand inside the reasoning
         self.end = end_token(tokenizer)
         self.anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
@@ -52,7 +55,9 @@ class Regions:
     def _borders(self, text):
         """[(region, end position)] in order; the last one reaches beyond the text."""
         frame = self.frames[0]
-        start = text.find(frame.tail)  # data cannot hold it: its control tokens are broken
+        start = text.find(
+            frame.tail, max(0, text.rfind(self.opens))
+        )  # data cannot hold either: control tokens are broken
         if start < 0:
             return [("prompt", len(text) + 1)]
         start += len(frame.tail)
@@ -79,6 +84,18 @@ class Regions:
         return counts
 
 
+def openings(tokenizer, date=None, effort=None) -> tuple[str, str]:
+    """What a template writes before a system prompt, and between an answer and a further question."""
+    turns = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": SAID},
+        {"role": "user", "content": ASKED},
+    ]
+    told = render([{"role": "system", "content": SAID}, *turns[:1]], tokenizer, True, date, effort)
+    two = render(turns, tokenizer, True, date, effort)
+    return told.partition(SAID)[0].strip(), two.partition(SAID)[2].partition(ASKED)[0].strip()
+
+
 def shares(counts: Counter) -> dict[str, float | None]:
     """Share of each region's tokens that carries loss, None where the region has no token."""
     totals = {region: counts[region, True] + counts[region, False] for region in REGIONS}
@@ -94,14 +111,14 @@ def final_only(input_ids, labels, tokenizer, fmt: str, date=None, effort=None) -
     return [IGNORE_INDEX if region == "reasoning" else label for region, label in zip(regions, labels, strict=True)]
 
 
-def audit_batches(batches: Iterable, tokenizer, fmt: str = "think", date=None, effort=None, at_most: int = 16) -> dict:
+def audit_batches(batches: Iterable, tokenizer, fmt="think", date=None, effort=None, reasoned: bool = True) -> dict:
     """The audit of a trainer's own first batches: one, or more where the first holds only rows without their end.
 
-    batches: of a training dataloader. It goes on, to at most so many, until it has seen reasoning, answer and an end
-    token. Returns and raises as `Audit.result`.
+    batches: of a training dataloader. It goes on, to at most BATCHES, until it has seen reasoning, answer and an end
+    token. Returns and raises as `Audit.result`; reasoned: as there.
     """
-    check = Audit(tokenizer, fmt, date, effort)
-    for batch in itertools.islice(batches, at_most):
+    check = Audit(tokenizer, fmt, date, effort, reasoned)
+    for batch in itertools.islice(batches, BATCHES):
         for ids, labels in documents(batch):
             check.add(ids, labels)
         if None not in [share for region, share in shares(check.counts).items() if region != check.optional]:
@@ -114,12 +131,18 @@ class Audit:
 
     Both raise ValueError: where the prompt carries loss, or reasoning, answer or end token do not; where the
     beginning-of-sequence token is missing or doubled; where text of the data became a control token.
+    reasoned: False where no row has reasoning, so that none can be trained; it may be set until the result is asked.
     """
 
-    def __init__(self, tokenizer, fmt: str = "think", date=None, effort=None):
+    def __init__(self, tokenizer, fmt: str = "think", date=None, effort=None, reasoned: bool = True):
         self.regions, self.writes = Regions(tokenizer, fmt, date, effort), Control(tokenizer, fmt, date, effort)
         self.counts, self.cut, self.number = Counter(), 0, 0
-        self.optional = "reasoning" if fmt == "instruction" else None  # there it may be what a data set does not teach
+        self.fmt, self.reasoned = fmt, reasoned
+
+    @property
+    def optional(self):
+        """The region that need not be there: what a format does not mark, or the data does not teach."""
+        return "reasoning" if self.fmt == "instruction" or not self.reasoned else None
 
     def add(self, input_ids, labels) -> Counter:
         """Check one row; returns its number of tokens by (region, carries loss). Raises ValueError, see above."""
@@ -131,11 +154,12 @@ class Audit:
         self.writes.check(input_ids, is_cut, self.number)
         return one
 
-    def result(self, max_cut: float = 1.0) -> dict:
+    def result(self, max_cut: float = 1.0, left_out: int = 0) -> dict:
         """{"rows", "cut", "tokens", "trained", "shares", "regions"} of all rows that were added.
 
         `cut` counts rows that lost their end token, `regions` the tokens of each part, `shares` those with loss.
-        Raises ValueError, see above, and when more than max_cut of the rows are cut.
+        left_out: rows that were not added, because the cut leaves nothing to learn. Raises ValueError, see above, and
+        when more than max_cut of all rows are cut or left out.
         """
         found = shares(self.counts)
         wrong = {region: share for region, share in found.items() if share != (region != "prompt")}
@@ -147,9 +171,10 @@ class Audit:
                 f"prompt 0 and the others 1. Check assistant_only_loss, max_length and chat.format in the recipe "
                 f"against the template"
             )
-        if self.cut > max_cut * self.number:
+        cut, number = self.cut + left_out, self.number + left_out
+        if cut > max_cut * number:
             raise ValueError(
-                f"{self.cut} of {self.number} rows lose their end to sft.max_length, {self.cut / self.number:.1%} "
+                f"{cut} of {number} rows lose their end to sft.max_length, {cut / number:.1%} "
                 f"where data.max_cut allows {max_cut:.1%}: a model trained on them learns not to stop. "
                 f"Raise sft.max_length or drop the long rows"
             )
@@ -169,15 +194,39 @@ class Control:
         for reasoning in ("r", ""):
             probe = messages({"instruction": "q", "reasoning": reasoning, "output": "a"}, fmt)
             ids, _ = encode(probe, tokenizer, date, effort)
-            self.written.append(Counter(token for token in ids if token in self.names))
+            self.written.append(self._counted(ids))
+        said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+        self.tokenizer, self.openings = tokenizer, openings(tokenizer, date, effort)
+        first = [[{"role": "system", "content": "s"}] * n + [{"role": "user", "content": "q"}] for n in (0, 1)]
+        texts = [render(turns, tokenizer, True, date, effort) for turns in first]
+        self.opened = [text.count(self.openings[1]) for text in texts]  # before the first question, without and with it
+        self.more = [  # control tokens of a system turn, and of one exchange before the question
+            self._counted(encode([*turns, *probe], tokenizer, date, effort)[0]) - self.written[-1]
+            for turns in ([{"role": "system", "content": "s"}], said)
+        ]
         bos, self.bos_token = tokenizer.bos_token_id, tokenizer.bos_token
         self.first = bos if bos is not None and ids[0] == bos else None
 
+    def _counted(self, ids) -> Counter:
+        return Counter(token for token in ids if token in self.names)
+
+    def _conversation(self, input_ids) -> list[Counter]:
+        """What the template writes around a conversation of as many turns as this row opens."""
+        text, (told, opens) = self.tokenizer.decode(np.asarray(input_ids).tolist()), self.openings
+        is_told = "".join(text.split()).startswith("".join(told.split()))
+        counts = int(is_told), max(0, text.count(opens) - self.opened[is_told])
+        more = Counter(itertools.chain(*(list(kind.elements()) * n for kind, n in zip(self.more, counts, strict=True))))
+        return [written + more for written in self.written]
+
     def check(self, input_ids, is_cut: bool, number: int) -> None:
         """Raise ValueError naming row `number` on a control token too many or too few, or a BOS that is not first."""
-        found = Counter(token for token in np.asarray(input_ids).tolist() if token in self.names)
-        odd = [(found - written) + (Counter() if is_cut else written - found) for written in self.written]
-        if all(odd):
+        found = self._counted(np.asarray(input_ids).tolist())
+        for whole in (self.written, None):  # one exchange; where that does not fit, a conversation
+            whole = whole or self._conversation(input_ids)
+            odd = [(found - written) + (Counter() if is_cut else written - found) for written in whole]
+            if not all(odd):
+                break
+        else:
             written = self.written[0]
             counts = {self.names[token]: (found[token], written[token]) for token in odd[0]}
             raise ValueError(

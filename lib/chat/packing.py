@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 LIMIT = 1e-5  # nats per token, in float32
 LENGTHS = (11, 17, 7)  # tokens of the conversations that are packed
+WINDOW = 6  # of a model that has a sliding one: shorter than each conversation, so that it cuts inside of them
 SMALL = {
     "vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2,
@@ -26,8 +27,11 @@ def small(config, attn_implementation, seed=0):
     for name, value in SMALL.items():
         if hasattr(config, name):
             setattr(config, name, value)
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:2]
+    if getattr(config, "layer_types", None):  # one layer of each kind, where there are two
+        kinds = list(dict.fromkeys(config.layer_types))
+        config.layer_types = [kinds[0], kinds[-1]]
+    if getattr(config, "sliding_window", None):
+        config.sliding_window = WINDOW
     config.quantization_config = None
     del config.quantization_config
     with torch.random.fork_rng(devices=[]):

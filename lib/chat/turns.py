@@ -60,6 +60,7 @@ def render(turns: list[dict], tokenizer, generation: bool = False, date=None, ef
     generation: end with the opening of the assistant's turn, as before generating.
     date: "YYYY-MM-DD" for templates that write today's date (Llama 3.x, harmony), so that runs do not differ by day.
     effort: "low", "medium" or "high", which harmony writes into its system turn; None leaves the template's default.
+    A system turn goes before the first question where the template knows none.
     """
     pinned = {}
     if date is not None:
@@ -67,7 +68,25 @@ def render(turns: list[dict], tokenizer, generation: bool = False, date=None, ef
         pinned = {"date_string": day.strftime("%d %b %Y"), "strftime_now": day.strftime}
     if effort is not None:
         pinned["reasoning_effort"] = effort
+    if turns[0]["role"] == "system" and not _knows_system(tokenizer, tokenizer.chat_template):
+        told, asked, *rest = turns
+        turns = [{"role": "user", "content": f"{told['content']}\n\n{asked['content']}"}, *rest]
     return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation, **pinned)
+
+
+@lru_cache(maxsize=64)
+def _knows_system(tokenizer, template):
+    """Whether a template writes a system turn as one; those of Llama-2 base and Gemma 2 drop it, refuse it or take it
+    for an answer, and get its text before the first question.
+    """
+    texts = []
+    for role in ("system", "assistant"):
+        asked = [{"role": role, "content": "\ue0004\ue001"}, {"role": "user", "content": "q"}]
+        try:
+            texts.append(tokenizer.apply_chat_template(asked, tokenize=False))
+        except Exception:  # noqa: BLE001 - jinja's own errors, and those that templates raise
+            texts.append("")
+    return "\ue0004\ue001" in texts[0] and texts[0] != texts[1]
 
 
 def control_tokens(tokenizer) -> dict[int, str]:

@@ -1,50 +1,16 @@
-"""From the text of a model to the answer that is scored.
+"""From the text of a model to its reasoning and its answer, and whether the answer is the truth.
 
-Everything here is case-exact where that matters and refuses to guess: a text that names no option unambiguously is
-unparsed, and unparsed counts as wrong. The rules answer known faults of published scorers: reading C out of
-"Vitamin C deficiency", A out of "Answer: Aspirin" or out of the article "a", and missing "**Answer:** C".
+Everything here is case-exact where that matters and refuses to guess. lib/dataset/chosen.py reads the letter of an
+option, lib/dataset/forms.py brings texts to one form.
 """
 
 import re
-import unicodedata
-from itertools import zip_longest
 
-LETTERS = "ABCDEFGHIJ"
-MIN_CONTAINED = 4  # an option of fewer characters ("no", "5") must be the whole statement, not a part of it
+from lib.dataset.chosen import LETTERS, STATED, TAGGED, choice
+from lib.dataset.forms import ALIASES, canonical, contains, negated, normalise
 
-ALIASES = {  # normal form -> the form both sides are brought to; only clinical synonyms that never differ in meaning
-    "acetaminophen": "paracetamol",
-    "adrenaline": "epinephrine",
-    "noradrenaline": "norepinephrine",
-    "salbutamol": "albuterol",
-    "frusemide": "furosemide",
-    "heart attack": "myocardial infarction",
-    "high blood pressure": "hypertension",
-    "electrocardiography": "electrocardiogram",
-    "electrocardiograph": "electrocardiogram",
-    "ecg": "electrocardiogram",
-    "ekg": "electrocardiogram",
-    "ct": "computed tomography",
-    "cat scan": "computed tomography",
-    "mri": "magnetic resonance imaging",
-    "beta": "β",
-    "alpha": "α",
-    "gamma": "γ",
-}
-SPELLINGS = (("ae", "e"), ("oe", "e"), ("our", "or"), ("isation", "ization"), ("ise", "ize"))  # British to American
-
-NEGATION = re.compile(r"\b(?:not|no|never|without|cannot|rather than|instead of|unlike)\b[^.;:]*$")
-TAGGED = re.compile(r"\\boxed\{(?:\\text\{)?([^{}]*)\}|<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-STATED = re.compile(  # opens a line, or a clause within one where "is" follows
-    r"(?:^[\s>#*_`-]*|(?<=[.,;:!?])\s+(?=[^\n:=]{0,60}\bis\b))(?:(?:so|thus|therefore|hence),?\s+)?(?:the\s+|my\s+)?"
-    r"(?:final\s+|correct\s+|best\s+|most likely\s+)*(?:answer|option|choice)[\s*_`]*(?P<mark>:|=|is\b:?)",
-    re.IGNORECASE | re.MULTILINE,
-)
-LETTER = re.compile(r"^(?:[Oo]ption\s+)?[(\[*_`\s]*(?P<letter>[A-J])(?P<rest>(?![A-Za-z0-9'’]).*)$", re.DOTALL)
-SECOND = re.compile(r"^[\s)\]*_.]*(?:,|/|&|\+|\band\b|\bor\b)\s*[(\[*_]*[A-J](?![A-Za-z0-9'’])")
-CLOSED = re.compile(
-    r"^(?:[*_`]*\s*$|[*_`]*[):\],;(\n]|\s*[-–—]\s|[*_`]*\.(?!\s*[a-z]))"
-)  # "C. difficile", "C-reactive": no
+__all__ = ["ALIASES", "FORMATS", "LETTERS", "STATED", "TAGGED", "canonical", "choice", "contains", "matches", "negated",
+           "normalise", "split_reasoning"]  # fmt: skip
 
 
 def _split_think(text):
@@ -124,108 +90,15 @@ def split_reasoning(text, fmt):
     return FORMATS[fmt](text)
 
 
-def normalise(text):
-    """Comparable form: NFKC, lower case, punctuation to blanks (decimal points stay), one blank between words."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    text = re.sub(r"(?<!\d)\.|\.(?!\d)", " ", text)
-    return " ".join(re.sub(r"[^\w.%]|_", " ", text).split())
-
-
-def canonical(text):
-    """The normal form with clinical synonyms and British spellings brought to one side."""
-    words = f" {normalise(text)} "
-    for old, new in ALIASES.items():
-        words = words.replace(f" {old} ", f" {new} ")
-    for old, new in SPELLINGS:
-        words = words.replace(old, new)
-    return words.strip()
-
-
-def contains(text, phrase):
-    """Whether the phrase stands in the text as whole words, both already in one normal form."""
-    return bool(phrase) and f" {phrase} " in f" {text} "
-
-
-def negated(text, phrase):
-    """Whether every mention of a phrase in the text follows a negation within its sentence ("not", "avoid", ...)."""
-    mentions = [
-        (sentence, match.start())
-        for sentence in (canonical(s) for s in re.split(r"[.;:!?\n]\s*", text))
-        for match in re.finditer(rf"(?<!\S){re.escape(canonical(phrase))}(?!\S)", sentence)
-    ]
-    return bool(mentions) and all(NEGATION.search(sentence[:start]) for sentence, start in mentions)
-
-
 def matches(answer_text, truth):
-    """Whether the short ground truth stands in the answer, after synonyms and spelling, and is not negated there."""
-    return contains(canonical(answer_text), canonical(truth)) and not negated(answer_text, truth)
+    """Whether the short ground truth stands in the answer, after synonyms and spelling, and is not negated there.
 
-
-def _same_text(value, options):
-    """Letter of the one option whose whole text the value is, else None."""
-    found = [i for i, option in enumerate(options) if normalise(option) and normalise(option) == normalise(value)]
-    return LETTERS[found[0]] if len(found) == 1 else None
-
-
-def _letter(value, options):
-    """Letter that a statement gives ("C", "(C)", "C. warfarin", "warfarin"), else None.
-
-    A letter followed by a word is an article or a name ("A patient", "C. difficile") unless the words open that
-    option's text; two letters ("A or B") are no answer.
+    A truth of one letter has to be stated as the answer, or be the whole of it: "a" is an article.
     """
-    value = value.strip()
-    if whole := _same_text(value.strip("*_`. "), options):
-        return whole
-    found = LETTER.match(value)
-    if not found or LETTERS.index(found["letter"]) >= len(options) or SECOND.match(found["rest"]):
-        return None
-    own = normalise(options[LETTERS.index(found["letter"])])
-    named = bool(own) and f"{normalise(found['rest'])} ".startswith(f"{own} ")
-    return found["letter"] if named or CLOSED.match(found["rest"]) else None
-
-
-def _stated(text, options):
-    """(letter or None, whether the text states an answer at all), from the last statement."""
-    heads, outcome = list(STATED.finditer(text)), (None, False)
-    for head, following in zip_longest(heads, heads[1:]):
-        lines = text[head.end() : following.start() if following else len(text)].splitlines()
-        # "Answer:" alone on its line: the statement is the next line that is not empty
-        value = next((line.strip() for line in lines if line.strip("*_` ")), "")
-        letter = _letter(value.lstrip("*_` "), options)
-        if letter or head["mark"] in ":=":
-            outcome = (letter, True)
-    return outcome
-
-
-def _only_mentioned(text, options):
-    """Letter of the only option whose full text stands, not negated, in the text, else None."""
-    forms = [normalise(option) for option in options]
-    rest, found = normalise(text), []
-    for index in sorted(range(len(forms)), key=lambda i: -len(forms[i])):  # "aspirin and heparin" before "aspirin"
-        if len(forms[index]) >= MIN_CONTAINED and contains(rest, forms[index]):
-            found.append(index)
-            rest = f" {rest} ".replace(f" {forms[index]} ", " | ").strip()
-    found = [index for index in found if not negated(text, options[index])]
-    return LETTERS[found[0]] if len(found) == 1 and forms.count(forms[found[0]]) == 1 else None
-
-
-def choice(answer_text, options):
-    """Letter of the chosen option, or None where the text does not settle it (scored as wrong, counted as unparsed).
-
-    answer_text: the answer without its reasoning. options: 2 to 10 option texts in the order A, B, C, ...
-    Tiers, the first that speaks decides: (1) the last \\boxed{} or <answer> tag; (2) the last line that states an
-    answer ("Answer: C", "**The answer is (C)**", "Answer: warfarin"), case-sensitive, not followed by a word; a last
-    statement that names no option leaves the text unparsed; (3) the text is nothing but a letter or an option;
-    (4) exactly one option's full text is mentioned and not negated.
-    """
-    if not 2 <= len(options) <= len(LETTERS):
-        raise ValueError(f"{len(options)} options: expected 2 to {len(LETTERS)}")
-    text = unicodedata.normalize("NFKC", answer_text or "")
-    for match in reversed(list(TAGGED.finditer(text))):
-        if letter := _letter(match[1] or match[2] or "", options):
-            return letter
-    letter, stated = _stated(text, options)
-    if stated:
-        return letter
-    whole = _letter(text, options) if "\n" not in text.strip() else None
-    return whole or _only_mentioned(text, options)
+    wanted = canonical(truth)
+    if len(wanted) == 1 and "a" <= wanted <= "z":
+        letter = wanted.upper()
+        if letter in LETTERS:
+            return choice(answer_text, [""] * len(LETTERS)) == letter
+        return bool(re.search(rf"(?<![\w'’-]){letter}(?![\w'’-])", answer_text))
+    return contains(canonical(answer_text), wanted) and not negated(answer_text, truth)

@@ -14,7 +14,7 @@ PREFIXED = re.compile(r"\(?([A-Ja-j])[.):]\s*(?=\S)")
 LETTERED = re.compile(r"(?:option\s+)?\(?([a-j])\)?[.:)]*", re.IGNORECASE)
 FIELDS = {"key": ("key", "label", "letter"), "value": ("value", "text")}
 HEADING = r"(?:(?:answer choices|options|choices)[ \t]*:?\s*)?"
-BLOCK = re.compile(rf"(?:^|\n)[ \t]*{HEADING}(?=\(?a[.):][ \t])", re.IGNORECASE)
+BLOCK = re.compile(rf"(?:(?:^|\n)[ \t]*{HEADING}|[ \t]+answer choices[ \t]*:\s*)(?=\(?a[.):][ \t])", re.IGNORECASE)
 
 
 class Reject(Exception):
@@ -51,12 +51,14 @@ def fold(text: str) -> str:
 
 
 def unquote(text: str) -> str:
-    """Text without the blanks and the stray or paired quotes around it; the prime of "5'" stays."""
+    """Text without the blanks and the stray or paired quotes around it; quotes inside and the prime of "5'" stay."""
     text = text.strip()
-    if text[:1] in "\"'":
-        text = text[1:].strip()
-    if text[-1:] == '"' or (text[-1:] == "'" and not text[-2:-1].isdigit()):
-        text = text[:-1].strip()
+    for mark in "\"'":
+        count = text.count(mark)
+        if text[:1] == mark and (count % 2 or (count == 2 and text[-1:] == mark)):
+            text, count = text[1:].strip(), count - 1
+        if count % 2 and text[-1:] == mark and not (mark == "'" and text[-2:-1].isdigit()):
+            text = text[:-1].strip()
     return text
 
 
@@ -65,7 +67,8 @@ def options_of(value) -> list[str]:
 
     value: None; a text block ("Answer Choices:\\nA. ...\\nB. ..."); a dict by letter in any case; a list of texts, with
         or without their letters; a list of {"key", "value"}; or the dict of two lists that Arrow makes of such a list.
-    Raises Reject: options_unparsable for fewer than 2, more than 10, two alike, or letters that do not run from A.
+    Two wrong options may be alike. Raises Reject: options_alike when all are; options_unparsable for fewer than 2, more
+    than 10, or letters that do not run from A.
     """
     if isinstance(value, dict):
         value = _pairs(value)
@@ -139,9 +142,16 @@ def parse_block(block: str) -> list[str]:
 def _checked(texts: list[str]) -> list[str]:
     texts = [" ".join(text.split()) for text in texts]
     folded = {fold(text) for text in texts}
-    if not 2 <= len(texts) <= len(LETTERS) or "" in folded or len(folded) < len(texts):
+    if not 2 <= len(texts) <= len(LETTERS) or "" in folded:
         raise Reject("options_unparsable")
+    if len(folded) == 1:
+        raise Reject("options_alike")
     return texts
+
+
+def unique(options: list[str], index: int) -> bool:
+    """Whether no other option reads like this one."""
+    return [fold(option) for option in options].count(fold(options[index])) == 1
 
 
 def inside(question: str) -> tuple[str, list[str]]:
@@ -154,9 +164,11 @@ def inside(question: str) -> tuple[str, list[str]]:
         return question, []
     start = starts[-1]
     stem, block = question[: start.start()].strip(), question[start.end() :]
-    if "\n" not in block.strip():  # "A. one B. two C. three": broken before each letter whose turn it is
+    if "\n" not in block.strip():  # "A. one B. two C. three": broken before each mark that is written like the first
+        first = re.match(r"(\(?)([A-Za-z])([.):])", block)
         for letter in LETTERS[1:]:
-            parts = re.split(rf"\s+(?=\(?{letter}[.):]\s)", block)
+            mark = re.escape(f"{first[1]}{letter if first[2].isupper() else letter.lower()}{first[3]}")
+            parts = re.split(rf"\s+(?={mark}\s)", block)
             if len(parts) == 1:
                 break
             if len(parts) > 2:

@@ -1,4 +1,4 @@
-"""Rows of the clinic in the schemas of the hub data sets.
+"""Rows of the clinic in the schemas of the hub data sets, with one column more: the skill that the question needs.
 
 No combination of condition and present findings occurs in both splits, whatever the source. The same seed gives the
 same rows on every machine.
@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from lib.dataset import clinic
+from lib.dataset import clinic, vignettes
 from lib.dataset.clinic import KINDS
 
 LETTERS = "ABCDE"
@@ -26,7 +26,7 @@ TRAIN_ROWS = {  # rows of the train split; verifiable repeats the questions of m
 }
 ASKED = {  # a question with yes or no about one answer of a kind
     "diagnosis": "Is {answer} the diagnosis?",
-    "test": "Is {answer} the test that confirms the diagnosis?",
+    "test": "Is the diagnosis confirmed by {answer}?",
     "treatment": "Is {answer} the first-line treatment?",
     "avoid": "Is {answer} the drug to avoid?",
 }
@@ -36,7 +36,7 @@ class Told(NamedTuple):
     """One case as a question: its place among the rows, the question, its reasoning and its right answer."""
 
     number: int
-    case: clinic.Case
+    case: vignettes.Case
     kind: str
     question: str
     thought: str
@@ -62,24 +62,25 @@ def rows(source, split, seed=0, world=None, config=None):
     kinds = [kind for kind, (share, *_) in KINDS.items() for _ in range(share)]
     plan = [(condition, kind) for kind in kinds for condition in world["conditions"]]
     rng.shuffle(plan)
-    made, seen = [], set()
+    skills = vignettes.TRAINED if split == "train" else vignettes.TESTED
+    made, seen, turn = [], set(), 0
     while len(made) < wanted:
-        condition, kind = plan[len(made) % len(plan)]
+        condition, kind = plan[turn % len(plan)]
         unsure = source == "pubmedqa" and config != "pqa_artificial" and len(made) % 5 == 4
-        case = (_unclear if unsure else clinic.draw)(world, condition, split, rng)
-        if case and case.text not in seen:
+        skill = skills[len(made) % len(skills)]
+        case = _unclear(world, condition, split, rng) if unsure else vignettes.draw(world, condition, split, rng, skill)
+        turn += 1
+        if case and case.text not in seen:  # else the condition has no such patient, and another one's turn comes
             seen.add(case.text)
             made.append(_row(source, len(made), case, kind, (world, rng, config)))
-        elif not case:  # no other condition shares enough of its findings
-            plan.remove((condition, kind))
     rng.shuffle(made)
     return made
 
 
 def _row(source, number, case, kind, context):
     question = f"{case.text} {context[1].choice(KINDS[kind][1])}"
-    told = Told(number, case, kind, question, clinic.reasoning(case, kind), clinic.answer(case.condition, kind))
-    return WRITERS[source](told, *context)
+    told = Told(number, case, kind, question, vignettes.reasoning(case, kind), clinic.answer(case.condition, kind))
+    return WRITERS[source](told, *context) | {"skill": case.skill}
 
 
 def _medical_o1(told, *_):
@@ -100,7 +101,7 @@ def _response(told):
 
 def _verifiable(row):
     truth = row["Response"].rpartition("Answer: ")[2]
-    return {"Open-ended Verifiable Question": row["Question"], "Ground-True Answer": truth}
+    return {"Open-ended Verifiable Question": row["Question"], "Ground-True Answer": truth, "skill": row["skill"]}
 
 
 def _medreason(told, world, rng, _):
@@ -195,7 +196,8 @@ def choices(world, case, kind, rng, count=4):
     near += [by_name[name] for rival in near for name in rival["confusable_with"]]
     same = [c for c in world["conditions"] if c["specialty"] == case.condition["specialty"]]
     near += rng.sample(same, len(same)) + rng.sample(world["conditions"], len(world["conditions"]))
-    right, barred = clinic.answer(case.condition, kind), case.condition.get("never_offer") or ()
+    right = clinic.answer(case.condition, kind)
+    barred = {*case.condition["never_offer"], *clinic.answers(case.condition, kind)}
     wrong = (clinic.answer(condition, kind) for condition in near)
     texts = list(dict.fromkeys([right, *(text for text in wrong if text not in barred)]))[:count]
     return rng.sample(texts, len(texts))
@@ -213,6 +215,8 @@ def _unclear(world, condition, split, rng):
         findings = rng.choice(shared)
         present = tuple(rng.sample(findings, rng.randint(2, min(4, len(findings)))))
         fits = [c for c in world["conditions"] if set(present) <= set(c["findings"])]
-        if all(clinic.split_of(c, present) == split for c in fits):
-            return clinic.Case(condition, None, present, (), clinic.vignette(present, (), (), rng))
+        if all(vignettes.split_of(c, present) == split for c in fits):
+            patient = rng.randint(*condition["ages"]), rng.random() < condition["women"]
+            text = vignettes.tell(world, patient, present, (), (), rng)
+            return vignettes.Case(condition, None, present, (), text, "unclear")
     return None

@@ -5,19 +5,17 @@ Content fields: instruction, reasoning, output, options, answer, letter. Provena
 
 import re
 
-from lib.dataset import answers, choices
+from lib.dataset import answers, choices, stated
 from lib.dataset.choices import LETTERS, Reject, clean
+from lib.dataset.wording import length, without_stock
 
 EXPLANATION = re.compile(r"\s*\bExplanation:\s*")
 STATING = ("answer", "option", "choice", "boxed")  # words without which nothing states an answer
 TAIL_CHARS = 500  # of an output, in which its last stated answer is looked for
 DECISIONS = ["yes", "no", "maybe"]
-STATED = re.compile(  # "Ans. is 'd'", "Ans: (B)", "Answer: C", and the second letter of "Ans. is 'a' & 'b'"
-    r"ans(?:wer)?\b[\s.:]*(?:is\b|-)?[\s:]*(?P<open>[('\"‘“`\[]*)(?P<letter>[a-d])(?P<close>[)'\"’”`\]]*)"
-    r"(?:\s*(?:&|,|/|and)\s*[('\"‘“`\[]*(?P<second>[a-d])[)'\"’”`\]]*)?"
-    r"(?P<rest>\s*i\.?e\b[.,:;\s]*|\s*[.,:;]+\s*|\s*\n\s*|\s*$|\s+(?=\S)|(?=\())",
-    re.IGNORECASE,
-)
+LEAD = re.compile(r"\s*(?:the\s+)?(?:final\s+|correct\s+)*(?:decision|answer)\s*(?:is\b\s*:?|:)\s*", re.IGNORECASE)
+PROSE = re.compile(r"\n|[.!?]\s+[A-Z]|[。！？].")  # signs of more than one sentence
+TRUTH_WORDS = (6, 25)  # a ground truth of fewer words is no prose whatever its signs, one of more always is
 
 
 def content(instruction: str, reasoning: str, output: str, answer: str | None) -> dict:
@@ -30,8 +28,11 @@ def choice(question: str, reasoning: str, explanation: str, options: list[str], 
     """Content fields of a multiple-choice question; index: of the right option.
 
     The output ends with the option's text, not its letter: a letter says nothing without the list.
+    Raises Reject: options_alike where another option reads like the right one.
     """
     right = options[index]
+    if not choices.unique(options, index):
+        raise Reject("options_alike")
     return {
         "instruction": choices.listed(question, options),
         "reasoning": reasoning,
@@ -73,7 +74,11 @@ def verifiable(row: dict) -> dict:
 
 
 def medreason(row: dict) -> dict:
-    """Content of a MedReason row: `answer` is "<option text>. Explanation: <why>", `options` is one string or empty."""
+    """Content of a MedReason row: `answer` is "<option text>. Explanation: <why>", `options` is one string or empty.
+
+    Its PubMedQA rows answer "The final decision is: yes. <why>"; others list the options inside the question, or have
+    none and a whole response as answer, which is no short ground truth.
+    """
     question = clean(row["question"], "empty_question")
     reasoning = clean(row["reasoning"], "empty_reasoning")
     output = clean(row["answer"], "empty_answer")
@@ -83,10 +88,38 @@ def medreason(row: dict) -> dict:
     truth, *explanation = (part.strip() for part in EXPLANATION.split(output, maxsplit=1))
     if not truth:
         raise Reject("empty_answer")
-    if not options:
-        return content(question, reasoning, output, truth.rstrip("."))
-    index = choices.find(truth, options, means="text")
-    return choice(question, reasoning, "".join(explanation), options, index)
+    stem, inside = (question, []) if options else _inside(question)
+    if options or (inside and (LEAD.match(truth) or not is_prose(truth))):
+        index, why = _named(truth, options or inside)
+        why = stated.without_letters("\n\n".join([*filter(None, [why]), *explanation]), options or inside, index)
+        return choice(stem, reasoning, why, options or inside, index)
+    if choices.LETTERED.fullmatch(truth):
+        raise Reject("answer_not_in_options")  # a letter without a list
+    truth = truth.rstrip(".")
+    return content(question, reasoning, output, None if is_prose(truth) else LEAD.sub("", truth, count=1) or None)
+
+
+def _inside(question: str) -> tuple[str, list[str]]:
+    """(stem, options) that a question lists inside; (question, []) where it lists none, or they cannot be read."""
+    try:
+        return choices.inside(question)
+    except Reject:
+        return question, []
+
+
+def _named(truth: str, options: list[str]) -> tuple[int, str]:
+    """(index, rest) of the option with which a truth opens, "The final decision is: yes. <rest>" as well as "yes"."""
+    bare = LEAD.sub("", truth, count=1) if LEAD.match(truth) else truth
+    if bare == truth or choices.fold(bare) in map(choices.fold, options):
+        return choices.find(bare, options, means="text"), ""
+    head, _, rest = re.sub(r"([.,;:]\s|\n)", "\0", bare, count=1).partition("\0")
+    return choices.find(head, options, means="text"), rest.strip()
+
+
+def is_prose(truth: str) -> bool:
+    """Whether a text is a response of several sentences rather than a short ground truth."""
+    words, (few, many) = length(truth), TRUTH_WORDS
+    return "\n" in truth or words > many or len(truth) > 12 * many or bool(words > few and PROSE.search(truth))
 
 
 def reasonmed(row: dict, reasoned: bool = True) -> dict:
@@ -97,11 +130,12 @@ def reasonmed(row: dict, reasoned: bool = True) -> dict:
         is the answer, as in ResponseMed.json.
     """
     question = "\n".join(filter(None, [clean(row["instruction"], "empty_question"), optional(row, "input")]))
+    question = without_stock(question)
     output = clean(row["output"], "empty_answer")
     stem, options = choices.inside(question)
     tail = output[-TAIL_CHARS:]
     reasoning, said = _reasoning_and_answer(output) if reasoned else ("", output)
-    letter = answers.choice(tail, options) if options and _states(tail) else None
+    letter = answers.choice(tail, options) if options and states(tail) else None
     if letter:
         if last_answer(said):
             said = said[: said.rfind("\n") + 1].strip()
@@ -110,7 +144,7 @@ def reasonmed(row: dict, reasoned: bool = True) -> dict:
     return fields | ({"instruction": choices.listed(stem, options), "options": options} if options else {})
 
 
-def _states(text: str) -> bool:
+def states(text: str) -> bool:
     """Whether the text states an answer, rather than mentioning an option; the words first, for speed."""
     folded = text.casefold()
     return any(word in folded for word in STATING) and bool(answers.STATED.search(text) or answers.TAGGED.search(text))
@@ -144,7 +178,7 @@ def pubmedqa(row: dict) -> dict:
 def medmcqa(row: dict) -> dict:
     """Content of a MedMCQA row: `cop` counts from 0 and is -1 where the answer is hidden; `exp` is the reasoning.
 
-    `exp` often opens with the answer's letter. That is cut off where it agrees with `cop`, else the row is rejected.
+    `exp` often states the answer's letter. That is cut out where it agrees with `cop`, else the row is rejected.
     """
     question = clean(row["question"], "empty_question")
     options = choices.options_of([row[column] for column in ("opa", "opb", "opc", "opd")])
@@ -153,22 +187,7 @@ def medmcqa(row: dict) -> dict:
     if isinstance(row["cop"], str):
         raise Reject("wrong_type")  # a mirror's text; this source states a number
     index = choices.find(row["cop"], options, base=0)
-    return choice(question, _without_letter(optional(row, "exp"), options, index), "", options, index)
-
-
-def _without_letter(explanation: str, options: list[str], index: int) -> str:
-    """The explanation without an opening "Ans. is 'd' i.e.,"; the article of "Ans. A patient" is no letter."""
-    match = STATED.match(explanation)
-    if not match:
-        return explanation
-    bare, rest = not (match["open"] or match["close"]), explanation[match.end() :]
-    place = LETTERS.index(match["letter"].upper())
-    named = place < len(options) and choices.fold(rest).startswith(choices.fold(options[place]))
-    if bare and not match["second"] and match["rest"].isspace() and "\n" not in match["rest"] and not named:
-        return explanation
-    if place != index or (match["second"] and LETTERS.index(match["second"].upper()) != index):
-        raise Reject("answer_conflict")
-    return rest.strip()
+    return choice(question, stated.without_letters(optional(row, "exp"), options, index), "", options, index)
 
 
 def medqa(row: dict) -> dict:
@@ -193,17 +212,3 @@ def _unquoted(value):
     if isinstance(value, list):
         return [_unquoted(inner) for inner in value]
     return choices.unquote(value) if isinstance(value, str) else value
-
-
-def own(row: dict) -> dict:
-    """Content of a row of a user's own file: instruction and output, and where given reasoning, options and answer."""
-    question, output = clean(row["instruction"], "empty_question"), clean(row["output"], "empty_answer")
-    reasoning, options, answer = optional(row, "reasoning"), choices.options_of(row.get("options")), row.get("answer")
-    if isinstance(answer, str) and not answer.strip():
-        answer = None
-    if not options:
-        return content(question, reasoning, output, last_answer(output) if answer is None else clean(answer, ""))
-    index = choices.find(last_answer(output) if answer is None else answer, options)
-    if last_answer(output):
-        output = output[: output.rfind("\n") + 1].strip()
-    return choice(question, reasoning, output, options, index)

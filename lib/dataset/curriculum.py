@@ -2,6 +2,7 @@
 
 import hashlib
 
+from lib.dataset.sources import by_name
 from lib.pipeline.schema import nearest
 
 EVERYTHING = "all"
@@ -12,12 +13,12 @@ def stages(spec, sources):
 
     spec: data.stages, a list of {"name", "weights"?}. A weight says how often a source's rows are used in one epoch of
         the stage: 1 is once, 0.25 a quarter of them, 2 twice. A stage without weights takes the source of its name.
-    sources: names of the sources that have rows. Raises ValueError for an unknown source, a weight that is no positive
-    number, or a name that comes twice.
+    sources: those that have rows, by name or by the label of their records, which is then the key of the result.
+    Raises ValueError for an unknown source, a weight that is no positive number, or a name that comes twice.
     """
     if not spec:
         return [(EVERYTHING, dict.fromkeys(sorted(sources), 1.0))]
-    found = []
+    found, sources = [], by_name(sources)
     for stage in spec:
         if not isinstance(stage, dict) or not stage.get("name") or set(stage) - {"name", "weights"}:
             raise ValueError(
@@ -33,7 +34,7 @@ def stages(spec, sources):
                 raise ValueError(f"data.stages: weight of {source} should be above 0 and up to 100, found {weight!r}")
         if stage["name"] in dict(found):
             raise ValueError(f"data.stages names {stage['name']!r} twice: give each stage its own name")
-        found.append((stage["name"], {source: float(weight) for source, weight in weights.items()}))
+        found.append((stage["name"], {sources[source]: float(weight) for source, weight in weights.items()}))
     return found
 
 

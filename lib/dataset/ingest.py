@@ -5,51 +5,115 @@ A record is one example with its provenance. The reasons are listed in data/READ
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
-from lib.dataset.choices import clean
-from lib.dataset.converters import Reject
+from lib.dataset import recognise
+from lib.dataset.choices import Reject, clean
+from lib.dataset.shapes import Unread
 from lib.dataset.sources import Source, lookup, require_columns
+
+CHOSEN = ("reasoning_too_short", "answer_hidden")  # rows that the recipe or the publisher keeps out
 
 
 def stream(name: str, rows: Iterable, spec: dict, reasons: Counter, min_reasoning_chars: int = 0) -> Iterator[dict]:
     """Yield the records that raw rows give, one at a time; `reasons` counts where every row went.
 
-    spec: as for `rows`; gives the records' config, split, revision and, for a user's own file, licence.
-    reasons: filled with "kept" and every reject reason; once all is read it sums to the rows read.
+    spec: as for `rows`; gives the records' config, split, revision, and label and licence from entries.labelled; for a
+        user's own file also columns.
+    reasons: filled with "kept" and every reject reason; once all is read it sums to the rows read, where a conversation
+        counts once for each answer that is trained.
     min_reasoning_chars: rows whose reasoning is shorter are counted as reasoning_too_short, but for sources that have
-        none by design (verifiable, medqa, medqa_bigbio, ReasonMed's responses). Leave it at 0 for test sources.
-    Raises ValueError at the end when there was no row, when a column is missing from all, or when none was kept.
+        none by design (verifiable, medqa, medqa_bigbio, ReasonMed's responses) and files without any. 0 for tests.
+    Raises ValueError at the end when there was no row, when a column is missing from all, when none was kept, or when
+    more rows of a file than its entry's max_rejected (a fifth) failed; shapes.Unread for a cell that nothing reads.
     """
-    source, columns, seen = lookup(name, spec.get("config")), {}, set()
-    parts = (name, spec.get("config"), spec.get("split") or "train")
+    source, rows = read_as(name, rows, spec)
+    columns, seen, failed = {}, set(), {}
+    parts = (spec.get("label") or name, spec.get("config"), spec.get("split") or "train")
     place, lacking, at_least = ":".join(filter(None, parts)), set(source.columns), min_reasoning_chars
-    head = {"id": "", "source": name, "config": parts[1], "split": parts[2], "revision": spec.get("revision"), "row": 0,
-            "row_id": None, "benchmark": None, "licence": spec.get("licence") or source.licence}  # fmt: skip
-    kept = 0
-    for number, row in enumerate(rows):
-        if lacking and isinstance(row, dict):
-            lacking.difference_update(row)
-            columns.update(dict.fromkeys(row))
-        try:
-            fields = convert_row(source, row, at_least if source.reasoned else 0, seen)
-        except Reject as reject:
-            reasons[str(reject)] += 1
-            continue
-        except Exception:  # noqa: BLE001 - a converter's own fault must not stop a run of 400k rows; the count shows it
-            reasons["converter_error"] += 1
-            continue
-        kept += 1
-        reasons["kept"] += 1
-        record = head | fields
-        record["id"], record["row"] = f"{place}:{number}", number
-        yield record
+    at_least = at_least if source.reasoned else 0
+    head = {"id": "", "source": parts[0], "config": parts[1], "split": parts[2], "revision": spec.get("revision"),
+            "row": 0, "row_id": None, "benchmark": None, "licence": spec.get("licence") or source.licence,
+            "history": []}  # fmt: skip
+    for number, whole in enumerate(rows):
+        if lacking and isinstance(whole, dict):
+            lacking.difference_update(whole)
+            columns.update(dict.fromkeys(whole))
+        for part, row in enumerate(source.parts(whole) if source.parts else (whole,)):
+            try:
+                fields = convert_row(source, row, at_least, seen)
+            except Reject as reject:
+                reasons[str(reject)] += 1
+                failed.setdefault(str(reject), (number, row))
+                continue
+            except Unread:
+                raise
+            except Exception:  # noqa: BLE001 - a converter's own fault must not stop a run of 400k rows: it is counted
+                reasons["converter_error"] += 1
+                failed.setdefault("converter_error", (number, row))
+                continue
+            reasons["kept"] += 1
+            record = head | fields
+            record["id"], record["row"] = f"{place}:{number}.{part}" if part else f"{place}:{number}", number
+            yield record
     if columns and lacking:
-        require_columns(name, columns)
-    if not kept:
-        raise ValueError(
-            f"source {name} gave no record: {reasons.total()} rows read, rejected {dict(reasons)}. "
-            f"Check its entry in the recipe's data.sources and the file or split it names"
+        require_columns({"name": name} | spec, columns)
+    check(reasons, failed, spec, parts[0], at_least)
+
+
+def read_as(name: str, rows: Iterable, spec: dict) -> tuple[Source, Iterable]:
+    """(the Source that tells how rows are read, all of the rows); of a user's own file, as its first rows show."""
+    source = lookup(name, spec.get("config"))
+    if source.hub_id:
+        return source, rows
+    shape, rows = recognise.read_as(rows, spec, spec.get("path") or name)
+    if shape.source:
+        hub = lookup(shape.source)
+        return replace(hub, benchmark=None, licence=source.licence, convert=shape.convert, said=shape.said), rows
+    named = {role: shape.roles[role][0] for role in ("id", "benchmark") if role in shape.roles}
+    return replace(
+        source,
+        columns=shape.required,
+        convert=shape.convert,
+        parts=shape.parts if "messages" in shape.roles else None,
+        identity=(named["id"],) if "id" in named else (),
+        column=named.get("benchmark"),
+        reasoned=shape.reasoned,
+        said=shape.said,
+    ), rows
+
+
+def check(reasons: Counter, failed: dict, spec: dict, label: str, min_reasoning_chars: int) -> None:
+    """Raise ValueError, with the commonest reasons and an example of each, when too many rows of a source failed.
+
+    failed: {reason: (row's number, row)}, the first of each. Of a file on this machine a fifth may fail, or as many as
+    max_rejected of its entry says; what the recipe asks for and hidden answers are no failures. Of others not all.
+    """
+    read, at_most = reasons.total(), spec.get("max_rejected")
+    lost = sum(count for reason, count in reasons.items() if reason not in ("kept", *CHOSEN))
+    at_most = (0.2 if at_most is None else at_most) if spec.get("path") else 1
+    if reasons["kept"] and lost <= at_most * read:
+        return
+    shown = [f"{count} {reason}, e.g. {_example(*failed[reason])}" for reason, count in
+             Counter({reason: reasons[reason] for reason in failed}).most_common(3)]  # fmt: skip
+    said = f"{read} rows read, rejected { {reason: n for reason, n in reasons.items() if reason != 'kept'} }"
+    remedy = "check its entry in the recipe's data.sources and the split it names"
+    if spec.get("path"):
+        remedy = (
+            f"mend {spec['path']}, say in its entry of data.sources what its columns are (columns: ...), or let more "
+            "rows go (max_rejected: 0.5). data/README.md explains the reasons, docs/own-data.md the columns"
         )
+    if reasons["reasoning_too_short"]:
+        remedy = (
+            f"set data.min_reasoning_chars: 0, it is {min_reasoning_chars}, to keep rows of less reasoning; {remedy}"
+        )
+    few = "no record" if not reasons["kept"] else f"{lost / read:.0%} of bad rows where {at_most:.0%} may be"
+    raise ValueError("\n".join([f"source {label} gave {few}: {said}", *shown, f"To do: {remedy}"]))
+
+
+def _example(number, row):
+    where = getattr(row, "where", None)
+    return f"{where}: {row[:80].strip()!r}" if where else f"row {number + 1}: {str(row)[:120]}"
 
 
 def convert(name: str, rows: Iterable, spec: dict, min_reasoning_chars: int = 0) -> tuple[list[dict], Counter]:
@@ -59,7 +123,7 @@ def convert(name: str, rows: Iterable, spec: dict, min_reasoning_chars: int = 0)
 
 
 def convert_row(source: Source, row, min_reasoning_chars: int, seen: set) -> dict:
-    """Content fields, row_id and benchmark of one raw row; adds its identity to `seen`. Raises Reject."""
+    """Content fields, row_id, benchmark and skill of one raw row; adds its identity to `seen`. Raises Reject."""
     if not isinstance(row, dict):
         raise Reject("not_an_object")
     for column in source.columns:
@@ -68,6 +132,7 @@ def convert_row(source: Source, row, min_reasoning_chars: int, seen: set) -> dic
     fields = source.convert(row)
     if len(fields["reasoning"]) < min_reasoning_chars:
         raise Reject("reasoning_too_short")
+    fields["skill"] = identifier(row.get("skill"))
     if source.benchmark:
         fields["benchmark"] = source.benchmark
     if source.identity or source.column:
@@ -111,7 +176,7 @@ def join_truth(records: Iterable[dict], truths: dict[str, str], joined: Counter)
 
     for record in records:
         if record["answer"] is None and not record["options"] and truths:
-            answer = truths.get(split.normalise_question(record["instruction"]))
+            answer = truths.get(split.question(record))
             if answer is not None:
                 joined[record["source"]] += 1
                 record = record | {"answer": answer}

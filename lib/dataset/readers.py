@@ -7,9 +7,12 @@ import re
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from lib.dataset.sources import OWN, Source, lookup, require_columns
+from lib.dataset import tables
+from lib.dataset.jsonfiles import json_lines
+from lib.dataset.sources import Source, lookup, require_columns
 from lib.pipeline.files import ROOT
 
 PUBMEDQA_IDS = (  # the authors' own split, at the commit that published it: {id: decision}
@@ -25,7 +28,7 @@ def rows(spec: dict, origin: str, stage_file: Callable[[str], Path] | None = Non
     """Raw rows of one source, as that data set publishes them.
 
     spec: one entry of the recipe's data.sources: name, and where wanted config, split ("train"), revision; path for a
-        file of the user's own, which is read whatever the origin.
+        file of the user's own or for a copy of a hub data set on this machine, which is read whatever the origin.
     origin: "hub" downloads, "clinic" generates from data/clinic.yaml (`seed` draws the vignettes), "samples" reads
         data/samples.
     stage_file: stage.file, which records a local file as an input of the stage; None reads it unrecorded.
@@ -33,19 +36,60 @@ def rows(spec: dict, origin: str, stage_file: Callable[[str], Path] | None = Non
     """
     name, source = spec["name"], lookup(spec["name"])
     local = stage_file or (lambda name: ROOT / name)
-    if not source.hub_id and (spec.get("path") or origin != "samples"):
-        return file_rows(spec, local)
-    if origin == "hub":
-        table = hub_rows(source, spec)
-        return pubmedqa_rows(table, spec, local) if name == "pubmedqa" else table
-    if origin == "clinic":
+    if spec.get("path") or (not source.hub_id and origin != "samples"):
+        found = copied_rows(source, spec, local)
+    elif origin == "hub":
+        found = hub_rows(source, spec)
+    elif origin == "clinic":
         from lib.dataset import clinic, clinic_rows
 
         world, (half, part) = clinic.load(local("data/clinic.yaml")), clinic_split(spec.get("split") or "train")
         return clinic_rows.rows(name, half, seed, world, spec.get("config"))[part]
-    if origin == "samples":
-        return json_lines(local(f"data/samples/{'jsonl' if name == 'parquet' else name}.jsonl"))
-    raise ValueError(f"data.origin is {origin!r}, expected hub, clinic or samples: mend the recipe in params/")
+    elif origin == "samples":
+        return json_lines(local(f"data/samples/{name if source.hub_id else 'own'}.jsonl"))
+    else:
+        raise ValueError(f"data.origin is {origin!r}, expected hub, clinic or samples: mend the recipe in params/")
+    return pubmedqa_rows(found, spec, local) if name == "pubmedqa" else found
+
+
+def copied_rows(source: Source, spec: dict, local: Callable[[str], Path]) -> Iterable:
+    """Rows of a file, a folder or a pattern on this machine: a user's own, or a copy of a hub data set.
+
+    A folder that save_to_disk wrote and a snapshot of a hub repository (with its README.md) are read by `datasets`.
+    Raises ValueError when there is none, or it is of another kind.
+    """
+    path, name, split = spec.get("path"), spec["name"], spec.get("split") or "train"
+    if not path:
+        raise ValueError(f"data.sources, {name}: path is {path!r}, expected a file, from the repository's root on")
+    folder = tables.place(path)
+    is_saved = any((folder / file).is_file() for file in ("state.json", "dataset_dict.json"))
+    if is_saved or (source.hub_id and not source.files and (folder / "README.md").is_file()):
+        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+            local(tables.named(file))
+        return saved_rows(folder, spec) if is_saved else hub_rows(replace(source, hub_id=str(folder)), spec)
+    if source.files and folder.is_dir():
+        path = f"{path}/{source.files[spec['config']]}"
+    part = re.fullmatch(r"(\w+)(?:\[(\d*):(\d*)\])?", split)
+    if not part:
+        raise ValueError(f"data.sources, {name}: split {split!r} of {path}, expected e.g. train or train[:500]")
+    found = tables.rows(path, local, part[1], source.columns + source.optional)
+    return itertools.islice(found, *(int(n) if n else None for n in part.group(2, 3))) if "[" in split else found
+
+
+def saved_rows(folder: Path, spec: dict) -> Iterator[dict]:
+    """Rows of a Dataset, or of one split of a DatasetDict, that save_to_disk wrote."""
+    import datasets
+
+    try:
+        table = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"cannot read {folder.name}, a folder of save_to_disk: {error}. Copy it again") from error
+    if isinstance(table, datasets.DatasetDict):
+        wanted = "train" if spec["name"] == "pubmedqa" else spec.get("split") or "train"
+        if wanted not in table:
+            raise ValueError(f"{folder.name} has the splits {', '.join(table)}, not {wanted!r}: set split in its entry")
+        table = table[wanted]
+    return _dicts(table, spec)
 
 
 def clinic_split(text: str) -> tuple[str, slice]:
@@ -58,51 +102,6 @@ def clinic_split(text: str) -> tuple[str, slice]:
         raise ValueError(f"the clinic has no split {text!r}: expected train, validation or test, or train[:500] of one")
     first, last = (int(number) if number else None for number in match.group(2, 3))
     return "train" if match[1] == "train" else "test", slice(first, last)
-
-
-def file_rows(spec: dict, local: Callable[[str], Path]) -> Iterator:
-    """Rows of a user's own JSONL or Parquet file. Raises ValueError when there is none, or it is another kind."""
-    import pyarrow
-    from pyarrow import parquet
-
-    name, path = spec["name"], spec.get("path")
-    if not path or not os.path.isfile(ROOT / path):
-        raise ValueError(f"data.sources, {name}: path is {path!r}, expected a file, from the repository's root on")
-    if name == "jsonl":
-        return json_lines(local(path))
-    try:
-        file = parquet.ParquetFile(local(path))
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"data.sources, parquet: {path} is no Parquet file ({error})") from error
-    require_columns(name, file.schema_arrow.names)
-    wanted = [column for column in OWN.columns + OWN.optional if column in file.schema_arrow.names]
-    return itertools.chain.from_iterable(map(batch_rows, file.iter_batches(BATCH, columns=wanted)))
-
-
-def batch_rows(batch) -> Iterator[dict]:
-    """Rows of a pyarrow.RecordBatch; a cell that is not UTF-8 reads "\\ufffd", so that its row is counted as such."""
-    try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:
-        for place in range(len(batch)):
-            yield {name: _cell(batch.column(name)[place]) for name in batch.schema.names}
-
-
-def _cell(scalar):
-    try:
-        return scalar.as_py()
-    except UnicodeDecodeError:
-        return "\ufffd"
-
-
-def json_lines(path: Path) -> Iterator:
-    """Rows of a JSONL file; a line that is not JSON is handed on as text, so that it is counted and not fatal."""
-    with open(path, encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            try:
-                yield json.loads(line)
-            except (ValueError, RecursionError):  # ValueError: not JSON, or a number of too many digits
-                yield line
 
 
 def hub_rows(source: Source, spec: dict) -> Iterator[dict]:
@@ -125,6 +124,12 @@ def hub_rows(source: Source, spec: dict) -> Iterator[dict]:
             table = datasets.load_dataset(source.hub_id, **which, split=on_hub, revision=spec.get("revision"))
     except hub.Refused:
         raise
+    except RuntimeError as error:  # "Dataset scripts are no longer supported"
+        raise ValueError(
+            f"{source.hub_id} cannot be read: {error}. For MedQA's English questions with four options take "
+            f"{{name: medqa}}; for five, give this source the path of a downloaded copy, one of the questions/US files "
+            "of its data_clean.zip"
+        ) from error
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         if isinstance(error, datasets.exceptions.DatasetNotFoundError):
             hub.look(*asked, timeout_s=60)  # raises with the reason, which is lost on the way through datasets
@@ -133,8 +138,15 @@ def hub_rows(source: Source, spec: dict) -> Iterator[dict]:
             f"{type(error).__name__}: {error}. Compare config, split and revision in the recipe's data.sources with "
             "the data set's hub page"
         ) from error
-    require_columns(spec["name"], table.column_names)
-    table = table.select_columns([c for c in source.columns + source.optional if c in table.column_names])
+    return _dicts(table, spec)
+
+
+def _dicts(table, spec) -> Iterator[dict]:
+    """Rows of a Dataset as dicts, of the columns that its source reads, or of all of a user's own."""
+    require_columns(spec, table.column_names)
+    source = lookup(spec["name"])
+    if source.hub_id:
+        table = table.select_columns([c for c in source.columns + source.optional if c in table.column_names])
     return (
         dict(zip(batch, cells, strict=True))
         for batch in table.iter(batch_size=BATCH)
@@ -151,10 +163,11 @@ def pubmedqa_rows(table: Iterable[dict], spec: dict, local: Callable[[str], Path
         if spec.get("split") not in (None, "train"):
             raise ValueError(f"pubmedqa {spec['config']} has no split {spec['split']!r}, only train")
         return table
-    ids, picked = pubmedqa_ids(local), {True: [], False: []}
+    beside = tables.place(spec["path"]) if spec.get("path") else None
+    ids, picked = pubmedqa_ids(local, beside), {True: [], False: []}
     for row in table:
-        picked[str(row["pubid"]) in ids].append(row)
-    found = Counter(str(row["final_decision"]) for row in picked[True])
+        picked[isinstance(row, dict) and str(row.get("pubid")) in ids].append(row)
+    found = Counter(str(row.get("final_decision")) for row in picked[True])
     if dict(found) != PUBMEDQA_TEST:
         raise ValueError(
             f"the official test ids of PubMedQA pick {dict(found)} of {len(picked[True]) + len(picked[False])} rows, "
@@ -163,20 +176,25 @@ def pubmedqa_rows(table: Iterable[dict], spec: dict, local: Callable[[str], Path
     return picked[spec.get("split") == "test"]
 
 
-def pubmedqa_ids(local: Callable[[str], Path]) -> set[str]:
-    """The 500 ids of PubMedQA's test set, from PUBMEDQA_FILE where the user has put it, else from its authors."""
-    if os.path.isfile(ROOT / PUBMEDQA_FILE):
-        where, ids = PUBMEDQA_FILE, set(Path(local(PUBMEDQA_FILE)).read_text(encoding="utf-8").split())
-    else:
-        where = PUBMEDQA_IDS
-        try:
+def pubmedqa_ids(local: Callable[[str], Path], beside: Path | None = None) -> set[str]:
+    """The 500 ids of PubMedQA's test set, from the first of: PUBMEDQA_FILE, test_ground_truth.json beside or in a copy
+    of the data set, its authors.
+    """
+    near = [folder / "test_ground_truth.json" for folder in (beside, beside.parent)] if beside else []
+    files = [str(ROOT / PUBMEDQA_FILE), *map(str, near)]
+    where = next((file for file in files if os.path.isfile(file)), PUBMEDQA_IDS)
+    try:
+        if where != PUBMEDQA_IDS:
+            text = Path(local(tables.named(Path(where)))).read_text(encoding="utf-8-sig")
+        else:
             with urllib.request.urlopen(PUBMEDQA_IDS, timeout=30) as answer:
-                ids = set(json.load(answer))
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"cannot read the ids of PubMedQA's test set from {where} ({error}): check the network, or put the "
-                f"ids, one a line, into {PUBMEDQA_FILE}"
-            ) from error
+                text = answer.read().decode("utf-8-sig")
+        ids = set(json.loads(text)) if text.lstrip().startswith("{") else set(text.split())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot read the ids of PubMedQA's test set from {where} ({error}): check the network, put its "
+            f"test_ground_truth.json beside the copy, or the ids, one a line, into {PUBMEDQA_FILE}"
+        ) from error
     if len(ids) != sum(PUBMEDQA_TEST.values()):
         raise ValueError(f"{where} holds {len(ids)} different ids of PubMedQA's test set, expected 500")
     return ids

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lib.dataset import grams
 
 BATCH = 1000  # records held in memory while writing
 SCHEMA = pa.schema(
     [
-        ("id", pa.string()),  # source:config:split:row
-        ("source", pa.string()),  # name in lib.dataset.sources.SOURCES
+        ("id", pa.string()),  # source:config:split:row, and .n for the n-th further answer of a conversation
+        ("source", pa.string()),  # label from lib.dataset.entries: a data set, a file, or who wrote rows in its columns
         ("config", pa.string()),
         ("split", pa.string()),  # the publisher's split, not ours
         ("revision", pa.string()),
@@ -26,6 +27,8 @@ SCHEMA = pa.schema(
         ("options", pa.list_(pa.string())),
         ("answer", pa.string()),
         ("letter", pa.string()),
+        ("history", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),  # a conversation's start
+        ("skill", pa.string()),  # what the question takes, where its source says so: the clinic does
     ]
 )
 
@@ -63,3 +66,8 @@ def rows(table, keep=None):
         elif (wanted := np.flatnonzero(keep[start : start + len(batch)])).size:
             yield from batch.take(pa.array(wanted)).to_pylist()
         start += len(batch)
+
+
+def reasoned(table, keep):
+    """Whether any record that `keep` marks has reasoning; only lengths are read, not the text."""
+    return bool(pc.binary_length(table["reasoning"]).to_numpy()[keep].any())

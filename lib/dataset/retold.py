@@ -2,7 +2,7 @@
 
 import random
 
-from lib.dataset import clinic
+from lib.dataset import vignettes
 from lib.dataset.clinic import KINDS
 
 LEVELS = ("punctuation", "reordered", "retold", "unrelated")
@@ -28,11 +28,14 @@ def rewritten(world, seed, count):
     for _ in range(count):
         condition, other = rng.sample(world["conditions"], 2)
         kind, draw = rng.choice(list(KINDS)), rng.random()
-        case, another = clinic.draw(world, condition, "test", rng), clinic.draw(world, other, "test", rng)
+        case, another = (vignettes.draw(world, of, "test", rng) for of in (condition, other))
         asked, asked_too = rng.choice(KINDS[kind][1]), rng.choice(KINDS[rng.choice(list(KINDS))][1])
 
-        def tell(present, absent=case.absent, draw=draw):  # the same draw, so that only the order of findings differs
-            return clinic.vignette(present, absent, (), random.Random(draw))
+        patient = rng.randint(*condition["ages"]), rng.random() < condition["women"]
+
+        def tell(present, absent=case.absent, draw=draw, patient=patient):  # one draw: only the findings' order differs
+            denied = [f"no {finding}" for finding in absent]
+            return vignettes.tell(world, patient, present, denied, (), random.Random(draw))
 
         original = f"{tell(case.present)} {asked}"
         order = case.present[1:] + case.present[:1]

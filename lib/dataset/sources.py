@@ -4,10 +4,11 @@ readers.py fetches the raw rows, ingest.py makes records of them. data/README.md
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from lib.dataset import converters
+from lib.dataset import converters, own
 from lib.pipeline import schema
 
 MEDICAL_O1 = ("Question", "Complex_CoT", "Response")
@@ -17,8 +18,7 @@ MEDQA = (
     "Jin et al. (2021), What Disease Does This Patient Have? A Large-Scale Open Domain Question Answering Dataset from "
     "Medical Exams, Applied Sciences 11(14)"
 )
-SPEC_KEYS = ("name", "config", "split", "revision", "path", "licence", "citation")
-OWN_KEYS = ("path", "licence", "citation")  # of a user's own file only
+OWN_NAMES = ("own", "jsonl", "parquet")  # one source: what a file holds is told from the file
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Source:
     identity: columns that together name a row, the last one its own id; (): no row can be a duplicate_id.
     benchmark: name of the benchmark that the items are; column: the column that says so by row.
     reasoned: False where rows have no reasoning by design, so that its length is not asked for.
+    parts: raw row -> the rows to convert, one for each answer of a conversation; None: the row itself.
+    said: how its rows are read, for the reader.
     commercial: whether the licence allows commercial use, None where nobody says.
     """
 
@@ -49,6 +51,8 @@ class Source:
     benchmark: str | None = None
     column: str | None = None
     reasoned: bool = True
+    parts: Callable | None = None
+    said: str = "its own converter"
     commercial: bool | None = True
 
 
@@ -56,9 +60,8 @@ OWN = Source(
     hub_id="",
     licence="unknown",
     citation="",
-    columns=("instruction", "output"),
-    optional=("reasoning", "options", "answer", "id", "benchmark"),
-    convert=converters.own,
+    columns=(),  # lib/dataset/shapes.py finds them in the file
+    convert=own.own,
     identity=("id",),
     column="benchmark",
     commercial=None,
@@ -151,29 +154,8 @@ SOURCES = {
         configs=(),
     ),
     "medqa_bigbio": BIGBIO,
-    "jsonl": OWN,
-    "parquet": OWN,
+    **dict.fromkeys(OWN_NAMES, OWN),
 }
-
-
-def check_spec(spec: dict) -> None:
-    """Check one entry of data.sources, test_sources or truth_sources before anything is read.
-
-    Raises ValueError with the nearest valid name for an unknown source, key, config or split of ours.
-    """
-    where = "an entry of the recipe's data.sources"
-    if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
-        raise ValueError(f"{where} should read {{name: medreason, ...}}, found {spec!r}")
-    source, name = lookup(spec["name"]), spec["name"]
-    is_own = not source.hub_id
-    text, splits = {"types": ["str", "null"], "choices": []}, ["train", "test"]
-    allowed = {key: text for key in SPEC_KEYS if is_own or key not in OWN_KEYS}
-    allowed["config"] = {"types": ["null"], "choices": list(source.configs)}
-    if name == "pubmedqa":
-        allowed["split"] = {"types": ["null"], "choices": splits[: 1 if spec.get("config") == "pqa_artificial" else 2]}
-    schema.check(spec, allowed, f"data.sources, {name}")
-    if is_own and not spec.get("path"):
-        raise ValueError(f"data.sources, {name}: path is missing, expected the file to read")
 
 
 def lookup(name: str, config: str | None = None) -> Source:
@@ -186,16 +168,39 @@ def lookup(name: str, config: str | None = None) -> Source:
     return dataclasses.replace(source, **(source.variants or {}).get(config, {}))
 
 
-def require_columns(name: str, found: Iterable[str]) -> None:
-    """Raise ValueError when `found` lacks a column that the source's converter reads."""
-    source, found = SOURCES[name], list(found)
+def require_columns(spec: dict, found: Iterable[str]) -> None:
+    """Raise ValueError when `found` lacks a column that the converter of the entry's source reads."""
+    source, found = lookup(spec["name"], spec.get("config")), list(found)
     missing = [column for column in source.columns if column not in found]
     if missing:
-        raise ValueError(
-            f"missing_column: {name} ({source.hub_id or 'your own file'}) lacks {missing}; "
-            f"expected {list(source.columns)}, found {found}. "
-            "Pin data.sources[].revision to one that has them, or adapt the source in lib/dataset/sources.py"
+        remedy = (
+            f"{spec['path']} is no copy of that data set; a file with columns of its own is read under name: own"
+            if spec.get("path")
+            else "Pin data.sources[].revision to one that has them, or adapt the source in lib/dataset/sources.py"
         )
+        raise ValueError(
+            f"missing_column: {spec['name']} ({source.hub_id}) lacks {missing}; expected {list(source.columns)}, "
+            f"found {found}. {remedy}"
+        )
+
+
+def credited(spec: dict, origin: str) -> dict:
+    """The entry with what its rows are: "label" in every table and record, "from" where they come from.
+
+    Rows that the clinic or data/samples write in a data set's columns are this repository's: that data set's name,
+    licence and citation are not theirs. origin: data.origin. ingest and `terms` read the entry so made.
+    """
+    source = lookup(spec["name"])
+    if origin == "hub" or spec.get("path"):
+        return {"label": spec["name"], "from": spec.get("path") or source.hub_id} | spec
+    file = "data/clinic.yaml" if origin == "clinic" else f"data/{origin}"
+    ours = {"licence": "MIT", "commercial": True, "citation": f"this repository (CITATION.cff), {file}"}
+    return spec | ours | {"label": f"{origin}, in {spec['name']}'s columns", "from": f"{file} of this repository"}
+
+
+def by_name(labels: Iterable[str]) -> dict[str, str]:
+    """{the name that a recipe gives a source: the label of its records}, for the labels that `credited` makes."""
+    return {re.sub(r"^\w+, in (.*)'s columns$", r"\1", label): label for label in labels}
 
 
 def terms(spec: dict) -> dict:
@@ -203,6 +208,6 @@ def terms(spec: dict) -> dict:
     source = lookup(spec["name"], spec.get("config"))
     return {
         "licence": spec.get("licence") or source.licence,
-        "commercial": source.commercial,
+        "commercial": spec.get("commercial", source.commercial),
         "citation": spec.get("citation") or source.citation,
     }

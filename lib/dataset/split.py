@@ -1,8 +1,9 @@
 """Which records the model may learn from, and which it never sees: one split, by question, over all sources.
 
-Two records ask the same question when their stems (the text without the listed options) are equal after
-normalisation. All records of a question go to one side. Everything here works on arrays of hashes, one entry per
-record, so that millions of records need a few dozen bytes each.
+Two records ask the same question when what they ask (without listed options, stock phrases, or the abstract before a
+question of yes or no) is equal after normalisation; where that is generic ("Which is true?") the right answer, or the
+abstract, has to be the same too. All records of a question go to one side. Everything here works on arrays of hashes,
+one entry per record, so that millions of records need a few dozen bytes each.
 """
 
 import hashlib
@@ -12,7 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lib.dataset import wording
+
 BLANKS = re.compile(r"[\W_]+")
+DECISIONS = {"yes", "no", "maybe", "是", "否", "不确定"}
+SHORT = 13  # a stem of fewer words may be generic: the same words over other options ask something else
 
 
 def normalise_question(text: str) -> str:
@@ -26,21 +31,71 @@ def stem(record: dict) -> str:
     return record["instruction"].rsplit("\n\nA. ", 1)[0] if record["options"] else record["instruction"]
 
 
+def earlier(record: dict) -> list[str]:
+    """What the user and the assistant said before a record's question, where it is a further turn of a conversation."""
+    return [turn["content"] for turn in record.get("history") or () if turn["role"] != "system"]
+
+
+def conversation(record: dict) -> str:
+    """The question as a reader has to see it: after what was said before, where it is a conversation's further turn."""
+    return "\n\n".join([*earlier(record), record["instruction"]])
+
+
+def signed(record: dict) -> str:
+    """The text that near-duplicates are told by: the instruction, and of a conversation's further turn the answer too.
+
+    The turns of one conversation share what was said before; the same short question ("For how long?") stands in many.
+    """
+    return f"{record['instruction']}\n{record['output']}" if earlier(record) else record["instruction"]
+
+
+def asked(record: dict) -> str:
+    """What a record asks: its stem without stock phrases, and for a decision (yes, no, maybe) the question alone.
+
+    PubMedQA puts an abstract before its question; sets that are built from it leave the abstract out. A conversation
+    asks what it opens with, so that all of its turns go to one side.
+    """
+    text = wording.without_stock(next(iter(earlier(record)), None) or stem(record))
+    if "\n" in text and _decides(record):
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        text = wording.without_stock(next((line for line in lines[::-1] if line[-1] in "?？"), lines[-1]))
+    return text
+
+
+def _decides(record: dict) -> bool:
+    return bool(record["options"]) and {option.casefold() for option in record["options"]} <= DECISIONS
+
+
 def question(record: dict) -> str:
-    """The normalised stem of a record's instruction: what train and test must not share."""
-    return normalise_question(stem(record))
+    """The normal form of what a record asks: what train and test must not share, unless it is generic."""
+    return normalise_question(asked(record))
+
+
+def _whole(record: dict, brief: str) -> str:
+    """The question with what tells it from others that are asked in the same words: its abstract, or its answer."""
+    if not record["options"]:
+        return brief
+    if _decides(record):
+        return normalise_question(wording.without_stock(stem(record)))  # with the abstract
+    if wording.length(brief) >= SHORT:
+        return brief
+    return f"{brief}\n{normalise_question(record['answer'] or ' '.join(sorted(record['options'])))}"
 
 
 @dataclass(frozen=True)
 class Keys:
     """What the split needs to know of n records: arrays (n,) of 64-bit hashes and of places in `names`.
 
-    question: of the normalised stem. instruction: of the whole normalised instruction. answer: of the normalised
-    ground truth, 0 where there is none. source: index into `names`, which is sorted. draw: decides who is drawn first.
+    brief: of what is asked. whole: of that with what tells it from others asked in the same words. question: `whole`
+    where several of these records share the brief one over different wholes, else `brief`. instruction: of the
+    normalised instruction without stock phrases. answer: of the normalised ground truth, 0 where there is none. source:
+    index into `names`, which is sorted. draw: decides who is drawn first.
     """
 
     names: tuple
     source: np.ndarray
+    brief: np.ndarray
+    whole: np.ndarray
     question: np.ndarray
     instruction: np.ndarray
     answer: np.ndarray
@@ -59,15 +114,35 @@ def keys(records, seed: int) -> Keys:
     """The Keys of an iterable of records, read once. The draw hashes seed and question alone."""
     rows, places = [], {}
     for record in records:
-        asked = question(record)
-        whole = normalise_question(record["instruction"]) if record["options"] else asked
+        brief = question(record)
+        whole, instruction = _whole(record, brief), brief
+        if record["options"] or earlier(record):
+            instruction = "\n".join([*earlier(record), wording.without_stock(record["instruction"])])
+            instruction = normalise_question(instruction)
         truth = normalise_question(record["answer"]) if record.get("answer") else None
-        place = places.setdefault(record["source"], len(places))
-        rows.append((place, _hash(asked), _hash(whole), _hash(truth) if truth else 0, _draw(seed, asked)))
-    table = np.array(rows, dtype=np.uint64).reshape(-1, 5)
+        place, short = places.setdefault(record["source"], len(places)), _hash(brief)
+        wide = short if whole == brief else _hash(whole) & ~1 | _decides(record)  # odd: told by its abstract
+        rows.append((place, short, wide, _hash(instruction), _hash(truth) if truth else 0, _draw(seed, whole)))
+    table = np.array(rows, dtype=np.uint64).reshape(-1, 6)
     names = tuple(sorted(places))
     order = np.array([names.index(name) for name in places] or [0])
-    return Keys(names, order[table[:, 0].astype(np.int64)], *table[:, 1:].T.copy())
+    brief, whole = table[:, 1].copy(), table[:, 2].copy()
+    return Keys(names, order[table[:, 0].astype(np.int64)], brief, whole, settled(brief, whole), *table[:, 3:].T.copy())
+
+
+def settled(brief: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """(n,) the key of each question: `whole` where `brief` is generic, that is, stands over several wholes.
+
+    Two answers are enough; abstracts have to be three, since a set may tell the abstract of a question differently.
+    """
+    told = np.flatnonzero(whole != brief)  # a bare question, or a long one, says nothing about others
+    _, first = np.unique(brief[told] * np.uint64(0x9E3779B97F4A7C15) + whole[told], return_index=True)
+    of, behind = brief[told][first], (whole[told][first] & np.uint64(1)).astype(bool)
+    generic = []
+    for kind, enough in ((~behind, 2), (behind, 3)):
+        briefs, counts = np.unique(of[kind], return_counts=True)
+        generic.append(briefs[counts >= enough])
+    return np.where(np.isin(brief, np.concatenate(generic)), whole, brief)
 
 
 def _hash(text: str) -> int:
@@ -105,7 +180,7 @@ def take(k: Keys, allowed: np.ndarray, questions: int) -> np.ndarray:
     Raises ValueError when there are fewer than `questions`.
     """
     places = np.flatnonzero(allowed)
-    asked, at, of = np.unique(k.question[places], return_index=True, return_inverse=True)
+    asked, of = np.unique(k.question[places], return_inverse=True)
     if not 0 <= questions <= len(asked):
         raise ValueError(
             f"{questions} questions to hold out, but the sources hold {len(asked)} different ones: "
@@ -113,7 +188,8 @@ def take(k: Keys, allowed: np.ndarray, questions: int) -> np.ndarray:
         )
     owner = np.full(len(asked), len(k.names))
     np.minimum.at(owner, of, k.source[places])
-    draw, chosen = k.draw[places][at], np.zeros(len(asked), bool)
+    draw, chosen = np.full(len(asked), np.iinfo(np.uint64).max), np.zeros(len(asked), bool)
+    np.minimum.at(draw, of, k.draw[places])
     quota = _quotas({name: int((owner == n).sum()) for n, name in enumerate(k.names)}, questions)
     for number, name in enumerate(k.names):
         mine = np.flatnonzero(owner == number)

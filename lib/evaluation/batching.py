@@ -3,8 +3,12 @@
 import contextlib
 
 import torch
+from torch.nn.functional import cross_entropy
 
 from lib.chat.turns import IGNORE_INDEX
+from lib.model import head
+
+LOGITS_AT_ONCE = 2**28  # numbers: one gigabyte in float32, whatever the vocabulary
 
 
 @contextlib.contextmanager
@@ -45,3 +49,32 @@ def right_pad(rows, device):
         for gap in [width - len(ids)]
     ]
     return tuple(torch.tensor(part, device=device) for part in zip(*fill, strict=True))
+
+
+def token_losses(model, rows, batch_size):
+    """Yield (number of the row, losses (seq - 1,) in float64 on the CPU, 0 where there is no label), longest first.
+
+    rows: (ids, labels) pairs. The vocabulary head computes the tokens before a label only.
+    """
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
+    with evaluation(model):
+        while order:
+            chosen = _fitting([rows[i] for i in order[:batch_size]], model.config.vocab_size)
+            ids, labels, mask = right_pad([rows[i] for i in order[:chosen]], model.device)
+            columns, following = head.kept(labels)
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=columns).logits
+            found = cross_entropy(logits.float().transpose(1, 2), following, reduction="none").double()
+            losses = torch.zeros(ids.shape, dtype=found.dtype).index_copy(1, columns.cpu(), found.cpu())
+            for i, row in zip(order[:chosen], losses, strict=True):
+                yield i, row[: len(rows[i][0]) - 1]
+            order = order[chosen:]
+
+
+def _fitting(rows, vocab_size):
+    """How many of the rows, at least one, have no more than LOGITS_AT_ONCE logits before their labels together."""
+    columns = set()
+    for count, (_, labels) in enumerate(rows, 1):
+        columns |= {place for place, label in enumerate(labels) if label != IGNORE_INDEX}
+        if count * len(columns) * vocab_size > LOGITS_AT_ONCE:
+            return max(1, count - 1)
+    return len(rows)

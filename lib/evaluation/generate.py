@@ -80,7 +80,7 @@ def transformers(
         torch.manual_seed(seed + ranks.rank())
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            outcomes = _continue(model, [encoded[i] for i in rows], how)
+            outcomes = continue_ids(model, [encoded[i] for i in rows], how)
             for i, (ids, first, seconds) in zip(rows, outcomes, strict=True):
                 times = {"first_s": first, "seconds": seconds}
                 kept.add(_answer(rest[i]["id"], texts[i], ids, stops, tokenizer) | times)
@@ -123,7 +123,7 @@ def _drawing(temperature, top_p):
     return PLAIN | {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
 
 
-def _continue(model, prompts, how):
+def continue_ids(model, prompts, how):
     """Continue prompts, lists of token ids of similar length: a list of (generated ids, seconds to first, to last).
 
     how: fields of transformers.GenerationConfig. A stop token is among the ids that it ended.

@@ -4,13 +4,23 @@ from collections import Counter
 
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer
 from sacrebleu.metrics import BLEU
 from sklearn.metrics import f1_score
 
 from lib import stats
-from lib.dataset.answers import normalise
+from lib.dataset.forms import normalise
+from lib.dataset.wording import ALONE, spaced
 
-ROUGE = RougeScorer(["rougeL"], use_stemmer=False)
+
+class Words(DefaultTokenizer):
+    """The library's words; of a text in a script without blanks, whose letters it drops, every character."""
+
+    def tokenize(self, text):
+        return normalise(text).split() if ALONE.search(text) else super().tokenize(text)
+
+
+ROUGE = RougeScorer(["rougeL"], tokenizer=Words(use_stemmer=False))
 SENTENCE = BLEU(effective_order=True)  # only the n-gram orders that a short text has
 UNPARSED = -1  # code of a prediction that is none of the labels
 
@@ -21,7 +31,7 @@ def texts(answers, references):
     answers, references: texts in the same order, the answers without their reasoning.
     A row has exact (the same text after answers.normalise), rouge_l (F1 of the longest common subsequence of
     words, 0 to 1) and bleu (of the sentence, 0 to 100).
-    Both libraries split words as for Latin script, ROUGE drops all other letters: no measure of Chinese texts.
+    In scripts without blanks, such as Chinese, every character is a word.
     Raises ValueError when a reference has no word or the lists differ in length.
     Sources: Lin 2004, as in rouge-score; Papineni et al. 2002, as in sacrebleu (tokenizer 13a, exponential smoothing).
     """
@@ -36,7 +46,7 @@ def _overlap(answer, reference):
     return {
         "exact": normalise(answer) == normalise(reference),
         "rouge_l": ROUGE.score(reference, answer)["rougeL"].fmeasure,
-        "bleu": SENTENCE.sentence_score(answer, [reference]).score,
+        "bleu": SENTENCE.sentence_score(spaced(answer), [spaced(reference)]).score,
     }
 
 

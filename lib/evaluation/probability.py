@@ -21,7 +21,6 @@ from lib.pipeline import machine
 
 ROWS, LABELLED = 32, 96  # conversations, and the tokens of each that count: logits of 150,000 words stay below 1 GiB
 MIB = 2**20
-LOGITS_AT_ONCE = 2**28  # numbers: one gigabyte in float32, whatever the vocabulary
 
 
 def perplexity(model, rows, batch_size=32):
@@ -54,7 +53,7 @@ def perplexity_by_part(model, rows, regions, batch_size=32):
 def _perplexities(model, rows, spans, batch_size):
     """{part: perplexity} in the order in which parts first appear. spans: ids -> [(part, first token, one past)]."""
     sums, counts, holders = Counter(), Counter(), defaultdict(set)
-    for number, losses in _token_losses(model, rows, batch_size):
+    for number, losses in batching.token_losses(model, rows, batch_size):
         ids, labels = rows[number]
         kept = torch.tensor(labels[1:]) != IGNORE_INDEX
         for name, start, stop in spans(ids):
@@ -72,22 +71,6 @@ def _perplexities(model, rows, spans, batch_size):
     }
 
 
-def _token_losses(model, rows, batch_size):
-    """Yield (number of the row, losses (seq - 1,) in float64 on the CPU, 0 where there is no label), longest first."""
-    order, start = sorted(range(len(rows)), key=lambda i: -len(rows[i][0])), 0
-    with batching.evaluation(model):
-        while start < len(order):
-            width = len(rows[order[start]][0])
-            size = max(1, min(batch_size, LOGITS_AT_ONCE // (width * model.config.vocab_size)))
-            chosen = order[start : start + size]
-            start += size
-            ids, labels, mask = batching.right_pad([rows[i] for i in chosen], model.device)
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-            losses = cross_entropy(logits.float().transpose(1, 2), labels[:, 1:], reduction="none").double().cpu()
-            for i, row in zip(chosen, losses, strict=True):
-                yield i, row[: len(rows[i][0]) - 1]
-
-
 def next_token_logits(model, rows):
     """A model's logits before each labelled token of (input_ids, labels) rows: (tokens, vocabulary) float32, CPU."""
     return torch.cat(_forward(model, rows)["logits"]).float()
@@ -102,8 +85,12 @@ def changed_by_merging(before, after, limit=0.01):
     there is none). Rounding to bfloat16 stays far below `limit`; merging an
     adapter into other weights than it was trained on does not. Raises ValueError above it.
     """
-    ours, theirs = before.log_softmax(-1), after.log_softmax(-1)
-    divergence = float((ours.exp() * (ours - theirs)).sum(-1).mean())
+    size, total, largest = max(1, batching.LOGITS_AT_ONCE // before.shape[-1]), 0.0, 0.0
+    for one, other in zip(before.split(size), after.split(size), strict=True):
+        ours, theirs = one.log_softmax(-1), other.log_softmax(-1)
+        total += float((ours.exp() * (ours - theirs)).sum())
+        largest = max(largest, float((one - other).abs().max()))
+    divergence = total / len(before)
     if divergence > limit:
         raise ValueError(
             f"the merged model is not the trained one: {divergence:.4f} nats a token apart, expected at most {limit}. "
@@ -113,7 +100,7 @@ def changed_by_merging(before, after, limit=0.01):
     leads = (first - second)[before.argmax(-1) != after.argmax(-1)]
     return {
         "divergence": divergence,
-        "largest": float((before - after).abs().max()),
+        "largest": largest,
         "tokens": len(before),
         "flipped": len(leads),
         "lead": float(leads.max()) if len(leads) else 0.0,
@@ -154,13 +141,13 @@ def _forward(model, rows):
         for ids, labels in rows:
             following = torch.tensor(labels[1:])
             kept = following != IGNORE_INDEX
-            given = torch.tensor([ids], device=model.device)
+            given, columns = torch.tensor([ids], device=model.device), kept.nonzero()[:, 0].to(model.device)
             _wait()
             started = time.perf_counter()
-            logits = model(input_ids=given, use_cache=False).logits
+            logits = model(input_ids=given, use_cache=False, logits_to_keep=columns).logits
             _wait()
             found["seconds"].append(time.perf_counter() - started)
-            found["logits"].append(logits[0, :-1].cpu()[kept])
+            found["logits"].append(logits[0].cpu())
             found["targets"].append(following[kept])
     return found
 

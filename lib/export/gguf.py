@@ -29,14 +29,17 @@ CONVERT = ROOT / "lib" / "model" / "gguf_convert.py"
 LOGITS_BYTES = 4 * 2**30  # of saved probabilities: 20,000 tokens of a vocabulary of 100,000
 
 
-def convert(model_dir, out, outtype="bf16"):
+def convert(model_dir, out, outtype="bf16", header=None):
     """Write a transformers checkpoint folder as one GGUF file; returns its path.
 
-    outtype: f32, f16 or bf16. Raises ValueError with the converter's reason, e.g. an unknown tokenizer.
+    outtype: f32, f16 or bf16. header: what the file says of itself, from release.header.
+    Raises ValueError with the converter's reason, e.g. an unknown tokenizer.
     """
     out, model_dir = Path(out), Path(model_dir).resolve()
-    with _temporary(out) as part:
-        script = [sys.executable, "-P", CONVERT, toolchain().converter, model_dir]
+    with _temporary(out) as part, tempfile.TemporaryDirectory() as scratch:
+        about = Path(scratch, "header.json")
+        about.write_text(json.dumps(header or {}), encoding="utf-8")
+        script = [sys.executable, "-P", CONVERT, toolchain().converter, model_dir, "--metadata", about]
         _run([*script, "--outfile", part, "--outtype", outtype], f"converting {model_dir.name} to GGUF")
     return out
 
@@ -75,21 +78,39 @@ def _turned(adapter_dir, scratch):
     return scratch
 
 
-def quantize(src, out, type, type_map=None, threads=1):
-    """Quantize a bf16/f16/f32 GGUF file to `type` (q4_0, q4_k_m, ...), without an importance matrix; returns out.
+def quantize(src, out, type, type_map=None, threads=1, importance=None):
+    """Quantize a bf16/f16/f32 GGUF file to `type` (q4_0, q4_k_m, ...); returns out.
 
+    importance: file from `importance`, which changes how weights are rounded: never for weights trained on a grid.
     type_map: {tensor name: ggml type} as from `type_map`, pins single tensors; tensors that llama.cpp never
     quantizes (norms, biases, routers) are ignored in it. "f32" writes the numbers of a quantized file out in full.
     """
     out = Path(out)
     with _temporary(out) as part, tempfile.TemporaryDirectory() as scratch:
         args = ["--allow-requantize"] if type == "f32" else []
+        args += ["--imatrix", importance] if importance else []
         if type_map:
             pins = Path(scratch, "types.txt")
             lines = [f"^{re.escape(name)}$={kind}\n" for name, kind in type_map.items()]
             pins.write_text("".join(lines), encoding="utf-8")
             args += ["--tensor-type-file", pins]
         _run([toolchain().quantize, *args, src, part, type.upper(), threads], f"quantizing {Path(src).name} to {type}")
+    return out
+
+
+def importance(src, texts, out, ctx=256, threads=1):
+    """Write the importance matrix of a 16-bit file as a file (llama-imatrix); returns out.
+
+    How large the inputs of each weight are on calibration texts: rounding then spares the weights that matter there.
+    texts: rendered conversations of the train split, never of the test; marks of the chat template are read as such.
+    Raises ValueError where they are shorter than a chunk of ctx tokens.
+    """
+    out = Path(out)
+    with _temporary(out) as part, tempfile.TemporaryDirectory() as scratch:
+        text = Path(scratch, "calibration.txt")
+        text.write_text("\n".join(texts), encoding="utf-8")
+        args = ["-m", src, "-f", text, "-o", part, "-c", ctx, "-t", threads, "--parse-special", "--no-ppl", "--offline"]
+        _run([toolchain().imatrix, *args], f"importance matrix of {Path(src).name}")
     return out
 
 
@@ -116,9 +137,16 @@ def imatrix(file):
     return any(key.startswith("quantize.imatrix") for key in GGUFReader(file).fields)
 
 
-def dequantize(file):
-    """Yield (tensor name, float32 array of shape (rows, cols)) exactly as llama.cpp reads the file's numbers."""
+def dequantize(file, kept=True):
+    """Yield (tensor name, float32 array of shape (rows, cols)) exactly as llama.cpp reads the file's numbers.
+
+    kept: False leaves out the tensors that are not quantized, which are in float32. Always left out are tables of
+    rotary factors, which the converter computes from the configuration: no weights.
+    """
     for tensor in GGUFReader(file).tensors:
+        computed = tensor.name.startswith(("rope_freqs.", "rope_factors_"))
+        if computed or (tensor.tensor_type.name == "F32" and not kept):
+            continue
         shape = tuple(int(size) for size in reversed(tensor.shape))  # GGUF lists the fastest dimension first
         yield tensor.name, to_float32(tensor.data, tensor.tensor_type).astype("float32", copy=False).reshape(shape)
 

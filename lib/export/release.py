@@ -1,4 +1,4 @@
-"""What is released is what was trained: the same prompts and answers, a Modelfile and a model card derived from it.
+"""What is released is what was trained: the same prompts and answers, and a model card with what was measured.
 
 Answers are compared by their likeliest tokens. Drawn by chance, two answers part sooner or later although their
 probabilities differ in the fourth decimal only and the seed is the same: a token's share of the dice moves a little.
@@ -6,46 +6,16 @@ probabilities differ in the fourth decimal only and the seed is the same: a toke
 
 from collections import deque
 from itertools import zip_longest
+from pathlib import Path
 
 import pandas
 from huggingface_hub import ModelCard, ModelCardData
 
 from lib.chat import encoding
-from lib.evaluation import generate
 from lib.export import serve
+from lib.pipeline.files import ROOT
 
-PROBE = "PROBE-OF-THE-USER-TURN"
 MAX_NEW_TOKENS = 256  # of each compared answer: a model that differs does so early
-
-
-def turn_frame(tokenizer, date=None):
-    """(before, after): what the chat template writes around one user message, up to where the model begins.
-
-    Raises ValueError when the template changes the message, so that no fixed frame exists.
-    """
-    text = encoding.render([{"role": "user", "content": PROBE}], tokenizer, generation=True, date=date)
-    before, found, after = text.partition(PROBE)
-    if not found or PROBE in after:
-        raise ValueError(f"the chat template does not write the user's text once and unchanged: {text!r}")
-    return before, after
-
-
-def modelfile(file_name, tokenizer, model, ctx=2048, date=None):
-    """Text of an Ollama Modelfile whose prompt equals the training template's, token for token.
-
-    file_name: the GGUF file, beside the Modelfile. model: its transformers model or None; gives further end tokens.
-    Source: the Modelfile reference of Ollama (FROM, TEMPLATE, PARAMETER stop, temperature, num_ctx).
-    """
-    before, after = turn_frame(tokenizer, date)
-    stops = sorted(tokenizer.convert_ids_to_tokens(token) for token in generate.stop_ids(model, tokenizer))
-    lines = [
-        f"FROM ./{file_name}",
-        f'TEMPLATE """{before}{{{{ .Prompt }}}}{after}{{{{ .Response }}}}{tokenizer.eos_token}"""',
-        *(f'PARAMETER stop "{stop}"' for stop in stops),
-        "PARAMETER temperature 0",
-        f"PARAMETER num_ctx {ctx}",
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def parity(conversations, tokenizer, to_text, to_tokens, date=None):
@@ -113,28 +83,57 @@ def compare(ours, theirs):
     return {"asked": len(ours), "equal": len(ours) - len(leads), "lead": max(known, default=None)}
 
 
-def model_card(title, base, ladder, sources, run):
+def origin(model):
+    """(hub id or None, in words) of what was fine-tuned. model: the recipe's section.
+
+    Only a model of the hub is named as a card's base_model: a twin was pretrained here, a folder's path is private.
+    """
+    base = model["base"]
+    if base == "twin":
+        shape = model["twin"]["architecture"]
+        return (
+            None,
+            f"a tiny {shape} model, pretrained from nothing on this repository's data/clinic.yaml, never published",
+        )
+    return (None, f"the local folder {Path(base).name}") if (ROOT / base).exists() else (base, base)
+
+
+def header(title, model, sources):
+    """What a GGUF file says of itself: {key: text}, for gguf.convert. Arguments as in model_card."""
+    rows = "; ".join(f"{s['rows']:,} rows of {s['source']}" for s in sources)
+    about = f"Base: {origin(model)[1]}. Trained on {rows}. Not for clinical use."
+    return {"general.name": title, "general.license.name": _licence(sources), "general.description": about}
+
+
+def _licence(sources):
+    """The one licence of all training data in the hub's spelling, or "other"."""
+    licences = {s["licence"] for s in sources}
+    return min(licences).lower() if len(licences) == 1 else "other"
+
+
+def model_card(title, model, ladder, sources, run):
     """Text of a model card in the hub's form: front matter, what it is, the measured ladder, data, limits.
 
-    ladder: rows of one dict each, printed as a table; run: recipe and run name. sources: [{"source", "licence", "rows",
-    "commercial", "citation"}]; commercial is whether the licence allows such use, None where nobody says: anything but
-    True is warned of in the card.
+    model: the recipe's section. ladder: rows of one dict each, printed as a table; run: recipe and run name.
+    sources: [{"source", "licence", "rows", "commercial", "citation"}]; commercial is whether the licence
+    allows such use, None where nobody says: anything but True is warned of in the card.
     """
     table = pandas.DataFrame(ladder, dtype=object).to_markdown(index=False, missingval="", disable_numparse=True)
     data = [f"- {s['source']}: {s['rows']:,} training rows, licence {s['licence']}" for s in sources]
     data += [f"- cite: {citation}" for citation in dict.fromkeys(s["citation"] for s in sources if s.get("citation"))]
     data += licence_warnings(sources)
-    licences = sorted({s["licence"] for s in sources})
+    hub_id, base = origin(model)
     facts = ModelCardData(
-        base_model=base,
+        base_model=hub_id,
         library_name="gguf",
-        license=licences[0].lower() if len(licences) == 1 else "other",
+        license=_licence(sources),
         tags=["medical", "reasoning", "lora", "gguf"],
     )
     text = "\n".join([
         f"# {title}",
         "",
         "Written by the export stage from what it measured. Not for clinical use: it was never tested on patients.",
+        f"Fine-tuned from {base}.",
         "",
         "## Measured",
         "",

@@ -39,6 +39,7 @@ def running(file, slots=1, ctx=2048, threads=1, log=None, adapters=()):
     args = ["-m", file, "--host", "127.0.0.1", "--port", "0", "-np", slots, "-c", ctx * slots, "-no-kvu"]
     args += ["-t", threads, "-tb", threads, "--jinja", "--reasoning-format", "none", "--no-ui", "--offline"]
     args += ["--no-cache-prompt", "--cache-ram", "0", "--no-warmup", "--log-colors", "off"]
+    args += ["--cors-origins", "none", "--no-cors-credentials"]
     for adapter in adapters:
         args += ["--lora", adapter]
     command = [sys.executable, "-c", LAUNCH, *map(str, [toolchain().server, *args])]
@@ -99,6 +100,7 @@ def _wait_until_healthy(process, log, name, timeout_s=900):
 
 
 def environment():
-    """This process's environment without settings that would change llama.cpp's behaviour behind our back."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_ARG_", "GGML_"))}
+    """This process's environment without what would change llama.cpp's behaviour behind our back, and without keys."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_", "GGML_"))}
+    kept = {name: value for name, value in kept.items() if not name.endswith(("_TOKEN", "_KEY", "_KEYS", "_SECRET"))}
     return {**kept, "HF_HUB_OFFLINE": "1"}

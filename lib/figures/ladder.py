@@ -23,21 +23,21 @@ def block_levels(weights, rounded, levels, title="One block of weights on its gr
     return figure
 
 
-def divergence(rows, title="How far each file is from the unquantized one"):
-    """Divergences as dots with 95 % intervals on a logarithmic axis.
+def divergence(rows, title="What each file costs: size against distance from 16 bits"):
+    """File size against divergence from the same weights in 16 bits, every file a point with its 95 % interval.
 
-    rows: [{"name", "value", "stderr"}], nats a token; a value of 0 or below cannot be drawn and is left out.
+    rows: [{"name", "mib", "value", "stderr"}], nats a token; a value of 0 or below cannot be drawn and is left out.
     """
     rows = [row for row in rows if row["value"] > 0]
-    figure, (ax,) = _canvas(1.4 + 0.4 * max(1, len(rows)), title)
-    for place, row in enumerate(rows):
+    figure, (ax,) = _canvas(4.6, title)
+    for row in sorted(rows, key=lambda row: row["name"]):
         reach = 1.96 * row["stderr"]
         low = min(reach, 0.9 * row["value"])  # an interval that reaches zero ends at a tenth of the value
-        drawn = {"color": colour(row["name"]), "markeredgecolor": INK, "ecolor": INK}
-        ax.errorbar(row["value"], place, xerr=[[low], [reach]], fmt="o", markersize=8, capsize=4, **drawn)
-    ax.set_xscale("log")
-    ax.set_yticks(range(len(rows)), [row["name"] for row in rows])
-    ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.set_xlabel("Kullback-Leibler divergence (nats a token; lower is closer)")
-    ax.grid(axis="x", color="#DDDDDD", linewidth=0.8)
+        drawn = {"color": colour(row["name"]), "markeredgecolor": INK, "ecolor": INK, "label": row["name"]}
+        ax.errorbar(row["mib"], row["value"], yerr=[[low], [reach]], fmt="o", markersize=8, capsize=4, **drawn)
+    ax.set_yscale("log")
+    ax.set_xlabel("file size (MiB)")
+    ax.set_ylabel("divergence (nats a token; lower is closer)")
+    ax.grid(color="#DDDDDD", linewidth=0.8)
+    ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     return figure

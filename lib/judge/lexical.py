@@ -5,9 +5,11 @@ carry is_llm_judge False, and the tables refuse to mix them with a language mode
 """
 
 import re
+from itertools import pairwise
 
 from lib import stats
 from lib.dataset import answers as reading
+from lib.dataset.wording import ALONE
 from lib.pipeline.files import beside
 
 NAME = "reference-overlap score"
@@ -18,13 +20,23 @@ MISMATCH = 3.0  # points lost when a key term is affirmed on one side and denied
 NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:\s?(?:%|mg|g|mcg|µg|ml|l|mmol|units?|hours?|days?|weeks?))?(?![\w])")
 WORDS = beside(__file__)
 URGENT, DENIAL = (re.compile(rf"\b(?:{'|'.join(WORDS[name])})\b") for name in ("urgent", "denial"))
-FILLER = set(WORDS["filler"].split())
+FILLER, PARTICLES = set(WORDS["filler"].split()), set(WORDS["particles"])
 
 
 def key_terms(reference):
-    """Words of the reference that carry content: canonical form, four letters or more, no fillers."""
-    text = re.sub(r"(?m)^\s*Answer:.*$", "", reference or "")
-    return {word for word in reading.canonical(text).split() if len(word) > 3 and word not in FILLER}
+    """Words of the reference that carry content: canonical form, four letters or more, no fillers.
+
+    In scripts without blanks, such as Chinese, pairs of characters.
+    """
+    words = terms(re.sub(r"(?m)^\s*Answer:.*$", "", reference or ""))
+    return {word for word in words if (len(word) > 3 or ALONE.match(word)) and word not in FILLER}
+
+
+def terms(text):
+    """The words of a text in canonical form; pairs of characters where a script has no blanks."""
+    words = reading.canonical(text).split()
+    pairs = {a + b for a, b in pairwise(words) if ALONE.fullmatch(a) and ALONE.fullmatch(b)}
+    return {word for word in words if not ALONE.fullmatch(word)} | {pair for pair in pairs if not set(pair) & PARTICLES}
 
 
 def denied_terms(text, terms):
@@ -73,9 +85,9 @@ def score(item, text):
         correct = reading.choice(text, item["options"]) == item["letter"] if item["letter"] else None
     else:
         correct = reading.matches(text, item["truth"]) if item["truth"] else None
-    terms, words = key_terms(item["reference"]), set(reading.canonical(text).split())
-    found = terms & words
-    recall = len(found) / len(terms) if terms else None
+    wanted = key_terms(item["reference"])
+    found = wanted & terms(text)
+    recall = len(found) / len(wanted) if wanted else None
     mismatch = mismatches(item["reference"], text, found)
     shares = {"decision": None if correct is None else float(correct), "recall": recall}
     known = {part: share for part, share in shares.items() if share is not None}
@@ -102,14 +114,16 @@ def agreement(items):
     """Whether the words alone find the right answer: {"value", "low", "high", "n"}, by the answer key.
 
     Over pairs of answers to one question of which the key calls one right and the other wrong: the share in which
-    recall and mismatches, without the points for the decision, put the right one first; a tie counts half. n: questions
-    with such a pair, empty answers apart; the interval resamples questions. value None where there is none.
+    recall and mismatches, without the points for the decision, put the right one first; a tie counts half. Only answers
+    that could be right count, which name an option: to tell garbage from an answer takes no judge. n: questions with
+    such a pair; the interval resamples questions. value None where there is none.
     """
     shares = []
     for item in items:
         if not item["options"]:
             continue
-        scored = [score(item, text) for text in item["answers"].values() if text.strip()]
+        named = [text for text in item["answers"].values() if reading.choice(text, item["options"])]
+        scored = [score(item, text) for text in named]
         points = [(one["recall"] or 0.0) * MAX_POINTS - MISMATCH * bool(one["mismatch"]) for one in scored]
         pairs = [
             1.0 if p > q else 0.5 if p == q else 0.0

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, create_model
 
+from lib.dataset import split
 from lib.evaluation import screens
 from lib.pipeline.files import beside, read_jsonl
 from lib.pipeline.forms import checked
@@ -73,7 +74,7 @@ def items(records, answers, fmt, limit, seed):
     return [
         {
             "id": record["id"],
-            "question": record["instruction"],
+            "question": split.conversation(record),
             "truth": record["answer"],
             "letter": record["letter"],
             "options": record["options"],

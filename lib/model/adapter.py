@@ -4,17 +4,19 @@ from peft import get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from lib.model import loading, saving, unsloth
+from lib.model import layout, loading, saving, unsloth
 
 
 def trainable(cfg, lora):
     """The base with a fresh adapter to train, by the recipe's backend; prints which one that is, and why.
 
     lora: peft.LoraConfig(**cfg.lora). Unsloth rewrites transformers' classes for the whole process, so from here on
-    `base` and `saved` load through it too; measure packing before.
+    `base` and `saved` load through it too; measure packing before. Raises ValueError, before anything is trained, where
+    this family's file has no grid that chapter 4 could train on, or no form at all.
     """
     name, why = unsloth.backend(cfg)
     print(f"trained with {name}: {why}")
+    layout.check(loading.config(cfg), bool(cfg.sections(["qat"])["qat"]))
     if name == "transformers":
         return get_peft_model(loading.base(cfg), lora)
     quantized, revision = bool(cfg.model["quantization"]), cfg.model["revision"]

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
     GPT2Tokenizer,
@@ -10,6 +13,7 @@ from transformers import (
     GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaTokenizer,
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -23,11 +27,11 @@ TRAINING_KEYS = ("architecture", "vocab_size", "block_size", "batch_size", "step
 class Family:
     """What is a family's own.
 
-    tokenizer: the class that has the family's pre-tokenizer, or the name of its expression in PRE_TOKENIZERS, or
-    "sentencepiece". control: added tokens in the published order of ids, which follow the vocabulary; the ones named in
-    `visible` are not special, i.e. decoding keeps them. padding: a token that ends no text, or None where the family
-    has none to pad with and lib/model/padding.py chooses. template: the name of a
-    chat template that TRL ships, or a template's text, or None. fields: of the config, where they differ from both the
+    tokenizer: the class that has the family's pre-tokenizer, or the name of its expression in PRE_TOKENIZERS; one of
+    SENTENCEPIECE is trained by that library. control: added tokens in the published order of ids, which follow the
+    vocabulary; the ones named in `visible` are not special, i.e. decoding keeps them. padding: a token that ends no
+    text, or None where the family has none to pad with and lib/model/padding.py chooses. template: the name of a chat
+    template that TRL ships, or a template's text, or None. fields: of the config, where they differ from both the
     class's defaults and a tiny model's.
     """
 
@@ -64,6 +68,12 @@ LLAMA2_CHAT = (  # one exchange in Llama-2's chat format
     "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'] + ' [/INST]' }}"
     "{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
+GEMMA_CHAT = (  # one exchange in Gemma's chat format
+    "{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) "
+    "+ '\n' + m['content'] + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+SENTENCEPIECE = (LlamaTokenizer, GemmaTokenizer)
 FAMILIES = {
     "qwen3": Family(
         tokenizer=Qwen2Tokenizer,  # Qwen3 uses Qwen2's, with four more control tokens
@@ -88,7 +98,7 @@ FAMILIES = {
         template="llama3.jinja",
     ),
     "llama2": Family(
-        tokenizer="sentencepiece",
+        tokenizer=LlamaTokenizer,
         config=LlamaConfig,
         model=LlamaForCausalLM,
         control=(),  # <unk>, <s> and </s> are SentencePiece's own first three
@@ -97,6 +107,17 @@ FAMILIES = {
         end_of_turn="</s>",
         padding=None,
         template=LLAMA2_CHAT,
+    ),
+    "gemma3": Family(
+        tokenizer=GemmaTokenizer,
+        config=Gemma3TextConfig,
+        model=Gemma3ForCausalLM,
+        control=("<start_of_turn>", "<end_of_turn>"),
+        begin="<bos>",
+        end_of_text="<eos>",
+        end_of_turn="<end_of_turn>",
+        padding="<pad>",
+        template=GEMMA_CHAT,
     ),
     "gpt2": Family(
         tokenizer=GPT2Tokenizer,

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from lib.chat import encoding
-from lib.model import padding, saving, twin, unsloth
+from lib.model import padding, saving, tokens, twin, unsloth
 from lib.pipeline import hub, ranks
 from lib.pipeline.files import ROOT, cache_dir, kept_folder, rooted, sha256_json
 
@@ -46,9 +46,10 @@ def padded(base, revision=None):
     adapter, merged model and GGUF file name one base of one size; PEFT would otherwise put the whole embedding into
     every adapter, which llama.cpp's converter then refuses.
     """
-    tokenizer = read_tokenizer(base, revision)
+    tokenizer = _read_tokenizer(base, revision)
     if padding.choose(tokenizer) in tokenizer.get_vocab():
         return base
+    tokenizer = tokens.with_rows(tokenizer, _rows(base, revision) or len(tokenizer))
     folder = cache_dir() / "padded" / sha256_json([str(base), _version(base, revision), padding.ADDED])[:16]
 
     def write(scratch):
@@ -76,17 +77,30 @@ def tokenizer(cfg, progress=None):
 
 
 def read_tokenizer(path, revision=None):
-    """A tokenizer that reads text as llama.cpp and SentencePiece itself do.
+    """A tokenizer that reads text as llama.cpp and SentencePiece itself do, without tokens that the model cannot read.
 
     After a control token, "<s>" before a prompt say, Llama-2's puts a blank before the text. transformers' class leaves
     it out unless told to be `legacy`, and does not remember having been told when it is saved.
     """
+    loaded, rows = _read_tokenizer(path, revision), _rows(path, revision)
+    return tokens.with_rows(loaded, rows) if rows else loaded
+
+
+def _read_tokenizer(path, revision):
     with hub.asked(path, revision):
         loaded = AutoTokenizer.from_pretrained(path, revision=revision)
     if getattr(loaded, "legacy", None) is False:
         loaded = AutoTokenizer.from_pretrained(path, revision=revision, legacy=True)
         loaded.init_kwargs["legacy"] = True
     return loaded
+
+
+def _rows(path, revision):
+    """Rows of the embedding, as config.json says; None for a folder that holds a tokenizer alone."""
+    if os.path.isdir(path) and not Path(path, "config.json").exists():
+        return None
+    with hub.asked(path, revision):
+        return AutoConfig.from_pretrained(path, revision=revision).get_text_config().vocab_size
 
 
 def base(cfg):
@@ -216,4 +230,5 @@ def device_fields(cfg, stage, folder="checkpoints"):
         "data_seed": cfg.run["seed"],
         "assistant_only_loss": False,  # the labels of lib.chat.encoding's rows already say which tokens carry loss
         "disable_tqdm": stage.headless,  # a bar redrawn in a saved notebook is a thousand lines
+        **({} if cuda else {"loss_type": "nll"}),  # lib.model.head's: main memory holds the logits, time is short
     }

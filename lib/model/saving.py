@@ -7,7 +7,7 @@ from pathlib import Path
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 
-from lib.model import merging
+from lib.model import merging, tokens
 from lib.pipeline import ranks
 from lib.pipeline.files import whole_folder
 
@@ -86,6 +86,10 @@ def save_tokenizer(tokenizer, folder):
     served model would read other tokens than the trained one.
     """
     tokenizer.save_pretrained(folder)
-    sentencepiece = getattr(tokenizer, "vocab_file", None)
-    if sentencepiece and json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("byte_fallback"):
-        shutil.copy(sentencepiece, Path(folder, "tokenizer.model"))
+    if not json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("byte_fallback"):
+        return
+    own, file = getattr(tokenizer, "vocab_file", None), Path(folder, "tokenizer.model")
+    if own:
+        shutil.copy(own, file)
+    else:  # a base that comes with tokenizer.json alone
+        file.write_bytes(tokens.sentencepiece(tokenizer))

@@ -15,16 +15,17 @@ from pathlib import Path
 import torch
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, LlamaTokenizer, PreTrainedTokenizerFast
+from transformers import GemmaTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
 
 from lib.dataset import clinic, textbook
-from lib.model.families import FAMILIES, TRAINING_KEYS, config
+from lib.model.families import FAMILIES, SENTENCEPIECE, TRAINING_KEYS, config
 from lib.model.gguf_convert import PRE_TOKENIZERS
 from lib.pipeline.files import ROOT, cache_dir, kept_folder, sha256_file, sha256_json, write_json
 
 # what decides what a twin is: modules, where model/gguf_convert has the pre-tokenizers' expressions, and packages
-MADE_BY = ("model/twin", "model/families", "model/gguf_convert", "dataset/textbook", "dataset/clinic")
+MADE_BY = ("model/twin", "model/families", "model/gguf_convert")
+MADE_BY += ("dataset/textbook", "dataset/vignettes", "dataset/clinic")
 MADE_WITH = ("torch", "transformers", "tokenizers", "sentencepiece", "trl")  # trl ships the chat templates
 DRILLS = 4  # times that the whole vocabulary passes by in random order: no row of the embedding stays untrained
 ROLL_CALLS = 30  # times a pass that the control tokens are listed: each gets a row that no other resembles
@@ -80,7 +81,7 @@ def train_tokenizer(family, texts, vocab_size, folder=None):
 
     folder: where to save it, if anywhere; SentencePiece's needs one, for the tokenizer.model that llama.cpp reads.
     """
-    train = _sentencepiece if family.tokenizer == "sentencepiece" else _byte_level
+    train = _sentencepiece if family.tokenizer in SENTENCEPIECE else _byte_level
     tokenizer = train(family, texts, vocab_size, folder)
     tokenizer.pad_token, tokenizer.eos_token = family.padding, family.end_of_turn
     if family.begin:
@@ -119,25 +120,27 @@ def _byte_level(family, texts, vocab_size, folder):
 
 
 def _sentencepiece(family, texts, vocab_size, folder):
-    """Llama-2's kind: SentencePiece BPE, blanks as U+2581 and one before each text, unknown characters as bytes.
+    """Llama-2's and Gemma's kind: SentencePiece BPE, blanks as U+2581, unknown characters as bytes.
 
     Saved as tokenizer.model as well: transformers computes with the merges, llama.cpp with that file's scores.
     """
-    file = Path(folder, "tokenizer.model")
+    file, gemma = Path(folder, "tokenizer.model"), family.tokenizer is GemmaTokenizer
     file.parent.mkdir(parents=True, exist_ok=True)
     as_llama2 = {"normalization_rule_name": "identity", "byte_fallback": True, "split_digits": True}
     as_llama2 |= {"remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True, "character_coverage": 1.0}
+    as_gemma = {"add_dummy_prefix": False, "user_defined_symbols": list(family.control), "pad_id": 0, "eos_id": 1,
+                "bos_id": 2, "unk_id": 3, "pad_piece": "<pad>", "eos_piece": "<eos>", "bos_piece": "<bos>"}  # fmt: skip
     with open(file, "wb") as sink:
         SentencePieceTrainer.train(
             sentence_iterator=iter(texts), model_writer=sink, model_type="bpe", vocab_size=vocab_size,
-            hard_vocab_limit=False, num_threads=1, minloglevel=2, **as_llama2,
+            hard_vocab_limit=False, num_threads=1, minloglevel=2, **as_llama2 | (as_gemma if gemma else {}),
         )  # fmt: skip
     pieces = SentencePieceProcessor(model_file=str(file))
     vocab = {pieces.id_to_piece(i): i for i in range(pieces.vocab_size())}
     scores = {piece: pieces.get_score(i) for piece, i in vocab.items()}
     atoms = [p for p, i in vocab.items() if pieces.is_control(i) or pieces.is_byte(i) or pieces.is_unknown(i)]
-    merges = generate_merges(vocab, scores, atoms)
-    tokenizer = LlamaTokenizer(vocab=vocab, merges=merges)
+    tokenizer = family.tokenizer(vocab=vocab, merges=generate_merges(vocab, scores, [*atoms, *family.control]))
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in family.control])
     tokenizer.vocab_file = str(file)
     return tokenizer
 

@@ -4,13 +4,16 @@ Nothing is downloaded and no library is loaded: the published configuration valu
 """
 
 import json
+import re
 from pathlib import Path
 
+from lib.pipeline import toolchain
 from lib.pipeline.files import beside, rooted
 from lib.pipeline.schema import nearest
 
 SHAPES = beside(__file__)["shapes"]  # {name, as hub ids hold it: published values}
-FAMILY = {"llama": "llama", "qwen3": "qwen3", "gpt_oss": "gptoss", "gpt2": "gpt2"}  # model_type: lib.model.twin's name
+# model_type: lib.model.twin's name
+FAMILY = {"llama": "llama", "qwen3": "qwen3", "gpt_oss": "gptoss", "gpt2": "gpt2", "gemma3_text": "gemma3"}
 HEADS, HEAD_SIZE, LAYERS, EXPERTS = 4, 64, 2, 4  # of a twin
 
 
@@ -30,6 +33,21 @@ def published(base):
             "model.base to that folder, or add its values to lib/pipeline/architectures.yaml"
         )
     return SHAPES[max(found, key=len)]
+
+
+def unconvertible(base):
+    """Why llama.cpp's converter cannot read model.base, in words; None where it can, or where nothing tells.
+
+    A local folder's config.json names its architecture, and the converter lists those that it knows.
+    """
+    config, known = Path(rooted(base), "config.json"), toolchain.folder() / "conversion" / "__init__.py"
+    if not config.exists() or not known.exists():
+        return None
+    names = json.loads(config.read_text(encoding="utf-8")).get("architectures") or [None]
+    listed = re.findall(r'"(\w+)": "\w+"', known.read_text(encoding="utf-8"))
+    if names[0] is None or names[0] in listed:
+        return None
+    return f"llama.cpp's converter does not know the architecture {names[0]!r}{nearest(names[0], listed)}"
 
 
 def twin(base):

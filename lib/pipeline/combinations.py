@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from lib.pipeline import schema
+from lib.pipeline import architectures, schema
 from lib.pipeline.files import ROOT
 from lib.pipeline.forms import Strict, checked
 
@@ -33,6 +33,8 @@ def check(recipe):
             f"model.base is {model['base']!r} and model.twin is {model['twin']!r}: "
             "'twin' needs its sizes there, other bases must leave it out"
         )
+    if why := architectures.unconvertible(model["base"]):
+        raise ValueError(f"model.base {model['base']!r} can be trained but not exported (chapter 5): {why}")
     if model["checkpoint_4bit"] and not (model["quantization"] or {}).get("load_in_4bit"):
         raise ValueError("model.checkpoint_4bit saves the base in 4 bits: say which in model.quantization, or drop it")
     _subset(export["quantizations"], schema.QUANTIZATIONS, "export.quantizations")

@@ -64,7 +64,7 @@ def explained(error, repo, revision, kind):
     if status and (status in (408, 429) or status >= 500):
         return Unreachable(f"the hub answers {status} for {repo}: run again later; files that arrived whole are kept")
     if isinstance(error, OFFLINE):
-        local = "set model.base to a local folder" if kind == "model" else "set data.origin to clinic or samples"
+        local = "set model.base to a local folder" if kind == "model" else "name a copy of it (path) in its entry"
         return Unreachable(
             f"cannot fetch {repo} from {end} ({type(error).__name__}: {str(error).partition(chr(10))[0]}): check the "
             f"network or HF_ENDPOINT and run again, files that arrived whole are kept. To go without a network, {local}"

@@ -14,6 +14,7 @@ class Toolchain:
     quantize: Path
     perplexity: Path
     server: Path
+    imatrix: Path  # collects the importance matrix that PTQ is given at its best
     ggml_base: Path  # shared library with ggml_quantize_chunk, the reference for every quantized type
     converter: Path
     lora_converter: Path

@@ -15,8 +15,8 @@ from lib.pipeline.files import cache_dir, read_json, sha256_file, write_json
 
 SECTIONS = ("run", "data", "model", "chat", "lora", "sft", "qat", "export", "judge")
 NULLABLE = ("lora", "qat", "judge")
-OVERLAPS = ("provenance", "exact", "near", "gram_13", "gram_8")  # detectors of lib.dataset.leakage, the surest first
-QUANTIZATIONS = ("q4_0", "q4_k_m", "q5_k_m", "q8_0", "mxfp4_moe")
+OVERLAPS = ("provenance", "exact", "near", "gram_13", "content", "gram_8")  # of lib.dataset.leakage, the surest first
+QUANTIZATIONS = ("q2_k", "q3_k_m", "q4_0", "q4_k_m", "q5_k_m", "q8_0", "mxfp4_moe")
 DEVICE_FIELDS = ("output_dir", "use_cpu", "bf16", "fp16", "disable_tqdm", "seed", "data_seed")
 LIBRARIES = {
     "lora": ("peft", "LoraConfig"),
@@ -44,6 +44,8 @@ class DataSection(Section):
     test_sources: list = Field(default_factory=list)
     truth_sources: list = Field(default_factory=list)  # joined by question: a short ground truth for open questions
     test_questions: int = Field(200, ge=1, le=1000000)
+    screens: int = Field(129, ge=1, le=129)  # pairs of safety prompts that the base and the tuned model are asked
+    cases: int = Field(25, ge=1, le=25)  # clinical cases that they are asked
     eval_fraction: float = Field(0.05, ge=0, le=0.5)
     min_reasoning_chars: int = 0
     drop_overlaps: list = Field(default_factory=lambda: ["provenance", "exact", "near", "gram_13"])  # others are listed
@@ -75,7 +77,9 @@ class ChatSection(Section):
 
 
 class QatSection(Section):
-    scheme: typing.Literal["q4_0", "q8_0", "q4_k_m", "q5_k_m", "mxfp4_moe", "int4_weight_only"] = "q4_0"
+    scheme: typing.Literal["q4_0", "q8_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "mxfp4_moe", "int4_weight_only"] = (
+        "q4_0"
+    )
     seeds: list = Field(default_factory=list)
     distill: bool = True
 

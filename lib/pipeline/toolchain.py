@@ -20,7 +20,7 @@ from lib.pipeline.compilers import gpu_flags, jobs
 from lib.pipeline.files import ROOT, cache_dir
 
 PINS = ROOT / "toolchain.txt"
-PROGRAMS = ["llama-quantize", "llama-perplexity", "llama-server"]
+PROGRAMS = ["llama-quantize", "llama-perplexity", "llama-server", "llama-imatrix"]
 KEEP = ["convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion", "gguf-py/gguf", "LICENSE"]
 FLAGS = [
     "-DCMAKE_BUILD_TYPE=Release",

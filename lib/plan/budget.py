@@ -6,7 +6,9 @@ forward pass. Generation is bound by memory instead: each token of a batch reads
 """
 
 import re
+from collections import Counter
 
+from lib.dataset import entries
 from lib.model import shapes
 from lib.plan import memory
 
@@ -22,7 +24,10 @@ def load():
 def rows(sections, assumed):
     """Training rows of all sources, each as often as data.stages uses it; the published counts, before any filter."""
     data = sections["data"]
-    counts = {source["name"]: _counted(source, assumed) for source in data["sources"]}
+    counts = Counter()
+    for role, source in entries.labelled(data).values():
+        if role == "train":
+            counts[source.get("label") or source["name"]] += _counted(source, assumed)
     stages = data["stages"] or [{"name": "all", "weights": dict.fromkeys(counts, 1.0)}]
     used = sum(
         counts.get(source, 0) * weight for stage in stages for source, weight in
@@ -74,10 +79,20 @@ def training_hours(sections, shape, gpu, assumed, stage="sft"):
     return {"hours": seconds / 3600, "tokens": number, "steps": steps, "flops": number * per_token, "job": job}
 
 
+def prompts(sections):
+    """Prompts that chapters 2 and 3 each have answered: the test questions, both sides of the screens, the cases."""
+    data = sections["data"]
+    return data["test_questions"] + 2 * data["screens"] + data["cases"]
+
+
 def answering_hours(sections, shape, gpu, assumed, bytes_read, job="decode"):
-    """Hours to answer data.test_questions once when all answers take max_new_tokens; bytes_read: of weights a token."""
-    chat, questions = sections["chat"], sections["data"]["test_questions"]
-    at_once = chat["batch_size"] if job == "decode" else sections["export"]["slots"] * sections["export"]["servers"]
+    """Hours to answer `prompts` once, or served the test questions alone, when all answers take max_new_tokens.
+
+    bytes_read: of weights a token.
+    """
+    chat, served = sections["chat"], job != "decode"
+    questions = sections["data"]["test_questions"] if served else prompts(sections)
+    at_once = sections["export"]["slots"] * sections["export"]["servers"] if served else chat["batch_size"]
     batches = -(-questions // at_once)
     read = batches * chat["max_new_tokens"] * bytes_read
     return read / (gpu["bandwidth_gb_s"] * 1e9 * assumed["utilization"][job]) / 3600
@@ -91,22 +106,32 @@ def arms(sections):
     return ways * len({sections["run"]["seed"], *sections["qat"]["seeds"]})
 
 
+def on_the_grid(sections, assumed, sizes):
+    """Bytes of chapter 4's files: control, the same with an importance matrix, usual int4, ours; [] without qat."""
+    if not sections["qat"]:
+        return []
+    scheme = sections["qat"]["scheme"]
+    usual = scheme == "int4_weight_only"  # is ours then, and exported as q4_0
+    bits = assumed["disk"]["q4_0" if usual else scheme][0] / assumed["disk"]["bf16"][0]
+    return (3 if usual else 4) * [int(bits * sizes["bf16"])]
+
+
 def time(sections, shape, gpu, assumed):
     """[{"stage", "what", "hours", "usd"}] for one GPU; stages whose time is the CPU's are left out."""
     parts = memory.counted(sections, shape)["parts"]
     answer = answering_hours(sections, shape, gpu, assumed, 2 * sum(parts.values()))
-    served = sum(
-        answering_hours(sections, shape, gpu, assumed, size, "served")
-        for name, size in files(sections, shape, assumed).items() if name != "bf16"
-    )  # fmt: skip
+    sizes = files(sections, shape, assumed)
+    read = [sizes[name] for name in sections["export"]["quantizations"]] + on_the_grid(sections, assumed, sizes)
+    served = sum(answering_hours(sections, shape, gpu, assumed, size, "served") for size in read)
     sft = training_hours(sections, shape, gpu, assumed)
-    found = [("02_baseline", "answers of the base", answer)]
+    asked = f"{prompts(sections):,} answers"
+    found = [("02_baseline", f"{asked} of the base", answer)]
     what = f"{sft['steps']:,} steps, {sft['tokens'] / 1e6:,.0f}M tokens, {sft['flops']:.1e} FLOP, at {sft['job']} rate"
-    found += [("03_sft", what, sft["hours"]), ("03_sft", "answers", answer)]
+    found += [("03_sft", what, sft["hours"]), ("03_sft", asked, answer)]
     if number := arms(sections):
         qat = training_hours(sections, shape, gpu, assumed, "qat")
         found.append(("04_qat", f"{number} runs of {qat['steps']:,} steps", number * qat["hours"]))
-    found.append(("05_export", f"answers of {len(sections['export']['quantizations'])} files", served))
+    found.append(("05_export", f"answers of {len(read)} files", served))
     return [
         {"stage": stage, "what": what, "hours": hours, "usd": hours * gpu["usd_per_hour"]}
         for stage, what, hours in found
@@ -148,5 +173,5 @@ def disk(sections, shape, assumed):
         f"checkpoints, {kept} of each run": kept * (1 + runs) * trained * 12,  # the weights and two states, float32
         "adapters": 4 * counts["adapter"] * (1 + runs),
         f"merged models, at most {min(1 + runs, 3)} at once": 2 * total * min(1 + runs, 3),
-        "GGUF files of sft" + (" and qat" if runs else ""): sum(gguf.values()) * (2 if runs else 1),
+        "GGUF files": sum(gguf.values()) + 3 * bool(runs) * gguf["bf16"] + sum(on_the_grid(sections, assumed, gguf)),
     }

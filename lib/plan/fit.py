@@ -14,7 +14,7 @@ from lib.pipeline import machine
 
 machine.quiet()  # before the libraries below are loaded, which say what they lack on this machine
 
-from lib.model import shapes  # noqa: E402
+from lib.model import layout, shapes  # noqa: E402
 from lib.pipeline import hub, recipe  # noqa: E402
 from lib.pipeline.files import rooted  # noqa: E402
 from lib.plan import budget, memory  # noqa: E402
@@ -190,8 +190,9 @@ def main(arguments=None):
         shape = shapes.config(sections["model"]["base"], sections["model"]["twin"])
         if shapes.experts(shape) and sections["model"]["dtype"] == "float32":
             raise ValueError("torch multiplies stacked experts in bfloat16 only: add SET=model.dtype=bfloat16")
+        layout.check(shape, bool(sections["qat"]))
         report(sections, shape, given.gpu or "a100-80gb", assumed)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         print(f"plan: {error}", file=sys.stderr)
         return 2
     return 0 if fits(sections, shape, gpu, assumed) else 1

@@ -5,9 +5,9 @@ Source: Hinton et al. (2015), arXiv:1503.02531; for quantization-aware training,
 
 import torch
 from torch.nn.functional import kl_div
-from trl import SFTTrainer
 
 from lib.chat.turns import IGNORE_INDEX
+from lib.model.head import HeadTrainer, kept
 
 
 def divergence(ours, theirs):
@@ -19,8 +19,8 @@ def divergence(ours, theirs):
     return kl_div(ours, theirs, log_target=True, reduction="sum")
 
 
-class DistillTrainer(SFTTrainer):
-    """SFTTrainer with the Kullback-Leibler divergence of the model from a teacher, over the labelled tokens.
+class DistillTrainer(HeadTrainer):
+    """HeadTrainer with the Kullback-Leibler divergence of the model from a teacher, over the labelled tokens.
 
     teacher: a model with the same tokenizer, on the same device, never trained here. With the model itself as teacher
     the loss is zero, and its gradient but for rounding errors: what moves the weights is only what the model is made to
@@ -29,15 +29,17 @@ class DistillTrainer(SFTTrainer):
 
     def __init__(self, *args, teacher, **kwargs):
         super().__init__(*args, compute_loss_func=self._divergence, **kwargs)
-        self.teacher, self._target = teacher.eval(), None
+        self.teacher, self._target, self._following = teacher.eval(), None, None
 
     def compute_loss(self, model, inputs, *args, **kwargs):
+        columns, self._following = kept(inputs["labels"])
+        inputs = inputs | {"logits_to_keep": columns, "shift_labels": self._following}
         with torch.no_grad():
-            shown = {key: value for key, value in inputs.items() if key != "labels" and not key.startswith("_")}
+            shown = {k: value for k, value in inputs.items() if "labels" not in k and not k.startswith("_")}
             self._target = self.teacher(**shown, use_cache=False).logits
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _divergence(self, outputs, labels, num_items_in_batch=None):
-        kept = labels[:, 1:] != IGNORE_INDEX
-        total = divergence(outputs.logits[:, :-1][kept], self._target[:, :-1][kept])
-        return total / (kept.sum() if num_items_in_batch is None else num_items_in_batch)
+        counted = self._following != IGNORE_INDEX
+        total = divergence(outputs.logits[counted], self._target[counted])
+        return total / (counted.sum() if num_items_in_batch is None else num_items_in_batch)

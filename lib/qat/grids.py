@@ -2,7 +2,7 @@
 
 `fake_quantize` returns exactly the values that dequantizing the file gives (llama-quantize without an imatrix), so that
 what is trained is what is served. The formulas follow the `_ref` functions of ggml/src/ggml-quants.c in llama.cpp;
-the 256-weight types are in kgrids.py; on a CPU ggml's own library computes those, faster than torch (ggml.py).
+the 256-weight types are in kgrids.py; on a CPU our own C computes those, faster (compiled.py).
 Inputs must be finite: llama-quantize refuses others.
 """
 
@@ -12,7 +12,7 @@ import hashlib
 import numpy as np
 import torch
 
-from lib.qat import ggml, kgrids
+from lib.qat import compiled, kgrids
 from lib.qat.kgrids import divide, half
 
 CPU_CHUNK = 1 << 17  # weights at a time: stays in the processor's cache
@@ -87,7 +87,13 @@ GRIDS = {  # GGUF type: (weights a block, function of (n, block) float32)
     "mxfp4": (32, _mxfp4),
     **{type: (kgrids.SUPER, functools.partial(_full_search, type=type)) for type in kgrids.RANGES},
 }
-FALLBACK = {"q2_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}  # tensor_type_fallback in llama-quant.cpp
+FALLBACK = {
+    "q2_k": "q4_0",
+    "q3_k": "q4_0",
+    "q4_k": "q5_0",
+    "q5_k": "q5_1",
+    "q6_k": "q8_0",
+}  # tensor_type_fallback in llama-quant.cpp
 
 
 def fallback(type, cols):
@@ -107,9 +113,8 @@ def fake_quantize(w, type):
     Raises ValueError for an unknown type, or when cols is not divisible by the type's block.
     """
     blocks, type = _blocks(w, type), type.lower()
-    in_c = blocks.device.type == "cpu" and type in ggml.TYPES and ggml.library() is not None
-    found = ggml.fake_quantize(blocks, type, CPU_CHUNK) if in_c else by_torch(blocks, type)
-    return found.view(w.shape)
+    in_c = blocks.device.type == "cpu" and type in compiled.TYPES and compiled.library() is not None
+    return (compiled.fake_quantize if in_c else by_torch)(blocks, type, CPU_CHUNK).view(w.shape)
 
 
 def _blocks(w, type):
@@ -124,10 +129,13 @@ def _blocks(w, type):
 
 
 @torch.no_grad()
-def by_torch(blocks, type):
-    """Quantize and dequantize contiguous (n, block) float32 with the formulas of this module, on any device."""
+def by_torch(blocks, type, chunk=CPU_CHUNK):
+    """Quantize and dequantize contiguous (n, block) float32 with the formulas of this module, on any device.
+
+    chunk: weights at a time on a CPU.
+    """
     out, function = torch.empty_like(blocks), _grid(type)[1]
-    rows = max(1, (CPU_CHUNK if blocks.device.type == "cpu" else GPU_CHUNK) // blocks.shape[1])
+    rows = max(1, (chunk if blocks.device.type == "cpu" else GPU_CHUNK) // blocks.shape[1])
     for start in range(0, len(blocks), rows):
         out[start : start + rows] = function(blocks[start : start + rows])
     return out

@@ -1,7 +1,7 @@
 """The usual quantization-aware training, to measure ours against: torchao's int4 grid on W alone, fq(W) x + BA x.
 
 Its grid (16 even steps from the group's smallest to its largest weight, with a float minimum) is not a GGUF file's, and
-a merge moves W + BA off it. Nothing here is exported as trained.
+a merge moves W + BA off it. Nothing here is exported as trained; chapter 4 shows it on its own grid as well.
 """
 
 import torch
@@ -34,6 +34,15 @@ def fake_quantize(weight):
     prepare(layer)
     with torch.no_grad():
         return layer[0].weight_fake_quantizer(layer[0].weight).float()
+
+
+@torch.no_grad()
+def quantize_model(model):
+    """Round a plain model's linear layers to torchao's int4 grid, in place: what this training is meant for."""
+    for name, module in model.named_modules():
+        if _takes(module, name):
+            module.weight.copy_(fake_quantize(module.weight))
+    return model
 
 
 def _takes(module, name):

@@ -1,4 +1,4 @@
-"""The 256-weight grids of GGUF (Q2_K, Q4_K, Q5_K, Q6_K) in torch, equal in value to ggml's reference quantizer.
+"""The 256-weight grids of GGUF (Q2_K, Q3_K, Q4_K, Q5_K, Q6_K) in torch, equal in value to ggml's reference quantizer.
 
 Quantizing is two steps: `search` finds a scale and a minimum for each group of weights, which is nearly all the work;
 `round_to` rounds the weights to them.
@@ -13,10 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+Q3_LEVELS, Q6_LEVELS = 4, 32
 TINY = 1e-15  # GROUP_MAX_EPS: ggml stores zeros below it
 SUPER = 256  # weights that share one fp16 scale
 RANGES = {
     "q2_k": (16, 0, 3),
+    "q3_k": (16, -4, 3),
     "q4_k": (32, 0, 15),
     "q5_k": (32, 0, 31),
     "q6_k": (16, -32, 31),
@@ -74,6 +76,16 @@ def candidates(start, levels, steps):
     return [float(start + tenth * np.float32(step) + levels) for step in steps]
 
 
+def _tried_with_min(grid):
+    return candidates(grid.first, grid.levels, range(grid.steps + 1))
+
+
+def tried(type):
+    """The numerators that the search of a type tries, in order."""
+    grid = MIN_GRIDS.get(type)
+    return _tried_with_min(grid) if grid else candidates(0.0, Q6_LEVELS, [0, *range(-9, 0), *range(1, 10)])
+
+
 def fit_scale_and_min(x, weights, grid):
     """Weighted fit of x by scale * q + low (ggml: make_qkx2_quants).
 
@@ -93,7 +105,7 @@ def fit_scale_and_min(x, weights, grid):
     scale = divide(1.0, inverse)
     best = error(scale, low, quantized(inverse))
     terms = torch.empty(len(x), 3, x.shape[1], dtype=x.dtype, device=x.device)
-    for numerator in candidates(grid.first, grid.levels, range(grid.steps + 1)):
+    for numerator in _tried_with_min(grid):
         q = quantized(divide(numerator, high - low))  # low is the best so far, not the group's own minimum
         torch.mul(weights, q, out=terms[:, 0])
         torch.mul(terms[:, 0], q, out=terms[:, 1])
@@ -124,17 +136,15 @@ def quantize_sub_scales(values, levels, per_super):
 
 
 def _search_with_min(x, grid):
-    """The scales and minima of (group, n) columns as the file holds them (ggml: quantize_row_q2_K/q4_K/q5_K_ref)."""
+    """The scales and minima of (group, n) columns (ggml: quantize_row_q2_K/q4_K/q5_K_ref)."""
     weights = x.abs()
     if not grid.absolute:
         mean_square = running_sum(x * x) / 32.0
         weights += mean_square.double().sqrt_().float()  # the float square root on a CPU is not correctly rounded
-    scale, minimum = fit_scale_and_min(x, weights, grid)
-    scale = quantize_sub_scales(scale, grid.scale_levels, SUPER // grid.group)
-    return scale, quantize_sub_scales(minimum, grid.scale_levels, SUPER // grid.group)
+    return fit_scale_and_min(x, weights, grid)
 
 
-def fit_scale(x, levels=32):
+def fit_scale(x, levels=Q6_LEVELS):
     """Weighted fit of x by scale * q, -levels <= q < levels, weights x^2 (ggml: make_qx_quants, rmse_type 1).
 
     x: (group, n) float32, one column a group. Returns the signed scale, (n,).
@@ -143,7 +153,7 @@ def fit_scale(x, levels=32):
     peak = x.gather(0, where[None])[0]  # the first of equals, as in C
     weights, weighted = x * x, x * x * x
     scale = best = torch.zeros_like(peak)
-    for numerator in candidates(0.0, levels, [0, *range(-9, 0), *range(1, 10)]):
+    for numerator in tried("q6_k"):
         q = (divide(-numerator, peak) * x).round_().clamp_(-levels, levels - 1)
         sum_qx, sum_qq = running_sum(weighted * q), running_sum((weights * q).mul_(q))
         ratio = sum_qx / sum_qq
@@ -152,15 +162,53 @@ def fit_scale(x, levels=32):
     return torch.where(largest < TINY, 0.0, scale)
 
 
-def _search_q6_k(x):
-    """The scales of (16, n) columns as the file holds them, and zeros for minima (ggml: quantize_row_q6_K_ref)."""
-    scales = fit_scale(x).view(-1, 16)
-    where = scales.abs().argmax(1, keepdim=True)
-    top = scales.gather(1, where)
+def improve_scale(x, levels=Q3_LEVELS, passes=5):
+    """Weighted fit of x by scale * q, -levels <= q < levels, weights x^2, one q after another (ggml: make_q3_quants).
+
+    x: (group, n) float32, one column a group. Returns the signed scale, (n,). A q is moved where that raises
+    (sum w x q)^2 / sum w q^2, with the others as they then are; after a pass that moves none, none moves again.
+    """
+    largest, where = x.abs().max(0)
+    inverse = divide(-levels, x.gather(0, where[None])[0])
+    q = nearest_int(inverse * x).clamp_(-levels, levels - 1).float()
+    weights = x * x
+    weighted = weights * x
+    sum_qx, sum_qq = running_sum(weighted * q), running_sum(weights * q * q)
+    for i in [*range(len(x))] * passes:
+        rest_qx, rest_qq = sum_qx - weighted[i] * q[i], sum_qq - weights[i] * q[i] * q[i]
+        new = nearest_int(x[i] * rest_qq / rest_qx).clamp_(-levels, levels - 1).float()
+        new_qx, new_qq = rest_qx + weighted[i] * new, rest_qq + weights[i] * new * new
+        better = (rest_qx > 0) & (new != q[i]) & (new_qq > 0) & (new_qx * new_qx * sum_qq > sum_qx * sum_qx * new_qq)
+        q[i] = torch.where(better, new, q[i])
+        sum_qx, sum_qq = torch.where(better, new_qx, sum_qx), torch.where(better, new_qq, sum_qq)
+    return torch.where((largest < TINY) | (sum_qq <= 0), 0.0, sum_qx / sum_qq)
+
+
+def _stored_q3_k(scales):
+    """The scales of groups, (n,), as the file holds them (ggml: quantize_row_q3_K_ref)."""
+    scales = scales.view(-1, 16)
+    scales = torch.where(scales.isnan(), 0.0, scales)  # no comparison in C finds one the largest
+    top = scales.gather(1, scales.abs().argmax(1, keepdim=True))
+    inverse = divide(-32.0, top)
+    step = torch.where(top == 0, 0.0, half(divide(1.0, inverse)))
+    return (step * nearest_int(inverse * scales).clamp_(-32, 31)).flatten()
+
+
+def _stored_q6_k(scales):
+    """The scales of groups, (n,), as the file holds them (ggml: quantize_row_q6_K_ref)."""
+    scales = scales.view(-1, 16)
+    top = scales.gather(1, scales.abs().argmax(1, keepdim=True))
     inverse = divide(-128.0, top)
     step = torch.where(top.abs() < TINY, 0.0, half(divide(1.0, inverse)))
-    scale = (step * nearest_int(inverse * scales).clamp_(max=127)).flatten()
-    return scale, torch.zeros_like(scale)
+    return (step * nearest_int(inverse * scales).clamp_(max=127)).flatten()
+
+
+def as_stored(scale, minimum, type):
+    """Scales and minima of groups, (n,) each, as the file holds them."""
+    if type not in MIN_GRIDS:
+        return {"q3_k": _stored_q3_k, "q6_k": _stored_q6_k}[type](scale), minimum
+    grid = MIN_GRIDS[type]
+    return tuple(quantize_sub_scales(values, grid.scale_levels, SUPER // grid.group) for values in (scale, minimum))
 
 
 def search(x, type):
@@ -169,8 +217,12 @@ def search(x, type):
     x: (n, 256) float32 super-blocks. Returns two (n, 256 / group) float32.
     """
     columns = x.view(-1, RANGES[type][0]).t().contiguous()
-    found = _search_q6_k(columns) if type == "q6_k" else _search_with_min(columns, MIN_GRIDS[type])
-    return tuple(values.view(len(x), -1) for values in found)
+    if type in MIN_GRIDS:
+        scale, minimum = _search_with_min(columns, MIN_GRIDS[type])
+    else:
+        scale = {"q3_k": improve_scale, "q6_k": fit_scale}[type](columns)
+        minimum = torch.zeros_like(scale)
+    return tuple(values.view(len(x), -1) for values in as_stored(scale, minimum, type))
 
 
 def round_to(x, scale, minimum, type):

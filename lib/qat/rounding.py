@@ -8,8 +8,9 @@ Gradients are straight-through (Bengio et al. 2013, arXiv:1308.3432): those of t
 import torch
 from peft.tuners.lora import LoraLayer
 
-from lib.qat import grids, layout
-from lib.qat.layout import plain_name
+from lib.model import layout
+from lib.model.layout import plain_name
+from lib.qat import grids
 from lib.qat.sites import LoraSite, site_of, target
 
 KEPT = "f32"  # llama.cpp's type for what it does not quantize: norms, biases, routers
@@ -115,6 +116,24 @@ def quantize_model(model, types):
         raise ValueError("parts of the model are not on the GPU, which is too small to hold it: use a larger one")
     for name, kind in types.items():
         parameters[name].copy_(fake_quantize(parameters[name], kind, places[name]))
+    return model
+
+
+@torch.no_grad()
+def read_file(model, tensors):
+    """Give a plain model the numbers of a quantized GGUF file, in place; returns the model.
+
+    tensors: (tensor name, float32 array) of the tensors to read, as gguf.dequantize yields them. Where a number belongs
+    is found by sending the numbers of all places through the parameter's layout.
+    """
+    parameters, found = base_parameters(model), layout.of(model)
+    owners = {tensor: (name, part) for name, place in found.items() for part, tensor in enumerate(place.tensors)}
+    for tensor, values in tensors:
+        name, part = owners[tensor]
+        flat = parameters[name].flatten()
+        places = torch.arange(len(flat), device=flat.device).view(parameters[name].shape)
+        flat[found[name].parts(places)[part].flatten()] = torch.from_numpy(values).flatten().to(flat)
+        parameters[name].copy_(flat.view(places.shape))
     return model
 
 

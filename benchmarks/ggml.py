@@ -1,4 +1,4 @@
-"""ggml's own quantizer through ctypes: the types of 256 weights on a CPU, at 1.1 to 1.6 times the speed of torch."""
+"""ggml's own quantizer through ctypes, one thread or several: what lib/qat/compiled.py is measured against."""
 
 import ctypes
 import functools
@@ -11,6 +11,7 @@ from lib.qat.kgrids import SUPER
 
 TYPES = {  # number in enum ggml_type, name of the function that reads it back
     "q2_k": (10, "dequantize_row_q2_K"),
+    "q3_k": (11, "dequantize_row_q3_K"),
     "q4_k": (12, "dequantize_row_q4_K"),
     "q5_k": (13, "dequantize_row_q5_K"),
     "q6_k": (14, "dequantize_row_q6_K"),

@@ -1,0 +1,57 @@
+"""Who may ask, and how much: keys, rates, requests at once, tokens a day."""
+
+import hashlib
+import hmac
+import time
+from collections import Counter
+
+import limits
+from limits.aio import strategies
+from limits.storage import storage_from_string
+
+from app.errors import Problem
+from app.settings import OPEN, parsed
+
+
+class Access:
+    """The gate of one API process. Rates and quotas may be shared through Redis, requests at once are its own."""
+
+    def __init__(self, settings):
+        self.keys, self.settings, self.busy = parsed(settings.keys), settings, Counter()
+        storage = storage_from_string("async+" + settings.redis_url if settings.redis_url else "async+memory://")
+        self.rates, self.days = strategies.MovingWindowRateLimiter(storage), strategies.FixedWindowRateLimiter(storage)
+        self.rate = None if settings.rate == "off" else limits.parse(settings.rate)
+        self.day = limits.RateLimitItemPerDay(settings.tokens_per_day) if settings.tokens_per_day else None
+
+    def name(self, header):
+        """Who sends this Authorization header. Every key is compared, in a time that tells nothing. Raises Problem."""
+        if not self.keys:
+            return OPEN
+        given = hashlib.sha256((header or "").removeprefix("Bearer ").strip().encode()).digest()
+        found = [name for name, digest in self.keys.items() if hmac.compare_digest(digest, given)]
+        if not found:
+            raise Problem(
+                401, "no key, or one that is not known here: send Authorization: Bearer <key>", "invalid_api_key"
+            )
+        return found[0]
+
+    async def admit(self, name):
+        """Count a request in. Raises Problem where a limit is reached."""
+        if self.busy[name] >= self.settings.concurrency:
+            raise Problem(429, f"{self.busy[name]} requests of this key are under way", "concurrency_limit", retry_s=1)
+        if self.rate and not await self.rates.hit(self.rate, "rate", name):
+            retry = (await self.rates.get_window_stats(self.rate, "rate", name)).reset_time - time.time()
+            raise Problem(429, f"more than {self.rate}", "rate_limit", retry_s=retry)
+        if self.day and not await self.days.test(self.day, "day", name):
+            retry = (await self.days.get_window_stats(self.day, "day", name)).reset_time - time.time()
+            raise Problem(429, f"more than {self.day.amount} tokens in a day", "token_quota", retry_s=retry)
+        self.busy[name] += 1
+
+    def leave(self, name):
+        """A request of this key has ended."""
+        self.busy[name] -= 1
+
+    async def spend(self, name, tokens):
+        """Count the tokens of an answer against the day."""
+        if self.day and tokens:
+            await self.days.storage.incr(self.day.key_for("day", name), self.day.get_expiry(), amount=tokens)

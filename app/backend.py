@@ -1,0 +1,229 @@
+"""One llama-server under this process: started, watched, restarted with back-off, and asked for room.
+
+It listens on a UNIX socket in a folder that only this user may open, wants a random key and dies with this process.
+"""
+
+import asyncio
+import contextlib
+import json
+import secrets
+import shutil
+import sys
+import tempfile
+from collections import deque
+from pathlib import Path
+
+import aiohttp
+
+from app.errors import Problem
+from lib.export.serve import LAUNCH, environment
+from lib.pipeline.programs import toolchain
+
+PAUSE_S = (0.5, 30.0)  # first and longest wait before a restart
+WATCH_S, DEAF = 5.0, 3  # seconds between two looks at /health; so many without an answer, and it is started anew
+LOAD_S = 900.0  # 20 billion parameters from a slow disk take minutes
+AWAY = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError, OSError)
+
+
+class Slots:
+    """Places at a server, given out in the order of arrival. `limit` may wait; `take` raises Problem beyond it."""
+
+    def __init__(self, count, limit):
+        self.count, self.free, self.limit = count, count, limit
+        self.waiting = deque()  # (future, places)
+
+    async def take(self, places):
+        """Wait for so many places; a caller that is cancelled gives up its turn."""
+        if self.free >= places and not self.waiting:
+            self.free -= places
+            return
+        if len(self.waiting) >= self.limit:
+            raise Problem(503, f"{len(self.waiting)} requests are waiting already", "queue_full", retry_s=5)
+        turn = asyncio.get_running_loop().create_future()
+        self.waiting.append((turn, places))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # the turn came in the same moment
+                self.give(places)
+            else:
+                self.waiting.remove((turn, places))
+                self._next()
+            raise
+
+    def give(self, places):
+        """Give places back."""
+        self.free += places
+        self._next()
+
+    def _next(self):
+        while self.waiting and self.free >= self.waiting[0][1]:
+            turn, places = self.waiting.popleft()
+            self.free -= places
+            turn.set_result(None)
+
+
+class Backend:
+    """A model being served. `session` speaks to it; state is starting, ready or down."""
+
+    def __init__(self, model, settings, log):
+        self.model, self.settings, self.log = model, settings, log
+        self.slots = Slots(settings.slots, settings.queue)
+        self.state, self.restarts, self.opened = "starting", 0, False
+        self.session, self.process, self.lines = None, None, deque(maxlen=30)
+        self.key = settings.backend_key if settings.backend_url else secrets.token_urlsafe(24)
+        self.url = settings.backend_url.rstrip("/") or "http://llama"
+        self._tasks = []
+
+    async def start(self):
+        """Come up, then keep watch. Raises RuntimeError with the log's last lines where the file cannot be served."""
+        if not self.settings.backend_url:
+            self.folder = Path(tempfile.mkdtemp(prefix="medtune-"))  # mode 700
+            await self._spawn()
+        else:
+            self._connect(aiohttp.TCPConnector(limit=0, force_close=True))
+        await self._healthy()
+        self._tasks = [asyncio.create_task(self._watch())]
+
+    async def stop(self):
+        """End the server and forget it."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._end()
+        if self.session:
+            await self.session.close()
+        if not self.settings.backend_url:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _connect(self, connector):
+        # a connection for each request: llama-server closes idle ones, and a POST sent into that moment is lost
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        self.session = aiohttp.ClientSession(
+            connector=connector, headers=headers, timeout=aiohttp.ClientTimeout(total=None), read_bufsize=2**16
+        )
+
+    def command(self, socket):
+        """The command line of llama-server; its key goes through the environment, which other users cannot read."""
+        model, slots = self.model, self.settings.slots
+        room = -(-model.context // 256) * 256  # llama-server rounds a slot's context up
+        args = ["-m", model.path, "--host", socket, "-np", slots, "-c", room * slots, "-no-kvu", "-a", model.name]
+        args += ["-t", model.threads, "-tb", model.threads, "--threads-http", slots + 4]
+        args += ["--jinja", "--reasoning-format", "none", "--skip-chat-parsing", "--no-ui", "--offline", "--no-warmup"]
+        args += ["--cache-ram", "0", "--cors-origins", "none", "--no-cors-credentials", "--log-colors", "off"]
+        for adapter in model.adapters.values():
+            args += ["--lora", adapter]
+        args += ["--lora-init-without-apply"] if model.adapters else []
+        return [sys.executable, "-c", LAUNCH, *map(str, [toolchain().server, *args])]
+
+    async def _spawn(self):
+        if self.session:
+            await self.session.close()
+        socket = self.folder / f"{secrets.token_hex(4)}.sock"  # a killed server leaves its socket behind
+        self.process = await asyncio.create_subprocess_exec(
+            *self.command(socket), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+            env=environment() | {"LLAMA_API_KEY": self.key}, start_new_session=True,
+        )  # fmt: skip
+        self._connect(aiohttp.UnixConnector(str(socket), limit=0, force_close=True))
+        self._reader = asyncio.create_task(self._drain(self.process.stdout))
+
+    async def _drain(self, pipe):
+        async for line in pipe:
+            self.lines.append(line.decode(errors="replace").rstrip())
+
+    async def _end(self):
+        self.state = "down"
+        if self.process and self.process.returncode is None:
+            self.process.terminate()
+            try:
+                await asyncio.wait_for(self.process.wait(), 3)
+            except TimeoutError:
+                self.process.kill()
+                await self.process.wait()
+
+    async def _healthy(self):
+        """Wait until it answers; then learn whether its template opens the reasoning itself."""
+        async with asyncio.timeout(LOAD_S):
+            while not await self.answers(5):
+                if self.process and self.process.returncode is not None:
+                    await self._reader
+                    told = f"llama-server ended with status {self.process.returncode} on {self.model.path.name}"
+                    raise RuntimeError("\n".join([f"{told}:", *self.lines]))
+                await asyncio.sleep(0.05)
+        with contextlib.suppress(Problem):  # not every server has this address
+            prompt = await self.ask("/apply-template", {"messages": [{"role": "user", "content": "?"}]})
+            self.opened = prompt.get("prompt", "").rstrip().endswith("<think>")
+        self.state = "ready"
+
+    async def answers(self, seconds):
+        """Whether /health says yes in this time."""
+        try:
+            async with asyncio.timeout(seconds), self.session.get(self.url + "/health") as reply:
+                return reply.status == 200
+        except (*AWAY, TimeoutError):
+            return False
+
+    async def _watch(self):
+        deaf, pause = 0, PAUSE_S[0]
+        while True:
+            ended = await self._wait(WATCH_S)
+            deaf = 0 if not ended and await self.answers(WATCH_S) else deaf + 1
+            if not ended and deaf < DEAF:
+                self.state = "ready" if deaf == 0 else self.state
+                pause = PAUSE_S[0] if deaf == 0 else pause
+                continue
+            self.state, self.restarts = "down", self.restarts + 1
+            self.log.error("backend_down", model=self.model.name, ended=ended, last=list(self.lines)[-3:])
+            await asyncio.sleep(pause)
+            pause, deaf = min(2 * pause, PAUSE_S[1]), 0
+            if self.process:
+                await self._end()
+                await self._spawn()
+            with contextlib.suppress(RuntimeError, TimeoutError):
+                await self._healthy()
+                self.log.info("backend_up", model=self.model.name, restarts=self.restarts)
+
+    async def _wait(self, seconds):
+        """Whether our process ended within so many seconds."""
+        if not self.process:
+            await asyncio.sleep(seconds)
+            return False
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.process.wait(), seconds)
+            return True
+        return False
+
+    async def ask(self, path, body=None):
+        """One JSON request: the decoded reply. Raises Problem where it does not come."""
+        try:
+            method = "GET" if body is None else "POST"
+            async with asyncio.timeout(10), self.session.request(method, self.url + path, json=body) as reply:
+                data = json.loads(await reply.read())
+        except (*AWAY, TimeoutError, ValueError) as error:
+            raise self.away() from error
+        if reply.status >= 400:
+            raise refusal(reply.status, data)
+        return data
+
+    async def count(self, turns):
+        """Tokens of a conversation as the model reads it; 0 where the server, not being llama-server, does not say."""
+        prompt = (await self.ask("/apply-template", {"messages": turns})).get("prompt", "")
+        asked = {"content": prompt, "add_special": True, "parse_special": True}
+        return len((await self.ask("/tokenize", asked)).get("tokens", ()) if prompt else ())
+
+    def away(self):
+        """The error of a request that finds nobody here."""
+        return Problem(
+            503, f"the model {self.model.name} is not ready, it is being started again", "backend_down", retry_s=2
+        )
+
+
+def refusal(status, data):
+    """What a client is told where the backend refused: its own words for a bad request, nothing of them for a fault."""
+    error = data.get("error", data) if isinstance(data, dict) else {}
+    text = str(error.get("message", "")) if isinstance(error, dict) else str(error)
+    if status in (400, 404, 422) or "context" in text or "Jinja" in text or "emplate" in text:
+        return Problem(400, text[:300] or "the model's server refused the request", "backend_refused")
+    if status in (429, 503):
+        return Problem(503, "the model is loading or busy", "backend_busy", retry_s=2)
+    return Problem(502, f"the model's server failed with status {status}", "backend_failed", retry_s=2)

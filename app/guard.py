@@ -1,0 +1,191 @@
+"""Guard rails: what is said before and after an answer, by rules that can be read (rules.yaml).
+
+A notice is put beside an answer, nothing in it is changed. The rules are regular expressions: they know ways of saying
+things and understand nothing. tests/test_guard.py measures what they see and what they miss.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import yaml
+
+from lib.chat.turns import neutralise
+
+RULES = Path(__file__).with_name("rules.yaml")
+LIKENESS = str.maketrans(
+    {"’": "'", "‘": "'", "`": "'", "á": "a", "é": "e", "í": "i", "ó": "o", "ú": "u", "ü": "u", "ñ": "n"}
+)
+READ = 8000  # characters of a question, from its end, that are read: a red flag is asked about in the last ones
+ASKED = (
+    "Does this message describe a medical emergency that needs help within the hour? Reply with one word, yes or no."
+)
+PARTS = ("emergency", "calm", "medical", "dose", "caveat", "certain")
+DENIED = re.compile(  # "no rash or fever", to the end of the clause; "no pulse" is a finding of its own
+    r"\b(?:no|without|never had|nor)\b (?!(?:pulse|urine|wet|feeling|stool|wind|sensation|response|reason|one|longer|"
+    r"puede|puedo|quiero|se|me|desaparecen|breath|movement|strength|spleen|tears|power|relief|improvement|effect)\b)"
+    r"[^.,;:?!]*?(?=[.,;:?!]|\bbut\b|\band (?:now|i|he|she|my|the|today)\b|$)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A rule that fired: its id, its kind, the notice it brings."""
+
+    id: str
+    kind: str
+    text: str
+
+    def entry(self):
+        """As clients see it, in `guard` of a response."""
+        return {"id": self.id, "kind": self.kind, "notice": self.text}
+
+
+class Guard:
+    """Rules over questions and answers. out_of_scope: "notice", "refuse" or "off"."""
+
+    def __init__(self, out_of_scope="notice", path=RULES, log=None):
+        self.rules = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        self.version, self.notices, self.out_of_scope, self.log = (
+            self.rules["version"],
+            self.rules["notices"],
+            out_of_scope,
+            log,
+        )
+
+    @cached_property
+    def patterns(self):
+        """{part: [(id, what must be found, what must not)]}."""
+        made, words = {}, self.rules["words"]
+
+        def compiled(text):
+            for _ in range(3):  # words may name words
+                text = re.sub(r"\{([a-z_]+)\}", lambda m: f"(?:{words[m[1]]})", text)
+            if text not in made:
+                made[text] = re.compile(rf"(?<!\w)(?:{text})(?!\w)", re.IGNORECASE)
+            return made[text]
+
+        def rule(r):
+            return r["id"], [compiled(text) for text in r["find"]], compiled(r["unless"]) if "unless" in r else None
+
+        return {part: [rule(r) for r in self.rules[part]] for part in PARTS}
+
+    @cached_property
+    def spelling(self):
+        """{a word of the rules with one letter left out: the word}, to read words with one typing error."""
+        found = {}
+        literal = re.sub(r"\\+[wWbdsS][*+?]?|\(\?[:!<=]+|\{[^}]*\}", " ", " ".join(_texts(self.rules)))
+        for word in set(re.findall(r"(?<![a-z])[a-z]{5,}(?![a-z])", literal)):
+            for at in range(len(word)):
+                found.setdefault(word[:at] + word[at + 1 :], word)
+            found[word] = word
+        return found
+
+    def question(self, text):
+        """Hits on a question. Emergencies are looked for first, and no other rule can keep one from being told."""
+        text = plain(text)
+        hits = [Hit(i, "emergency", self.notices["emergency"]) for i in self.emergencies(text)[:3]]
+        for check in (self._scope, self._control):
+            try:
+                hits += check(text)
+            except Exception as error:  # a wrong rule is a fault to report, and no reason to answer nothing
+                if self.log:
+                    self.log.error("guard_rule_failed", rule=check.__name__, error=repr(error))
+        if any(hit.kind == "emergency" for hit in hits):
+            hits = [hit for hit in hits if hit.kind != "scope"]
+        return hits
+
+    def spelled(self, text):
+        """The text with words that lack a letter, hold one too many or two swapped as the rules write them."""
+
+        def mended(match):
+            word = match.group()
+            if self.spelling.get(word) == word:
+                return word
+            near = [self.spelling[word]] if word in self.spelling else []  # it lacks a letter
+            for at in range(len(word)):
+                other = self.spelling.get(word[:at] + word[at + 1 :], "")
+                if len(other) < len(word) or sorted(other) == sorted(word):  # one too many, or two swapped
+                    near.append(other)
+            # the first letter and the last are seldom missed, and "other" is no "mother"
+            near = [other for other in near if (other[:1], other[-1:]) == (word[0], word[-1])]
+            return next(iter(near), word)
+
+        return re.sub(r"[a-z]{4,}", mended, text.lower())
+
+    def emergencies(self, text):
+        """Ids of the red flags in a text, from `plain`; what is said of the past, of study or of "no ..." is none."""
+        found = []
+        for told in dict.fromkeys((DENIED.sub(" ", text), DENIED.sub(" ", self.spelled(text)))):
+            if not any(_found(told, *excuse) for _, *excuse in self.patterns["calm"]):
+                found += [name for name, *rule in self.patterns["emergency"] if _found(told, *rule)]
+        return list(dict.fromkeys(found))
+
+    def _scope(self, text):
+        if self.out_of_scope == "off" or any(_found(text, f, u) for _, f, u in self.patterns["medical"]):
+            return []
+        return [Hit("not-medical", "scope", self.notices["scope"])]
+
+    def _control(self, text):
+        return [Hit("control-tokens", "injection", self.notices["injection"])] if neutralise(text) != text else []
+
+    def before(self, hits):
+        """(what stands before the answer, its entries): one notice of each kind, emergencies first."""
+        shown = {hit.kind: hit.text for hit in hits if hit.kind != "injection"}
+        return "".join(f"> {text}\n\n" for text in shown.values()), [hit.entry() for hit in hits]
+
+    def after(self, answer, finish, compliant):
+        """(what stands behind an answer, its entries). finish: "stop", "length". compliant: in the recipe's format."""
+        hits = []
+        if not answer.strip():
+            hits.append(Hit("empty", "empty", self.notices["empty"]))
+        elif finish == "length":
+            hits.append(Hit("cut", "cut", self.notices["cut"]))
+        elif not compliant:
+            hits.append(Hit("format", "format", self.notices["format"]))
+        text = plain(answer)
+        for kind, rule in (("dose", "dose"), ("certainty", "certain")):
+            found = [i for i, f, u in self.patterns[rule] if _found(text, f, u)]
+            if found and not any(_found(text, f, u) for _, f, u in self.patterns["caveat"]):
+                hits.append(Hit(found[0], kind, self.notices[kind]))
+        return "".join(f"\n\n> {hit.text}" for hit in hits), [hit.entry() for hit in hits]
+
+    def strip(self, text):
+        """An earlier answer without our notices, as the model wrote it."""
+        for notice in self.notices.values():
+            text = text.replace(f"> {notice}\n\n", "").replace(f"\n\n> {notice}", "")
+        return text
+
+    async def second(self, session, settings, text):
+        """What a guard model says, asked with the same question: a hit or none. It may fail, the rules stand."""
+        body = {"model": settings.guard_model, "max_tokens": 4, "temperature": 0, "messages": [
+            {"role": "system", "content": ASKED}, {"role": "user", "content": text[-READ:]}]}  # fmt: skip
+        headers = {"Authorization": f"Bearer {settings.guard_key}"} if settings.guard_key else {}
+        try:
+            async with session.post(
+                settings.guard_url.rstrip("/") + "/chat/completions", json=body, headers=headers
+            ) as reply:
+                said = json.loads(await reply.read())["choices"][0]["message"]["content"]
+        except Exception as error:
+            if self.log:
+                self.log.error("guard_model_failed", error=repr(error))
+            return []
+        return [Hit("model", "emergency", self.notices["emergency"])] if "yes" in said.lower()[:20] else []
+
+
+def plain(text):
+    """The text as the rules read it: straight apostrophes, no accents of Spanish, the last READ characters."""
+    return " ".join(text[-READ:].translate(LIKENESS).split())
+
+
+def _found(text, finds, unless):
+    """Whether every part is found and nothing that excuses it."""
+    return all(find.search(text) for find in finds) and not (unless and unless.search(text))
+
+
+def _texts(rules):
+    """All expressions of the red flags."""
+    return [*rules["words"].values(), *(text for rule in rules["emergency"] for text in rule["find"])]

@@ -1,0 +1,197 @@
+"""One answer from its place in the queue to its last byte; whatever happens to it, its slot is given back."""
+
+import asyncio
+import contextlib
+import json
+import time
+from dataclasses import dataclass, field
+
+from starlette.responses import Response
+
+from app.backend import AWAY, Backend, refusal
+from app.errors import Problem
+from app.stream import DONE, Broken, Stream
+from lib.dataset.answers import split_reasoning
+
+
+@dataclass
+class Job:
+    """A request that was admitted. body: what the backend is asked. hits: what the guard found in the question."""
+
+    id: str
+    backend: Backend
+    key: str
+    body: dict
+    n: int
+    streamed: bool
+    with_usage: bool
+    quiet: bool
+    question: str
+    hits: list = field(default_factory=list)
+    arrived: float = field(default_factory=time.perf_counter)
+
+
+class Relay(Response):
+    """The response to a job, as an ASGI application: `desk` is the Desk that admitted it."""
+
+    background = None  # FastAPI passes an instance of Response on as it is, and looks at this
+
+    def __init__(self, job, desk):
+        self.job, self.desk, self.settings, self.begun = job, desk, desk.settings, False
+        model = job.backend.model
+        frame = {"id": f"chatcmpl-{job.id}", "model": model.name, "created": int(time.time())}
+        self.frame, self.after = frame, []
+        self.stream = Stream(frame, model.form, job.backend.opened, job.n, self._ending)
+
+    async def __call__(self, scope, receive, send):
+        work, gone = asyncio.create_task(self._work(send)), asyncio.create_task(_gone(receive))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            left = not work.done()
+            work.cancel()
+            gone.cancel()
+            found = await asyncio.gather(work, gone, return_exceptions=True)
+            outcome = "cancelled" if left else found[0] if isinstance(found[0], str) else "fault"
+            self.desk.close(self, outcome)
+            if isinstance(found[0], Exception):
+                raise found[0]
+
+    async def _work(self, send):
+        """Answer, or say why not; returns the outcome's name for the meters."""
+        try:
+            async with asyncio.timeout(self.settings.answer_s):
+                await self._answer(send)
+            return "ok"
+        except Problem as error:
+            problem = error
+        except TimeoutError:
+            problem = Problem(504, f"no whole answer within {self.settings.answer_s:g} s", "answer_timeout", retry_s=5)
+        except Broken as error:
+            self.desk.log.error("backend_broken", id=self.job.id, error=str(error))
+            problem = Problem(502, f"the model's server broke off: {error}", "backend_failed", retry_s=2)
+        except AWAY:
+            problem = self.job.backend.away()
+        await self._fail(problem, send)
+        return problem.code
+
+    async def _answer(self, send):
+        job = self.job
+        before, entries = self.desk.guard.before(job.hits)
+        if job.streamed and any(hit.kind == "emergency" for hit in job.hits):  # it waits for no slot and no model
+            await self._begin(send, before, entries)
+        if self.desk.refuses(job.hits):
+            for choice in self.stream.choices:
+                choice.finish, choice.after = "stop", ""
+            self.stream.usage = [{"prompt_tokens": 0, "completion_tokens": 0}]
+        else:
+            async with self._slot():
+                await self._relay(send, before, entries)
+        await self._end(send, before, entries)
+
+    @contextlib.asynccontextmanager
+    async def _slot(self):
+        slots, places = self.job.backend.slots, self.job.n
+        if self.job.backend.state != "ready":
+            raise self.job.backend.away()
+        try:
+            async with asyncio.timeout(self.settings.queue_s):
+                await slots.take(places)
+        except TimeoutError:
+            raise Problem(503, f"no free slot within {self.settings.queue_s:g} s", "queue_timeout", retry_s=5) from None
+        try:
+            yield
+        finally:
+            slots.give(places)
+
+    async def _relay(self, send, before, entries):
+        backend, stream, wait = self.job.backend, self.stream, self.settings.first_token_s
+        try:
+            async with asyncio.timeout(wait) as patience:
+                async with backend.session.post(backend.url + "/v1/chat/completions", json=self.job.body) as reply:
+                    if reply.status != 200:
+                        raise refusal(reply.status, await _said(reply))
+                    async for data in reply.content.iter_any():
+                        out = stream.feed(data)
+                        if stream.first:
+                            patience.reschedule(asyncio.get_running_loop().time() + wait)
+                        if self.job.streamed and out:
+                            await self._begin(send, before, entries)
+                            await send({"type": "http.response.body", "body": out, "more_body": True})
+        except TimeoutError:
+            if patience.expired():
+                what = "next" if stream.first else "first"
+                raise Problem(504, f"no {what} token within {wait:g} s", "token_timeout", retry_s=5) from None
+            raise
+        if not stream.done or any(choice.finish is None for choice in stream.choices):
+            raise Broken("its stream ended amid an answer")
+
+    async def _begin(self, send, before, entries):
+        if self.begun:
+            return
+        self.begun = True
+        headers = [
+            (b"content-type", b"text/event-stream"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": [*headers, *self._guarded()]})
+        first = self.stream.open("" if self.job.quiet else before, entries)
+        await send({"type": "http.response.body", "body": first, "more_body": True})
+
+    async def _end(self, send, before, entries):
+        total = self.stream.total()
+        usage = (total or {}) | {"guard": {"version": self.desk.guard.version, "rules": self._rules()}}
+        if self.job.streamed:
+            await self._begin(send, before, entries)
+            out = b""
+            if self.desk.refuses(self.job.hits):
+                out += b"".join(self.stream.event(index, {}, "stop") for index in range(self.job.n))
+            if self.job.with_usage:
+                body = json.dumps({"choices": [], "usage": usage})[:-1].encode()
+                out += b"data: " + body + b", " + self.stream.tail + b"\n\n"
+            await send({"type": "http.response.body", "body": out + DONE})
+            return
+        for choice in self.stream.choices:
+            choice.before = before
+        reply = self.frame | {"object": "chat.completion", "choices": self.stream.whole(self.job.quiet), "usage": usage}
+        reply |= {"guard": entries + self.after} if entries or self.after else {}
+        body = json.dumps(reply).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": [*headers, *self._guarded()]})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _fail(self, problem, send):
+        problem.notices = self.desk.guard.before(self.job.hits)[1]
+        if not self.begun:
+            await problem.send(send)
+            return
+        body = b"data: " + json.dumps(problem.envelope()).encode() + b"\n\n"
+        await send({"type": "http.response.body", "body": body})
+
+    def _ending(self, choice):
+        """What the guard says behind a finished answer."""
+        form = self.job.backend.model.form
+        choice.compliant = split_reasoning("".join(choice.raw), form)[2]
+        text, entries = self.desk.guard.after(choice.answer, choice.finish, choice.compliant)
+        self.after += entries
+        return ("", entries) if self.job.quiet else (text, entries)
+
+    def _rules(self):
+        return list(dict.fromkeys([hit.id for hit in self.job.hits] + [entry["id"] for entry in self.after]))
+
+    def _guarded(self):
+        return [(b"x-guard", (f"v{self.desk.guard.version} " + ",".join(self._rules())).strip().encode())]
+
+
+async def _gone(receive):
+    """Return when the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _said(reply):
+    try:
+        return json.loads(await reply.read())
+    except ValueError:
+        return {}

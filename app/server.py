@@ -1,0 +1,149 @@
+"""The API: OpenAI's chat completions over the run's model, with health, models, adapters and meters."""
+
+import contextlib
+import sys
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from app import catalogue, edge, settings
+from app.desk import Desk
+from app.errors import Problem
+from app.protocol import ChatRequest
+from lib.pipeline import recipe
+
+ABOUT = "The model of a finished run. Not for clinical use: it was never tested on patients."
+
+
+def build(desk):
+    """The FastAPI application over a Desk."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        async with desk.open():
+            yield
+
+    app = FastAPI(
+        title="medtune", version=str(desk.guard.version), description=ABOUT, lifespan=lifespan, redoc_url=None
+    )
+    app.state.desk = desk
+    _routes(app, desk)
+    _errors(app)
+    app.add_middleware(edge.Edge, desk=desk)
+    if desk.settings.cors_origins:
+        allowed = {"allow_methods": ["GET", "POST"], "allow_headers": ["Authorization", "Content-Type"]}
+        app.add_middleware(CORSMiddleware, allow_origins=desk.settings.cors_origins.split(), **allowed)
+    return app
+
+
+def _routes(app, desk):
+    told = {
+        status: {"description": "OpenAI's error envelope"}
+        for status in (400, 401, 404, 408, 413, 422, 429, 502, 503, 504)
+    }
+
+    @app.post("/v1/chat/completions", responses=told, response_model=None)
+    async def chat(ask: ChatRequest, request: Request):
+        """An answer, whole or as a stream of events."""
+        return await desk.admit(ask, request.state.id, request.state.key)
+
+    @app.get("/v1/models", responses=told)
+    async def models():
+        """The files that are served."""
+        return {"object": "list", "data": [_card(name, backend.model) for name, backend in desk.backends.items()]}
+
+    @app.get("/v1/adapters", responses=told)
+    async def adapters():
+        """The adapters that a request may name, and the model that each one belongs to."""
+        found = [{"id": adapter, "object": "adapter", "model": name}
+                 for name, backend in desk.backends.items() for adapter in backend.model.adapters]  # fmt: skip
+        return {"object": "list", "data": found}
+
+    @app.get("/health")
+    async def health():
+        """Whether this process lives."""
+        return {"status": "ok"}
+
+    @app.get("/ready", responses={503: {"description": "a model is not ready"}})
+    async def ready():
+        """Whether every model answers."""
+        states = {name: backend.state for name, backend in desk.backends.items()}
+        fine = all(state == "ready" for state in states.values())
+        return JSONResponse(
+            {"ready": fine, "models": states}, 200 if fine else 503, {} if fine else {"Retry-After": "2"}
+        )
+
+    @app.get("/metrics", responses=told)
+    async def metrics():
+        """Meters in Prometheus' text format."""
+        return Response(desk.meters.text(desk.backends), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _card(name, model):
+    about = {"id": name, "object": "model", "created": 0, "owned_by": "medtune"}
+    return about | {"context_window": model.context, "adapters": list(model.adapters)}
+
+
+def _errors(app):
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request, error):
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return _told(Problem(400, "the body is no JSON", "invalid_json"))
+        field = ".".join(str(part) for part in first["loc"][1:])
+        return _told(
+            Problem(
+                422, f"{field or 'body'}: {first['msg'].removeprefix('Value error, ')}", "invalid_field", field or None
+            )
+        )
+
+    @app.exception_handler(HTTPException)
+    async def refused(request, error):
+        if isinstance(error, Problem):
+            return _told(error)
+        return _told(
+            Problem(error.status_code, str(error.detail), "not_found" if error.status_code == 404 else "refused")
+        )
+
+    @app.exception_handler(Exception)
+    async def fault(request, error):
+        request.app.state.desk.log.error("fault", id=getattr(request.state, "id", None), error=repr(error)[:300])
+        return _told(Problem(500, "this server has a fault; the log has it under the request id", "internal"))
+
+
+def _told(problem):
+    headers = {name.decode(): value.decode() for name, value in problem.fields()}
+    return JSONResponse(problem.envelope(), problem.status, headers)
+
+
+def serve(app, how):
+    """Run the API until a signal ends it."""
+    quiet = {"log_level": "warning", "access_log": False, "server_header": False, "ws": "none"}
+    limits = {"timeout_graceful_shutdown": 2, "h11_max_incomplete_event_size": 32768, "backlog": 2048}
+    uvicorn.run(app, host=how.host, port=how.port, http=edge.protocol(how.header_s), **quiet, **limits)
+
+
+def main():
+    """`python -m app.server`: the API alone."""
+    try:
+        how = settings.load()
+        cfg = recipe.load(*_chosen())
+        app = build(Desk(catalogue.models(cfg, how), how))
+        serve(app, how)
+    except (ValueError, FileNotFoundError, RuntimeError, OSError) as error:
+        print(f"serve: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _chosen():
+    cfg = recipe.chosen(recipe.parser("serve").parse_args([]))
+    return cfg.name, cfg.overrides
+
+
+if __name__ == "__main__":
+    sys.exit(main())

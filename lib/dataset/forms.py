@@ -1,0 +1,67 @@
+"""Texts brought to one form, so that an answer and its truth can be compared: case, spelling, synonyms, negations."""
+
+import re
+import unicodedata
+
+from lib.dataset.wording import spaced
+
+ALIASES = {  # normal form -> the form both sides are brought to; only clinical synonyms that never differ in meaning
+    "acetaminophen": "paracetamol",
+    "adrenaline": "epinephrine",
+    "noradrenaline": "norepinephrine",
+    "salbutamol": "albuterol",
+    "frusemide": "furosemide",
+    "heart attack": "myocardial infarction",
+    "high blood pressure": "hypertension",
+    "electrocardiography": "electrocardiogram",
+    "electrocardiograph": "electrocardiogram",
+    "ecg": "electrocardiogram",
+    "ekg": "electrocardiogram",
+    "ct": "computed tomography",
+    "cat scan": "computed tomography",
+    "mri": "magnetic resonance imaging",
+    "beta": "β",
+    "alpha": "α",
+    "gamma": "γ",
+}
+SPELLINGS = (("ae", "e"), ("oe", "e"), ("our", "or"), ("isation", "ization"), ("ise", "ize"))  # British to American
+NEGATION = re.compile(
+    r"\b(?:not|no|never|without|cannot|rather than|instead of|unlike)\b[^.;:]*$"
+    r"|(?:不 是|并 非|而 非|不 考 虑|不 支 持|排 除|没 有|无)[^.;:]*$"
+)
+SENTENCE = re.compile(r"[.;:!?\n]\s*|[。；：！？，]")
+
+
+def normalise(text):
+    """Comparable form: NFKC, lower case, punctuation to blanks (decimal points stay), one blank between words.
+
+    In a script without blanks every character is a word.
+    """
+    text = unicodedata.normalize("NFKC", text).casefold()
+    text = re.sub(r"(?<!\d)\.|\.(?!\d)", " ", text)
+    return " ".join(spaced(re.sub(r"[^\w.%]|_", " ", text)).split())
+
+
+def canonical(text):
+    """The normal form with clinical synonyms and British spellings brought to one side."""
+    words = f" {normalise(text)} "
+    for old, new in ALIASES.items():
+        words = words.replace(f" {old} ", f" {new} ")
+    for old, new in SPELLINGS:
+        words = words.replace(old, new)
+    return words.strip()
+
+
+def contains(text, phrase):
+    """Whether the phrase stands in the text as whole words, both already in one normal form."""
+    return bool(phrase) and f" {phrase} " in f" {text} "
+
+
+def negated(text, phrase):
+    """Whether every mention of a phrase in the text follows a negation within its sentence ("not", "avoid", ...)."""
+    mentions = [
+        (sentence, match.start())
+        for sentence in (canonical(s) for s in SENTENCE.split(text))
+        for match in re.finditer(rf"(?<!\S){re.escape(canonical(phrase))}(?!\S)", sentence)
+    ]
+    return bool(mentions) and all(NEGATION.search(sentence[:start]) for sentence, start in mentions)

@@ -1,0 +1,117 @@
+"""Rows of JSON: one object a line, or a document that is a list of objects or holds one."""
+
+import gzip
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+BLANK = re.compile(r"\s*")
+
+
+class Line(str):
+    """The text of a row that could not be read; `where` says file, line and fault."""
+
+    where = ""
+
+
+def unpacked(path):
+    """A file opened for bytes, unpacked where it is gzipped."""
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rb") if packed else open(path, "rb")
+
+
+def opened(path, encoding):
+    """A file opened for text, its line ends as they are; a byte that does not decode stays, and its row is counted."""
+    return io.TextIOWrapper(unpacked(path), encoding, "surrogateescape" if "8" in encoding else "replace", "")
+
+
+def is_lines(text: str) -> bool:
+    """Whether the beginning of a file shows one object a line; a first line that is broken may be an accident."""
+    lines = [line for line in text[: 1 << 18].split("\n")[:20] if line.strip()]
+    return len(lines) > 1 and (_is_object(lines[0]) or sum(map(_is_object, lines)) * 2 >= len(lines))
+
+
+def _is_object(line):
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def json_lines(path: Path, encoding: str = "utf-8") -> Iterator:
+    """Rows of a JSONL file; a line that is not JSON is handed on, so that it is counted; blank lines are none."""
+    with opened(path, encoding) as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError) as error:  # ValueError: not JSON, or a number of too many digits
+                if line.strip():
+                    yield broken_line(line, path, number, f"{error}"[:80] + (
+                        ": JSON lines have no comma between rows" if line.rstrip().endswith("},") else ""))  # fmt: skip
+
+
+def broken_line(text, path, number, why):
+    """The Line of a row that could not be read."""
+    line = Line(text)
+    line.where = f"{path.name}, line {number}: {why}"
+    return line
+
+
+def json_rows(path: Path, encoding: str, part: str | None) -> Iterator:
+    """Rows of a JSON document: a list of objects, objects one after another, or an object that holds such a list."""
+    with opened(path, encoding) as file:
+        text = file.read()
+    at = BLANK.match(text).end()
+    if text[at : at + 1] == "[":
+        yield from _values(text, at + 1, "]", path)
+        return
+    found = list(_values(text, at, "", path))
+    yield from _unwrapped(found[0], path, part) if len(found) == 1 else found
+
+
+def _values(text, at, end, path):
+    """JSON values from a place on, up to `end` or the text's end; between those of a list stands one comma."""
+    decoder, at = json.JSONDecoder(), BLANK.match(text, at).end()
+    while at < len(text) and text[at] != end:
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            raise _broken(text, getattr(error, "pos", at), path, str(error).partition(":")[0]) from None
+        yield value
+        at = BLANK.match(text, at).end()
+        if end and text[at : at + 1] == ",":
+            at = BLANK.match(text, at + 1).end()
+            if text[at : at + 1] == end:
+                raise _broken(text, at, path, f"a comma stands before {end}")
+        elif end and at < len(text) and text[at] != end:
+            raise _broken(text, at, path, "a comma or ] is missing")
+    if end and at >= len(text):
+        raise _broken(text, at, path, "the list never ends: the file is cut")
+    if end and text[at + 1 :].strip():
+        raise _broken(text, at + 1, path, "something follows the list")
+
+
+def _broken(text, at, path, why):
+    if re.search(r",\s*$", text[max(0, at - 200) : at]) and text[at : at + 1] in "]}":
+        why = f"a comma stands before {text[at]}"
+    line, near = text.count("\n", 0, at) + 1, text[max(0, at - 30) : at + 20].strip()
+    return ValueError(f"{path.name} is no valid JSON, line {line}: {why}, near {near!r}. Mend that line, or write one "
+                      "object a line (JSON lines), where a broken line is counted and the others are read")  # fmt: skip
+
+
+def _unwrapped(document, path, part):
+    """The rows that one object holds: in its only list, in the one that `part` names, by key, or itself."""
+    lists = {k: v for k, v in document.items() if isinstance(v, list) and v and all(isinstance(r, dict) for r in v)}
+    if part in lists:
+        return lists[part]
+    if len(lists) == 1 and not set(lists) & {"messages", "conversations"}:
+        return next(iter(lists.values()))
+    if len(lists) > 1 and not any(isinstance(v, str) for v in document.values()):
+        raise ValueError(f"{path.name} is an object of several lists, {', '.join(lists)}: say which in its entry of "
+                         "data.sources, e.g. split: " + next(iter(lists)))  # fmt: skip
+    if document and all(isinstance(row, dict) for row in document.values()):
+        return [{"id": key} | row for key, row in document.items()]
+    return [document]

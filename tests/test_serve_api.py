@@ -1,0 +1,174 @@
+"""The API before a real llama-server: the protocol as OpenAI's own client reads it, reasoning, adapters, limits."""
+
+import copy
+import json
+import os
+
+import openai
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from served import ASK, api, events, model, said, wait
+from test_gguf import bf16, twin  # noqa: F401 (fixtures)
+
+from lib.dataset.answers import split_reasoning
+from lib.export import gguf
+
+
+@pytest.fixture(scope="module")
+def adapter(twin, tmp_path_factory):  # noqa: F811
+    folder, plain, _ = twin
+    torch.manual_seed(3)
+    config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    path = tmp_path_factory.mktemp("adapter")
+    get_peft_model(copy.deepcopy(plain), config).save_pretrained(path / "peft")
+    return gguf.convert_lora(path / "peft", folder, path / "x-adapter.gguf")
+
+
+@pytest.fixture(scope="module")
+def client(bf16, adapter):  # noqa: F811
+    with api(model(bf16, adapters={"x": adapter}), model(bf16, "tiny/y"), slots=2) as made:
+        yield made
+
+
+@pytest.fixture
+def sdk(client):
+    with openai.OpenAI(base_url=f"{client.base_url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def test_openais_client_gets_an_answer_whole_and_as_a_stream(sdk):
+    ask = ASK | {"model": "tiny/x", "temperature": 0, "seed": 1}
+    whole = sdk.chat.completions.create(**ask)
+    pieces = list(sdk.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
+    text = "".join(p.choices[0].delta.content or "" for p in pieces if p.choices)
+    assert whole.choices[0].message.content == text and whole.choices[0].finish_reason == "length"
+    assert whole.usage.completion_tokens == pieces[-1].usage.completion_tokens == 8
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + 8
+    assert whole.usage.completion_tokens_details.reasoning_tokens == 0
+    assert len({p.id for p in pieces}) == 1 and pieces[0].choices[0].delta.role == "assistant"
+    assert {p.model for p in pieces} == {"tiny/x"} and [p.finish_reason for c in pieces for p in c.choices][
+        -1
+    ] == "length"
+
+
+def test_n_answers_stop_and_the_same_seed(sdk):
+    ask = ASK | {"model": "tiny/x", "n": 2, "temperature": 1.0, "seed": 7}
+    one, two = sdk.chat.completions.create(**ask), sdk.chat.completions.create(**ask)
+    assert [c.index for c in one.choices] == [0, 1] and one.usage.completion_tokens == 16
+    assert [c.message.content for c in one.choices] == [c.message.content for c in two.choices]
+    text = sdk.chat.completions.create(**ASK | {"model": "tiny/x"}).choices[0].message.content
+    mark = text[4]
+    cut = sdk.chat.completions.create(**ASK | {"model": "tiny/x"}, stop=[mark]).choices[0]
+    assert (
+        cut.finish_reason == "stop"
+        and cut.message.content.split("\n\n> ")[0].strip() == text.partition(mark)[0].strip()
+    )
+
+
+def test_models_and_adapters_are_listed_and_an_adapter_changes_the_answer(client, sdk):
+    assert [m.id for m in sdk.models.list()] == ["tiny/x", "tiny/y"]
+    assert client.get("/v1/adapters").json()["data"] == [{"id": "x", "object": "adapter", "model": "tiny/x"}]
+    told = {}
+    for name in ("none", "x", "none again"):
+        extra = {"adapter": "x"} if name == "x" else {}
+        told[name] = sdk.chat.completions.create(model="tiny/x", **ASK, extra_body=extra).choices[0].message.content
+    assert told["none"] == told["none again"] != told["x"]
+    plain = sdk.chat.completions.create(model="tiny/y", **ASK).choices[0].message.content
+    assert plain == told["none"], "loaded and switched off, it changes nothing"
+
+
+@pytest.mark.parametrize(
+    "body, status, field",
+    [
+        ({"messages": []}, 422, "messages"),
+        (ASK | {"max_tokens": "8"}, 422, "max_tokens"),
+        (ASK | {"temperature": 3}, 422, "temperature"),
+        (ASK | {"n": 3}, 422, "n"),
+        (ASK | {"stop": [""]}, 422, "stop"),
+        ({"messages": [{"role": "user", "content": 5}]}, 422, None),
+        ({"messages": [{"role": "robot", "content": "x"}]}, 422, "messages.0.role"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, 422, "messages"),
+        (ASK | {"model": "gpt-9"}, 404, "model"),
+        (ASK | {"adapter": "y"}, 404, "adapter"),
+        (ASK | {"max_tokens": 400}, 400, "messages"),
+        ({"messages": [{"role": "user", "content": "word " * 2000}]}, 400, "messages"),
+    ],
+)
+def test_what_cannot_be_answered_says_which_field(client, body, status, field):
+    reply = client.post("/v1/chat/completions", json=body)
+    error = reply.json()["error"]
+    assert reply.status_code == status and error["message"] and error["type"] and error["code"]
+    assert field is None or error["param"] == field
+
+
+def test_unknown_fields_are_ignored_and_no_json_is_no_fault(client):
+    assert client.post("/v1/chat/completions", json=ASK | {"tools": [], "chat_id": "1", "user": "u"}).status_code == 200
+    reply = client.post("/v1/chat/completions", content=b"{", headers={"content-type": "application/json"})
+    assert reply.status_code == 400 and reply.json()["error"]["code"] == "invalid_json"
+    assert client.get("/nowhere").json()["error"]["code"] == "not_found"
+    assert client.get("/v1/chat/completions").status_code == 405
+
+
+# The shapes in which other clients ask, written down from their documentation: langchain-openai and Open WebUI.
+TERSE = {"content": "You are terse.", "role": "system"}
+LANGCHAIN = {"model": "tiny/x", "stream": False, "temperature": 0.7, "max_completion_tokens": 8, "n": 1,
+             "messages": [TERSE, {"content": "Fever?", "role": "user"}]}  # fmt: skip
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "Fever?"}]}]
+WEBUI = {"stream": True, "model": "tiny/x", "messages": PARTS, "params": {}, "features": {"web_search": False},
+         "session_id": "s", "chat_id": "c", "stream_options": {"include_usage": True}, "max_tokens": 8}  # fmt: skip
+
+
+def test_requests_of_langchain_and_open_webui(client):
+    whole = client.post("/v1/chat/completions", json=LANGCHAIN).json()
+    assert whole["choices"][0]["message"]["content"] and whole["usage"]["completion_tokens"] <= 8
+    text = client.post("/v1/chat/completions", json=WEBUI).text
+    assert text.endswith("data: [DONE]\n\n") and events(text)[-1]["usage"]["completion_tokens"] <= 8
+
+
+def test_health_ready_docs_and_meters(client):
+    client.post("/v1/chat/completions", json=ASK)
+    assert client.get("/health").json() == {"status": "ok"} and client.get("/ready").json()["ready"] is True
+    schema = client.get("/openapi.json").json()
+    assert "/v1/chat/completions" in schema["paths"] and client.get("/docs").status_code == 200
+    text = client.get("/metrics").text
+    for name in ("gen_ai_server_time_to_first_token_seconds_count", "gen_ai_server_time_per_output_token_seconds_sum",
+                 "gen_ai_server_request_duration_seconds_bucket", "medtune_queue_depth", "medtune_slots",
+                 "medtune_answers_format_total", "medtune_reasoning_tokens_count", "medtune_backend_up"):  # fmt: skip
+        assert name in text, name
+
+
+def test_the_backend_has_a_key_no_cors_and_none_of_our_secrets(client, monkeypatch):
+    backend = client.desk.backends["tiny/x"]
+    environ = open(f"/proc/{backend.process.pid}/environ", "rb").read()
+    assert backend.key.encode() in environ
+    assert backend.key not in " ".join(map(str, backend.command("s")))
+    assert os.stat(backend.folder).st_mode & 0o777 == 0o700
+    arguments = open(f"/proc/{backend.process.pid}/cmdline", "rb").read().split(b"\0")
+    assert arguments[arguments.index(b"--cors-origins") + 1] == b"none"
+
+
+def test_secrets_do_not_reach_a_child(monkeypatch):
+    from lib.export.serve import environment
+
+    for name in ("HF_TOKEN", "OPENAI_API_KEY", "SERVE_KEYS", "LLAMA_API_KEY", "AWS_SECRET"):
+        monkeypatch.setenv(name, "secret")
+    assert "secret" not in environment().values()
+
+
+def test_an_adapter_answers_as_the_file_says(client):
+    """The text split while it streams is the text split at the end, whatever the model writes."""
+    body = ASK | {"stream": True, "temperature": 1.5, "seed": 3, "max_tokens": 60}
+    found = events(client.post("/v1/chat/completions", json=body).text)
+    answer = said(found).split("\n\n> ")[0]
+    assert answer.strip() == split_reasoning(answer, "think")[1]
+
+
+def test_no_text_in_the_log_unless_asked(bf16, tmp_path):  # noqa: F811
+    for asked, log in ((False, tmp_path / "a"), (True, tmp_path / "b")):
+        with api(model(bf16), log_file=str(log), log_text=asked) as made:
+            made.post("/v1/chat/completions", json=ASK, headers={"x-request-id": "abc"})
+            wait(lambda: '"event": "request"' in log.read_text())  # noqa: B023
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        assert ("fever" in log.read_text()) is asked
+        assert {line["id"] for line in lines if line["event"] in ("answer", "request")} == {"abc"}

@@ -1,0 +1,243 @@
+"""What goes wrong behind and before the API: a bad backend, clients that leave, slow and hostile requests."""
+
+import asyncio
+import os
+import signal
+import socket
+import time
+
+import pytest
+from served import ASK, HEADERS, Backend, api, ending, events, model, piece, said, wait, writes
+from test_gguf import bf16, twin  # noqa: F401 (fixtures)
+
+STREAM = ASK | {"stream": True}
+
+
+def ask(script, body=ASK, **over):
+    with Backend(script) as backend, api(backend_url=backend.url, **over) as client:
+        return client.post("/v1/chat/completions", json=body), backend
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("cut", [1, 2, 3, 7, 50, 10**6])
+def test_reasoning_and_answer_are_told_apart_however_the_bytes_are_cut(cut, streamed):
+    parts = ["<th", "ink>", "\n", "Naïve ", "体温", " 🩺", "\n</", "think>\n\n", 'It is "38.5"', " °C <", " 40."]
+    whole = b"".join(piece(part) for part in parts)
+    data = whole + ending(11)
+    parts = [data[at : at + cut] for at in range(0, len(data), cut)]
+    reply, _ = ask(writes(*parts), ASK | {"stream": streamed, "stream_options": {"include_usage": True}})
+    if streamed:
+        found = events(reply.text)
+        got = said(found, "reasoning_content"), said(found, "reasoning"), said(found), found[-1]["usage"]
+    else:
+        message = reply.json()["choices"][0]["message"]
+        got = message["reasoning_content"], message["reasoning"], message["content"], reply.json()["usage"]
+    assert got[:3] == ("Naïve 体温 🩺", "Naïve 体温 🩺", 'It is "38.5" °C < 40.')
+    assert got[3]["completion_tokens"] == 11 and got[3]["completion_tokens_details"]["reasoning_tokens"] == 8
+    assert got[3]["guard"]["rules"] == []
+
+
+async def five_hundred(writer, body):
+    writer.write(b"HTTP/1.1 500 Oops\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+
+
+async def resets(writer, body):
+    writer.write(HEADERS + piece("a"))
+    await writer.drain()
+    await asyncio.sleep(0.1)
+    writer.transport.abort()
+
+
+async def closes_at_once(writer, body):
+    writer.close()
+
+
+async def stalls(writer, body):
+    writer.write(HEADERS)
+    await asyncio.sleep(60)
+
+
+async def stalls_amid(writer, body):
+    writer.write(HEADERS + piece("a"))
+    await writer.drain()
+    await asyncio.sleep(60)
+
+
+BAD = {
+    "500s": (five_hundred, (502,)),
+    "resets": (resets, (502, 503)),
+    "half an event": (writes(piece("a"), piece("b")[:40]), (502,)),
+    "no end": (writes(piece("a")), (502,)),
+    "no JSON": (writes(b"data: {oops\n\n"), (502,)),
+    "an error event": (writes(piece("a"), b'data: {"error":{"message":"boom"}}\n\n'), (502,)),
+    "an unknown choice": (writes(piece("a", index=4)), (502,)),
+    "closes at once": (closes_at_once, (503,)),
+    "stalls": (stalls, (504,)),
+    "stalls amid": (stalls_amid, (504,)),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_backend_that_misbehaves_is_told_of_and_frees_its_slot(name):
+    script, status = BAD[name]
+    plain = model(form="instruction")
+    with Backend(script) as backend, api(plain, backend_url=backend.url, first_token_s=0.5, slots=1) as client:
+        reply = client.post("/v1/chat/completions", json=ASK)
+        assert reply.status_code in status and reply.json()["error"]["type"] == "server_error"
+        assert "retry-after" in reply.headers
+        streamed = client.post("/v1/chat/completions", json=STREAM)
+        if "a" in said(events(streamed.text)) and streamed.status_code == 200:
+            assert "error" in events(streamed.text)[-1] and "[DONE]" not in streamed.text
+        else:
+            assert streamed.status_code in status
+        backend.script = writes(piece("fine"), ending(1))
+        again = client.post("/v1/chat/completions", json=ASK)
+        assert again.json()["choices"][0]["message"]["content"] == "fine"
+        slots = client.desk.backends["tiny/x"].slots
+        wait(lambda: slots.free == 1 and not client.desk.access.busy["local"])
+
+
+def test_an_answer_has_a_whole_time_limit():
+    reply, _ = ask(writes(*[piece("a")] * 100, pause=0.05), answer_s=0.5)
+    assert reply.status_code == 504 and reply.json()["error"]["code"] == "answer_timeout"
+
+
+def test_the_queue_is_bounded_in_length_and_time():
+    with Backend(stalls) as backend, api(backend_url=backend.url, slots=1, queue=1, queue_s=0.3) as client:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(3) as pool:
+            first = pool.submit(client.post, "/v1/chat/completions", json=ASK, timeout=3)
+            wait(lambda: backend.asked)
+            second = pool.submit(client.post, "/v1/chat/completions", json=ASK)
+            wait(lambda: client.desk.backends["tiny/x"].slots.waiting)
+            third = client.post("/v1/chat/completions", json=ASK)
+            assert (third.status_code, third.json()["error"]["code"]) == (503, "queue_full")
+            assert second.result().json()["error"]["code"] == "queue_timeout"
+            assert first.exception() is not None
+        wait(lambda: client.desk.backends["tiny/x"].slots.free == 1)
+
+
+def leave(client, raw_body):
+    """Send a request on a socket of its own, and return the socket."""
+    link = socket.create_connection(("127.0.0.1", client.port))
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(raw_body)}\r\n\r\n"
+    link.sendall(head.encode() + raw_body)
+    return link
+
+
+@pytest.mark.parametrize("where", ["queued", "before the first token", "amid the stream"])
+def test_a_client_that_leaves_frees_its_slot(where):
+    import json
+
+    script = stalls if where == "before the first token" else stalls_amid
+    with Backend(script) as backend, api(backend_url=backend.url, slots=1) as client:
+        slots = client.desk.backends["tiny/x"].slots
+        links = [leave(client, json.dumps(STREAM).encode())]
+        wait(lambda: backend.asked)
+        if where == "queued":
+            links.insert(0, leave(client, json.dumps(STREAM).encode()))
+            wait(lambda: slots.waiting)
+        if where == "amid the stream":
+            assert b"200 OK" in links[0].recv(100)
+        links[0].close()
+        if where == "queued":
+            wait(lambda: not slots.waiting)
+            assert slots.free == 0 and backend.left == 0
+        else:
+            wait(lambda: slots.free == 1 and backend.left == 1)
+        for link in links:
+            link.close()
+        wait(lambda: slots.free == 1)
+        assert 'medtune_cancelled_total{model="tiny/x"}' in client.get("/metrics").text
+
+
+def test_a_killed_llama_server_is_started_again_and_answers(bf16, monkeypatch):  # noqa: F811
+    with api(model(bf16, context=1024), slots=2) as client:
+        backend = client.desk.backends["tiny/x"]
+        old = backend.process.pid
+        body = STREAM | {"max_tokens": 900, "messages": [{"role": "user", "content": "fever"}]}
+        with client.stream("POST", "/v1/chat/completions", json=body) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            os.kill(old, signal.SIGKILL)
+            rest = "\n".join(lines)
+        assert '"error"' in rest or "[DONE]" in rest  # an answer may have been whole by then
+        wait(lambda: backend.state != "ready" or backend.process.pid != old)
+        reply = client.post("/v1/chat/completions", json=ASK)
+        assert reply.status_code in (200, 503) and (reply.status_code == 200 or reply.headers["retry-after"])
+        wait(lambda: backend.state == "ready" and backend.process.pid != old)
+        assert client.post("/v1/chat/completions", json=ASK).status_code == 200 and backend.restarts == 1
+
+
+def test_slots_of_the_real_server_are_free_after_a_client_has_left(bf16):  # noqa: F811
+    import json
+    import socket as sockets
+
+    with api(model(bf16, context=4096), slots=1) as client:
+        backend = client.desk.backends["tiny/x"]
+        raw = json.dumps(STREAM | {"max_tokens": 3000}).encode()
+        link = leave(client, raw)
+        assert b"200 OK" in link.recv(50)
+        link.close()
+
+        def busy():
+            (path,) = backend.folder.glob("*.sock")
+            with sockets.socket(sockets.AF_UNIX) as direct:
+                direct.connect(str(path))
+                head = f"GET /slots HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {backend.key}\r\n"
+                request = head + "Connection: close\r\n\r\n"
+                direct.sendall(request.encode())
+                data = b"".join(iter(lambda: direct.recv(65536), b""))
+            return any(slot["is_processing"] for slot in json.loads(data.partition(b"\r\n\r\n")[2]))
+
+        wait(lambda: not busy(), seconds=10)
+
+
+def raw(client, data, wait_s=5):
+    """What the API sends back to raw bytes, until it closes the connection or says nothing for so long."""
+    with socket.create_connection(("127.0.0.1", client.port)) as link:
+        link.settimeout(wait_s)
+        link.sendall(data)
+        found = b""
+        try:
+            while part := link.recv(65536):
+                found += part
+        except TimeoutError:
+            return found, False
+        return found, True
+
+
+def test_slow_headers_slow_bodies_huge_ones_and_smuggled_ones():
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with Backend(stalls) as backend, api(backend_url=backend.url, header_s=0.5, body_s=0.5, body_bytes=2048) as client:
+        assert raw(client, b"GET /health HTTP/1.1\r\nHost:") == (b"", True)
+        found, closed = raw(client, head + b"Content-Length: 100\r\n\r\n{")
+        assert b"408" in found[:20] and b"body_timeout" in found and closed
+        assert b"413" in raw(client, head + b"Content-Length: 9999\r\n\r\n")[0][:20]
+        chunk = b"800\r\n" + b" " * 2048 + b"\r\n"
+        assert b"413" in raw(client, head + b"Transfer-Encoding: chunked\r\n\r\n" + 2 * chunk)[0][:20]
+        both = head + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        assert b"400" in raw(client, both, 1)[0][:20]
+        twice = head + b"Content-Length: 4\r\nContent-Length: 5\r\n\r\nabcde"
+        assert b"400" in raw(client, twice, 1)[0][:20]
+        assert b"431" in raw(client, b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 40000 + b"\r\n\r\n", 1)[0][:20]
+        assert client.get("/health").status_code == 200 and not backend.asked
+
+
+def test_a_full_disk_loses_lines_of_the_log_and_nothing_else():
+    with (
+        Backend(writes(piece("fine"), ending(1))) as backend,
+        api(backend_url=backend.url, log_file="/dev/full") as client,
+    ):
+        assert client.post("/v1/chat/completions", json=ASK).status_code == 200
+        wait(lambda: client.desk.log._logger._file.lost > 0)
+
+
+def test_a_clock_that_jumps_cuts_no_answer(monkeypatch):
+    clock = time.time
+    with Backend(writes(*[piece("a")] * 5, ending(5), pause=0.05)) as backend:
+        with api(backend_url=backend.url, answer_s=5) as client:
+            monkeypatch.setattr(time, "time", lambda: clock() + 86400)
+            assert client.post("/v1/chat/completions", json=ASK).status_code == 200

@@ -1,0 +1,236 @@
+"""Files on a disk are told by what is in them; copies of the hub's sets go through their own converters."""
+
+import codecs
+import dataclasses
+import gzip
+import json
+import os
+
+import pyarrow as pa
+import pytest
+from datasets import Dataset, DatasetDict
+from pyarrow import parquet
+
+from lib.dataset import ingest, readers, sources, tables
+from lib.pipeline.files import ROOT
+
+ROWS = [{"instruction": f"Which is {n}? ä", "output": f"It is {n}."} for n in range(4)]
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+CSV = "instruction,output\n" + "".join(f"{row['instruction']},{row['output']}\n" for row in ROWS)
+FORMS = {
+    "lines": LINES,
+    "lines with blanks between": "\n\n" + LINES.replace("\n", "\n \n"),
+    "lines of Windows": LINES.replace("\n", "\r\n"),
+    "a list on one line": json.dumps(ROWS),
+    "a list, pretty": json.dumps(ROWS, indent=2),
+    "a list, an object a line": "[\n" + ",\n".join(map(json.dumps, ROWS)) + "\n]\n",
+    "objects, pretty, one after another": "\n".join(json.dumps(row, indent=2) for row in ROWS),
+    "a list in an object": json.dumps({"version": "1", "data": ROWS}, indent=1),
+    "objects by key": json.dumps({f"k{n}": row for n, row in enumerate(ROWS)}),
+    "comma": CSV,
+    "comma of Windows": CSV.replace("\n", "\r\n"),
+    "tab": CSV.replace(",", "\t"),
+    "semicolon": CSV.replace(",", ";"),
+}
+CODES = {
+    "utf-8": lambda text: text.encode(),
+    "utf-8 with BOM": lambda text: codecs.BOM_UTF8 + text.encode(),
+    "utf-16": lambda text: text.encode("utf-16"),
+    "utf-16, big end first": lambda text: codecs.BOM_UTF16_BE + text.encode("utf-16-be"),
+    "gzip": lambda text: gzip.compress(text.encode()),
+}
+
+
+def read(path, name="own", **spec):
+    spec = {"name": name, "path": str(path), **spec}
+    return ingest.convert(name, readers.rows(spec, "hub"), spec)
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_in_every_code_gives_the_same_rows(tmp_path, form, code):
+    path = tmp_path / "mine.data"  # the name says nothing
+    path.write_bytes(CODES[code](FORMS[form]))
+    records, reasons = read(path)
+    assert reasons == {"kept": 4}
+    assert [{key: r[key] for key in ("instruction", "output")} for r in records] == ROWS
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "is empty"),
+        (b" \n\n", "is empty"),
+        (b"PK\x03\x04rest", "a zip archive or an Excel workbook: unpack it, or save the sheet as CSV"),
+        (b"%PDF-1.7", "a PDF"),
+        (b"version https://git-lfs.github.com/spec/v1\noid x", "a Git LFS pointer.*git lfs pull"),
+        (b"<!doctype html><html>", "a web page"),
+        (b"\x1f\x8bbroken", "packed by gzip and damaged"),
+        (gzip.compress(LINES.encode())[:-12], "packed by gzip and damaged"),
+        (LINES.encode("latin-1"), r"mine.data, line 1: byte 0xe4 is not UTF-8.*iconv -f WINDOWS-1252"),
+        (CSV.encode("cp1252"), "line 2: byte 0xe4 is not UTF-8"),
+        ("[\n" + LINES.replace("}\n", "},\n") + "]", "no valid JSON, line 6: a comma stands before ]"),
+        ('[{"instruction": "x",\n "output": "y",\n}]', "no valid JSON, line 3: a comma stands before }"),
+        ('[{"instruction": "x"}\n{"output": "y"}]', "line 2: a comma or ] is missing"),
+        ('[{"instruction": "x", "output": "y"},\n{"instruction"', "no valid JSON, line 2"),
+        ('[{"instruction": "x", "output": "y"}', "the list never ends: the file is cut"),
+        ("[]\n[]", "something follows the list"),
+        (json.dumps({"train": ROWS, "test": ROWS[:1]}), "several lists, train, test: say which.*split: train"),
+        ("Once upon a time.", "neither JSON nor a table: its first line is 'Once upon a time.'"),
+        ("a,b,a\n1,2,3\n", "the header names 'a' twice"),
+        ('instruction,output\n"open,x\ny,z\n', "row that begins on line 2"),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_its_line_and_what_to_do(tmp_path, data, said):
+    path = tmp_path / "mine.data"
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    with pytest.raises(ValueError, match=f"(?s){said}"):
+        read(path, split="val" if "several" in said else None)
+
+
+def test_a_broken_row_is_counted_and_the_others_are_read(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text(CSV * 1 + "too,many,cells\n" + CSV.partition("\n")[2])
+    assert read(path)[1] == {"kept": 8, "not_an_object": 1}
+    path.write_text(LINES + '{"instruction": \n' + LINES)
+    assert read(path)[1] == {"kept": 8, "not_an_object": 1}
+    path.write_bytes((LINES * 2).encode() + LINES.splitlines()[0].encode("latin-1"))
+    assert read(path)[1] == {"kept": 8, "bad_utf8": 1}, "one damaged row is no other encoding"
+
+
+def test_folders_and_patterns_are_read_file_by_file_and_recorded(tmp_path):
+    (tmp_path / "d" / "deep").mkdir(parents=True)
+    (tmp_path / "d" / "a.jsonl").write_text(LINES)
+    (tmp_path / "d" / "deep" / "b.csv").write_text(CSV)
+    (tmp_path / "d" / "c.json.gz").write_bytes(gzip.compress(json.dumps(ROWS).encode()))
+    (tmp_path / "d" / "README.md").write_text("notes")
+    (tmp_path / "d" / ".hidden.jsonl").write_text("no")
+    parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "d" / "e.parquet")
+    recorded = []
+    spec = {"name": "own", "path": str(tmp_path / "d")}
+    rows = readers.rows(spec, "clinic", lambda name: recorded.append(name) or ROOT / name)
+    assert len(list(rows)) == 16
+    assert [os.path.basename(name) for name in recorded] == ["a.jsonl", "c.json.gz", "b.csv", "e.parquet"]
+    assert read(tmp_path / "d" / "*.json*")[1] == {"kept": 8} and read(tmp_path / "**" / "*.csv")[1] == {"kept": 4}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="expected a folder with jsonl, ndjson"):
+        read(tmp_path / "empty")
+    with pytest.raises(ValueError, match="expected a file"):
+        read(tmp_path / "*.tsv")
+
+
+def test_a_path_below_the_root_is_recorded_from_there_on():
+    assert tables.named(ROOT / "data" / "x.csv") == "data/x.csv" and tables.named(ROOT.parent / "x") == str(
+        ROOT.parent / "x"
+    )
+
+
+def test_a_slice_or_a_list_of_a_file_is_chosen_by_split(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"train": ROWS, "val": ROWS[:1]}))
+    assert read(path, split="train[1:3]")[0][0]["instruction"] == ROWS[1]["instruction"]
+    assert read(path, split="val")[1] == {"kept": 1} and read(path)[1] == {"kept": 4}
+    with pytest.raises(ValueError, match="split 'train.:10%.'.*expected e.g. train or train.:500"):
+        read(path, split="train[:10%]")
+
+
+HUB = [name for name, source in sources.SOURCES.items() if source.hub_id]
+COPY = {"medical_o1": "en", "reasonmed": "reasonmed", "pubmedqa": "pqa_artificial", "medqa_bigbio": "med_qa_en_source"}
+
+
+@pytest.mark.parametrize("form", ["json", "lines", "parquet", "saved", "folder"])
+@pytest.mark.parametrize("name", HUB)
+def test_every_hub_set_is_read_from_a_copy_through_its_own_converter(tmp_path, name, form):
+    source, spec = sources.lookup(name, COPY.get(name)), {"name": name, "config": COPY.get(name)}
+    good = list(readers.rows(spec | {"name": name.removesuffix("_zh")}, "clinic"))[:30]
+    folder, columns = tmp_path / "copy", source.columns + source.optional
+    good = [{key: row[key] for key in columns if key in row} for row in good]
+    folder.mkdir()
+    path = folder / (source.files or {}).get(spec["config"], "train.json")
+    text = json.dumps(good, indent=1) if form in ("json", "folder") else "".join(json.dumps(r) + "\n" for r in good)
+    if form == "parquet":
+        path = folder / "train.parquet"
+        parquet.write_table(pa.Table.from_pylist(good), path)
+    elif form == "saved":
+        DatasetDict({"train": Dataset.from_list(good)}).save_to_disk(folder)
+    else:
+        path.write_text(text)
+    spec["path"] = str(folder if form in ("saved", "folder") else path)
+    copied = ingest.convert(name, readers.rows(spec, "hub"), spec)
+    assert copied[1] == {"kept": 30}
+    direct = ingest.convert(name, good, spec)[0]
+    assert copied[0] == direct and {record["source"] for record in copied[0]} == {name}
+
+
+def test_a_snapshot_folder_is_read_as_its_card_says(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = list(readers.rows({"name": "medical_o1", "config": "en"}, "clinic"))[:9]
+    columns = sources.SOURCES["medical_o1"].columns
+    rows = [{key: row[key] for key in columns} for row in rows]
+    (tmp_path / "hub").mkdir()
+    for config, some in (("en", rows), ("zh", rows[:2])):
+        (tmp_path / "hub" / f"{config}.json").write_text(json.dumps(some))
+    card = "".join(f"- config_name: {config}\n  data_files: {config}.json\n" for config in ("en", "zh"))
+    (tmp_path / "hub" / "README.md").write_text(f"---\nconfigs:\n{card}---\n")
+    for config, count in (("en", 9), ("zh", 2)):
+        assert read(tmp_path / "hub", "medical_o1", config=config)[1] == {"kept": count}
+    assert read(tmp_path / "hub", "medical_o1", config="en", split="train[:3]")[1] == {"kept": 3}
+
+
+def test_a_wrong_copy_is_named(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text(LINES)
+    with pytest.raises(ValueError, match="missing_column: medreason.*x.jsonl is no copy of that data set.*name: own"):
+        read(path, "medreason")
+    with pytest.raises(ValueError, match="has the splits train, not 'test'"):
+        DatasetDict({"train": Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "saved")
+        read(tmp_path / "saved", split="test")
+
+
+REAL = os.environ.get("REAL")
+real = pytest.mark.skipif(not REAL, reason="REAL names no folder with the published PubMedQA (pqa_labeled.jsonl)")
+
+
+@real
+def test_the_published_pubmedqa_from_a_copy():
+    truth = json.load(open(os.path.join(REAL, "test_ground_truth.json"), encoding="utf-8"))
+    counts = {}
+    for split in ("train", "test"):
+        spec = {"config": "pqa_labeled", "split": split}
+        records, reasons = read(os.path.join(REAL, "pqa_labeled.jsonl"), "pubmedqa", **spec)
+        counts[split] = len(records)
+        assert dict(reasons) == {"kept": 500}
+        decided = {record["row_id"]: record["answer"] for record in records}
+        assert decided == truth if split == "test" else not set(decided) & set(truth)
+    assert counts == {"train": 500, "test": 500}
+
+
+@real
+def test_the_published_pubmedqa_as_a_file_of_ones_own_and_from_a_folder(tmp_path):
+    path = os.path.join(REAL, "pqa_labeled.jsonl")
+    records, reasons = read(path)
+    assert dict(reasons) == {"kept": 1000} and {record["source"] for record in records} == {"own"}
+    rows = [json.loads(line) for line in open(path, encoding="utf-8")]
+    Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / "test_ground_truth.json").write_bytes(
+        open(os.path.join(REAL, "test_ground_truth.json"), "rb").read()
+    )
+    assert read(tmp_path / "saved", "pubmedqa", config="pqa_labeled", split="test")[1] == {"kept": 500}
+
+
+def test_a_copy_of_pubmedqa_that_is_not_whole_is_named(tmp_path):
+    row = {"pubid": 1, "question": "q", "context": {"contexts": ["c"]}, "long_answer": "", "final_decision": "yes"}
+    (tmp_path / "pqa.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"pubid": 2}) + "\n")
+    (tmp_path / "test_ground_truth.json").write_text(json.dumps({str(n): "yes" for n in range(500)}))
+    with pytest.raises(ValueError, match=r"pick {'yes': 2} of 2 rows, expected {'yes': 276"):
+        read(tmp_path / "pqa.jsonl", "pubmedqa", config="pqa_labeled", split="test")
+
+
+def test_the_hubs_id_is_not_asked_where_a_path_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: pytest.fail("the hub was asked"))
+    monkeypatch.setitem(
+        sources.SOURCES, "medreason", dataclasses.replace(sources.SOURCES["medreason"], hub_id="no/such")
+    )
+    rows = list(readers.rows({"name": "medreason"}, "clinic"))[:5]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read(tmp_path / "x.jsonl", "medreason")[1] == {"kept": 5}
