@@ -152,6 +152,6 @@ def hosted_answers(model, prompts, max_new_tokens, environ, store, keep, *, pric
                             timeout_s=timeout_s, charge=charge, progress=progress)  # fmt: skip
     unsaid = sum(answer["finish"] == "length" and not answer["text"] for answer in found)
     if unsaid > protocol.MAX_INVALID * len(found):
-        raise ValueError(f"{unsaid} of {len(found)} answers of {model} have no text after {max_new_tokens} tokens: hidden "
-                         "reasoning took them. Allow more tokens, or leave the candidate out")  # fmt: skip
+        raise ValueError(f"{unsaid} of {len(found)} answers of {model} have no text after {max_new_tokens} tokens: "
+                         "hidden reasoning took them. Allow more tokens, or leave the candidate out")  # fmt: skip
     return found
