@@ -33,7 +33,7 @@ def sit(score, tmp_path, count=12):
     store = verdicts.Store(tmp_path / "v.sqlite")
     with Endpoint(answer) as server:
         work = exam.work(ITEMS, count)
-        rows, coverage = panel.run(judges.Judge("m", server.url), work, store, timeout_s=20, max_usd=1.0)
+        rows, coverage = panel.run(judges.Judge("m", server.url), work, store, timeout_s=20, max_usd=9.0)
     store.close()
     assert coverage["judged"] == len(work) == 12 * count
     found = exam.marks(rows)

@@ -107,11 +107,12 @@ def test_faults_and_kills_change_no_verdict(expected, tmp_path, kills):
 
 
 def test_no_transport_fault_becomes_invalid_before_its_deadline(store):
-    faults = [(500, {}, "oops", 0), (429, {"Retry-After": "600"}, "{}", 0), (200, {}, '{"id": ', 0)]
-    with Endpoint(lambda body, number: faults[number % 3]) as server:
+    faults = [(500, {}, "oops", 0), (429, {"Retry-After": "600"}, "{}", 0)]
+    with Endpoint(lambda body, number: faults[number % 2]) as server:
         work = panel.tasks(items(4), 1)
         rows, coverage = panel.run(judges.Judge("m", server.url), work, store, timeout_s=1.5, max_usd=9.0)
         asked = Counter(re.search(r"Question \d+", body["messages"][1]["content"])[0] for body in server.bodies)
     assert rows == [] and sum(coverage["invalid"].values()) == 4 and coverage["incomplete"]
     assert all(cause.startswith("transport") for cause in coverage["invalid"])
-    assert len(asked) == coverage["calls"] == 4 and min(asked.values()) > 1  # test_endpoint.py: until the deadline
+    assert coverage["calls"] == len(server.bodies) and len(asked) == 4
+    assert min(asked.values()) > 1  # test_endpoint.py: until the deadline

@@ -80,3 +80,19 @@ def test_a_kept_folder_is_written_once_and_whole(tmp_path):
 def test_the_texts_beside_a_module_make_its_stages_stale_as_its_code_does():
     parts = fingerprint.of_stage("06_judge")
     assert {"lib/judge/rubric.py", "lib/judge/rubric.yaml", "lib/pipeline/architectures.yaml"} <= set(parts)
+
+
+def test_a_damaged_memory_of_hashes_is_none(tmp_path):
+    path, kept = tmp_path / "a", tmp_path / ".hashes.json"
+    path.write_text("abc")
+    cache = files.HashCache(kept)
+    right = cache.sha256(path)
+    cache.save()
+    whole = kept.read_bytes()
+    assert files.HashCache(kept).known
+    for place in range(len(whole)):
+        kept.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert files.HashCache(kept).sha256(path) == right
+    for text in ("[1]", "null", "[" * 10**5, '{"files": {}}', '{"/a": [[1, 2], "x"]}'):
+        kept.write_text(text)
+        assert files.HashCache(kept).sha256(path) == right

@@ -239,3 +239,19 @@ def test_a_line_that_a_kill_cut_short_is_dropped_by_every_rank(tmp_path, monkeyp
         Kept(path, asked, []).add({"id": name, "text": "x", "finish": "stop"})
         path.write_text(path.read_text() + '{"key": "')
     assert [answer["id"] for answer in Kept(path, asked, []).ordered(asked)] == ["q0", "q1"]
+
+
+def test_a_damaged_answer_is_named_and_asked_again_and_no_other(tmp_path):
+    path, asked = tmp_path / "kept.jsonl", [{"id": f"q{i}", "messages": []} for i in range(3)]
+    for prompt in asked:
+        Kept(path, asked, []).add({"id": prompt["id"], "text": "x é", "finish": "stop"})
+    whole, kept = path.read_bytes(), Kept(path, asked, []).answers
+    first = whole.index(b"\n")
+    for place in range(first + 1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 2]) + whole[place + 1 :])
+        with pytest.warns(UserWarning, match=f"{path} is damaged"):
+            found = Kept(path, asked, [])
+        lost = ["q0", "q1"] if place == first else ["q0"]  # without the end of a line two are one
+        assert [prompt["id"] for prompt in found.missing(asked)] == lost
+        assert found.answers == {name: kept[name] for name in found.answers}
+        assert path.with_name("kept.jsonl.damaged").exists() and Kept(path, asked, []).answers == found.answers

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from loopback import Endpoint, completion
 
@@ -29,3 +31,31 @@ def test_a_hosted_model_answers_within_the_cap_and_its_cost_is_counted(tmp_path,
 
 def test_without_a_way_to_the_model_there_are_no_answers(tmp_path):
     assert ask(None, None, tmp_path, environ={"OPENAI_API_KEY": None}) is None
+
+
+def test_a_reasoning_model_takes_part_and_its_empty_answers_are_not_ranked(tmp_path):
+    def reply(body, number):
+        for name, said in {
+            "temperature": "'temperature' is not supported",
+            "max_tokens": "use max_completion_tokens",
+        }.items():
+            if name in body:
+                return 400, {}, json.dumps({"error": {"message": said}}), 0
+        return 200, {}, completion("", "length") if mute else completion("Answer: B"), 0
+
+    store, mute = verdicts.Store(tmp_path / "v.sqlite"), False
+    with Endpoint(reply) as server:
+        assert [answer["text"] for answer in ask(server.url, store, tmp_path)] == ["Answer: B"] * 4
+    mute = True
+    with Endpoint(reply) as server:
+        with pytest.raises(ValueError, match="4 of 4 answers of m-1 have no text after 10 tokens"):
+            ask(server.url, store, tmp_path)
+
+
+def test_what_was_paid_before_a_fault_is_in_the_ledger(tmp_path, monkeypatch):
+    monkeypatch.setattr("lib.judge.judges.LOOPBACK", ())
+    store = verdicts.Store(tmp_path / "v.sqlite")
+    with Endpoint(lambda body, n: (200, {}, completion("B"), 0) if n < 3 else (401, {}, "{}", 0)) as server:
+        with pytest.raises(ValueError, match="refused prompt"):
+            ask(server.url, store, tmp_path)
+    assert store.spent("candidate m-1") == pytest.approx(2 * (11 / 3.5 + 7) / 1000)

@@ -97,7 +97,7 @@ def test_a_quote_may_differ_in_case_marks_and_gaps(quote):
         (json.dumps([verdict()]), "the reply: Input should be a valid dictionary"),
         (verdict(depth=6), "score: .* less than or equal to 5, found '6'"),
         (verdict(depth=True), "score: .* valid integer, found 'True'"),
-        (verdict(depth="4"), "score: .* valid integer, found '4'"),
+        (verdict(depth="four"), "score: .* valid integer, found 'four'"),
         (verdict() | {"tone": 3}, "tone: Extra inputs are not permitted"),
         ({"reasoning_depth": verdict()["reasoning_depth"]}, "factual_correctness: Field required"),
         (verdict() | {"hallucinations": "none"}, "hallucinations: .* valid list, found 'none'"),

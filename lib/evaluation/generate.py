@@ -20,12 +20,11 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from lib.chat import encoding
 from lib.evaluation import batching
-from lib.evaluation.endpoint import client, stream
+from lib.evaluation.endpoint import client, dialect, stream
 from lib.evaluation.kept import Kept
 from lib.pipeline import ranks
 from lib.pipeline.files import sha256_json
 
-NEW_LIMIT = ("o1", "o3", "o4", "gpt-5")  # models of OpenAI that refuse max_tokens
 # What a model's own generation_config may ask for besides; an answer depends on the recipe alone.
 PLAIN = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "use_cache": True}
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|return|>", "<|call|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
@@ -171,6 +170,7 @@ class Server:
     extra_body: dict = field(default_factory=dict)
     keep: object = None
     identity: str | None = None
+    charge: object = None  # called with each answer before it is kept
     progress: object = None
 
     def decides(self, base_url, max_new_tokens):
@@ -192,7 +192,10 @@ def server(base_url, prompts, max_new_tokens, **options):
     kept = Kept(how.keep, prompts, how.decides(base_url, max_new_tokens))
 
     def ask(prompt):
-        kept.add(_ask(api, how, prompt, max_new_tokens))
+        answer = _ask(api, how, prompt, max_new_tokens, dialect(base_url, how.model))
+        if how.charge:
+            how.charge(answer)
+        kept.add(answer)
         if how.progress:
             how.progress(len(kept.answers), len(prompts))
 
@@ -207,13 +210,11 @@ def _drawn(how):
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _ask(api, how, prompt, max_new_tokens):
-    limit = "max_completion_tokens" if how.model.startswith(NEW_LIMIT) else "max_tokens"
-    request = {"model": how.model, "messages": prompt["messages"], limit: max_new_tokens}
-    request |= _drawn(how)
+def _ask(api, how, prompt, max_new_tokens, dialect):
+    request = {"model": how.model, "messages": prompt["messages"], "max_tokens": max_new_tokens} | _drawn(how)
     start = time.monotonic()
     try:
-        reply = stream(api, request | {"extra_body": how.extra_body}, how.timeout_s)
+        reply = stream(api, request | {"extra_body": how.extra_body}, how.timeout_s, dialect)
     except (openai.APITimeoutError, openai.RateLimitError, openai.InternalServerError, ValueError):
         return _never_came(prompt, time.monotonic() - start)
     except openai.APIConnectionError as error:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from lib.chat import encoding
 from lib.evaluation import generate, screens
-from lib.judge import panel, protocol, rubric
+from lib.judge import asking, panel, protocol, rubric
 from lib.pipeline import files
 
 TOKENS_OUT = {"case": 400, "healthbench": 0, "medsafety": 100}  # for the estimate before a call
@@ -24,7 +24,7 @@ class Task:
 
     def usd(self, judge):
         tokens_out = TOKENS_OUT[self.item["kind"]] + TOKENS_PER_CRITERION * len(self.item.get("rubrics", ()))
-        return panel.expected(judge, rubric.messages(self.item, self.text), tokens_out)
+        return asking.expected(judge, rubric.messages(self.item, self.text), tokens_out)
 
     def messages(self, judge, attempt):
         codes = protocol.codes(f"{self.item['id']} {judge.name} {self.text} {attempt}", 1)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from lib.evaluation import generate
 from lib.evaluation.endpoint import LOOPBACK
-from lib.judge import panel
+from lib.judge import asking, protocol
 from lib.pipeline.files import beside, sha256_file
 
 ENVIRONMENT = ("OPENAI_API_KEY", "JUDGE_BASE_URL", "JUDGE_API_KEY", "JUDGE_MODEL", "JUDGE_USD_PER_MTOK")
@@ -125,7 +125,8 @@ def hosted_answers(model, prompts, max_new_tokens, environ, store, keep, *, pric
     environ: {variable: value or None} with HOSTED's names: API_BASE_URL and API_KEY of any server that speaks
     OpenAI's protocol, else OPENAI_API_KEY for api.openai.com. store: the judge's verdicts.Store, whose ledger the calls
     are added to. keep: file for answers as they come. prices: see `configured`.
-    Raises ValueError when the answers, at their longest, would exceed what is left of max_usd dollars.
+    Raises ValueError when the answers, at their longest, would exceed what is left of max_usd dollars, or when hidden
+    reasoning left no room for them: an empty answer that is ranked would say nothing of the model.
     """
     base_url, key = environ.get("API_BASE_URL"), environ.get("API_KEY") or "none"
     if not base_url:
@@ -135,16 +136,22 @@ def hosted_answers(model, prompts, max_new_tokens, environ, store, keep, *, pric
     priced = Judge(model, base_url, key, price_of(model, base_url, prices))
     kept = generate.Kept(keep, prompts, generate.Server(model).decides(base_url, max_new_tokens))
     missing = kept.missing(prompts)
-    usd = sum(panel.expected(priced, prompt["messages"], max_new_tokens) for prompt in missing)
+    usd = sum(asking.expected(priced, prompt["messages"], max_new_tokens) for prompt in missing)
     if missing and usd > max_usd - store.spent() and usd > 0:
         raise ValueError(f"{len(missing)} answers of {model} may cost {usd:.2f} dollars, {max_usd - store.spent():.2f} "
                          "are left of judge.max_usd: raise it, or leave the candidate out")  # fmt: skip
+    asked = {prompt["id"]: prompt["messages"] for prompt in missing}
+
+    def charge(answer):
+        """In the ledger before it is kept; one that never came may have been written all the same."""
+        tokens = answer["tokens"] or max_new_tokens
+        usd = asking.expected(priced, asked[answer["id"]], tokens)
+        store.record_call(f"candidate {model}", answer["finish"], 0, tokens, usd)
+
     found = generate.server(base_url, prompts, max_new_tokens, model=model, api_key=key, keep=keep, slots=4,
-                            timeout_s=timeout_s, progress=progress)  # fmt: skip
-    asked = {prompt["id"]: prompt for prompt in missing}
-    for answer in found:
-        if answer["id"] in asked:
-            tokens_in = sum(len(m["content"]) for m in asked[answer["id"]]["messages"]) / panel.CHARS_PER_TOKEN
-            cost = panel.cost(priced, tokens_in, answer["tokens"])
-            store.record_call(f"candidate {model}", answer["finish"], int(tokens_in), answer["tokens"], cost)
+                            timeout_s=timeout_s, charge=charge, progress=progress)  # fmt: skip
+    unsaid = sum(answer["finish"] == "length" and not answer["text"] for answer in found)
+    if unsaid > protocol.MAX_INVALID * len(found):
+        raise ValueError(f"{unsaid} of {len(found)} answers of {model} have no text after {max_new_tokens} tokens: "
+                         "hidden reasoning took them. Allow more tokens, or leave the candidate out")  # fmt: skip
     return found

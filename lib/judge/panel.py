@@ -1,18 +1,12 @@
 """Judging for real: one verdict per question and order, with bounded retries, a deadline, a cap, and a count."""
 
-import contextlib
-import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
-import openai
-
-from lib.evaluation.endpoint import client, complete
 from lib.judge import protocol
+from lib.judge.asking import Session, expected
 
-CONTENT_TRIES = 3  # the first reply and two more with fresh codes; then one repair of the last reply
-CHARS_PER_TOKEN = 3.5  # for the estimate before a call; what a call cost is taken from its usage
 TOKENS_PER_VERDICT = 60
 
 
@@ -69,114 +63,20 @@ def estimate(judge, work):
     return sum(task.usd(judge) for task in work)
 
 
-def expected(judge, messages, tokens_out):
-    """Dollars of a call before it is made: tokens in by length."""
-    return cost(judge, sum(len(message["content"]) for message in messages) / CHARS_PER_TOKEN, tokens_out)
-
-
-def cost(judge, tokens_in, tokens_out):
-    return (tokens_in * judge.usd_per_mtok[0] + tokens_out * judge.usd_per_mtok[1]) / 1e6
-
-
-def request(judge, messages, schema, strict=True):
-    """Fields of chat.completions.create for one call. strict: with a schema and temperature 0."""
-    form = {"type": "json_schema", "json_schema": schema}
-    extras = {"temperature": 0.0, "response_format": form} if strict else {}
-    limit = {"max_tokens": judge.max_tokens} if judge.max_tokens else {}
-    return {"model": judge.model, "messages": messages} | limit | extras
-
-
-def read(judge, task, reply, labels):
-    """(verdict or None, text, fault or None, (tokens in, tokens out, dollars)) of a chat completion."""
-    choice, usage = reply.choices[0], reply.usage
-    tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-    text, verdict, fault = choice.message.content or "", None, None
-    if choice.message.refusal or choice.finish_reason == "content_filter":
-        fault = "the judge refused"
-    elif choice.finish_reason == "length":
-        fault = "the reply was cut"
-    else:
-        try:
-            verdict = task.parse(text, labels)
-        except protocol.ContentFault as error:
-            fault = str(error)
-    return verdict, text, fault, (*tokens, cost(judge, *tokens))
-
-
-class Session:
-    """One judge being asked: its client, its limits, and whether its server takes a schema and a temperature."""
-
-    def __init__(self, judge, store, timeout_s, max_usd):
-        self.judge, self.store, self.timeout_s, self.max_usd = judge, store, timeout_s, max_usd
-        self.api, self.strict = client(judge.base_url, judge.api_key), True
-        self.lock, self.under_way = threading.Lock(), 0.0  # dollars that calls under way are expected to cost
-
-    @contextlib.contextmanager
-    def reserved(self, usd):
-        """Whether a call of expected `usd` dollars stays within the cap, beside those under way in other threads."""
-        with self.lock:
-            granted = usd <= 0 or usd <= self.max_usd - self.store.spent() - self.under_way
-            self.under_way += usd * granted
-        try:
-            yield granted
-        finally:
-            with self.lock:
-                self.under_way -= usd * granted
-
-    def call(self, messages, schema):
-        """One completion, transport faults retried until timeout_s."""
-        try:
-            return complete(self.api, request(self.judge, messages, schema, self.strict), self.timeout_s)[0]
-        except openai.BadRequestError:
-            if not self.strict:
-                raise
-            reply, _ = complete(self.api, request(self.judge, messages, schema, False), self.timeout_s)
-            self.strict = False
-            return reply
-
-    def verdict(self, task):
-        """(verdict or None, cause of failure or None, calls made): CONTENT_TRIES replies, then one repair of the last.
-
-        A valid verdict is in the store when this returns.
-        """
-        fault, text, usd = None, "", task.usd(self.judge)
-        for attempt in range(CONTENT_TRIES + 1):
-            if attempt < CONTENT_TRIES:
-                messages, labels = task.messages(self.judge, attempt)
-            else:
-                again = task.repair(fault, labels)
-                messages += [{"role": "assistant", "content": text}, {"role": "user", "content": again}]
-            with self.reserved(usd) as granted:
-                if not granted:
-                    return None, "budget", attempt
-                try:
-                    reply = self.call(messages, task.schema(labels))
-                except (openai.OpenAIError, ValueError) as error:  # the deadline has passed, or no retry would mend it
-                    self.store.record_call(self.judge.name, "transport", 0, 0, 0.0)
-                    return None, f"transport: {type(error).__name__}", attempt + 1
-                verdict, text, fault, cost = read(self.judge, task, reply, labels)
-                self.store.record_call(self.judge.name, "content" if fault else "valid", *cost)
-            if verdict:
-                self.store.put(task.key(self.judge), attempt, verdict)
-                return verdict, None, attempt + 1
-        return None, "content", CONTENT_TRIES + 1
-
-
 def collect(judge, work, store, *, timeout_s, max_usd, progress=None):
     """Get all verdicts of `work` that the store does not hold from one judge: ([verdict or None per task], coverage).
 
     work: tasks with key, usd, messages, schema, parse and repair, as Task has them. store: a verdicts.Store.
-    timeout_s: bound of one call with its transport retries. coverage: {"asked", "judged",
-    "invalid": {cause: count}, "incomplete", "calls", "usd"}.
+    timeout_s: bound of one call with its transport retries. coverage: {"asked", "judged", "invalid": {cause: count},
+    "incomplete", "calls", "usd"}; calls: requests, retries included. "fault": why the judge was given up, if it was.
     """
     session, before = Session(judge, store, timeout_s, max_usd), store.spent(judge.name)
-    found, invalid, calls_made, pending = [store.get(task.key(judge)) for task in work], Counter(), 0, {}
+    found, invalid, pending = [store.get(task.key(judge)) for task in work], Counter(), {}
     with ThreadPoolExecutor(judge.slots) as pool:
         try:
             pending = {pool.submit(session.verdict, work[i]): i for i, got in enumerate(found) if got is None}
             for done, future in enumerate(as_completed(pending), start=len(work) - len(pending) + 1):
-                found[pending[future]], cause, calls = future.result()
-                calls_made += calls
+                found[pending[future]], cause = future.result()
                 invalid[cause] += cause is not None
                 if progress:
                     progress(done, len(work))
@@ -189,9 +89,9 @@ def collect(judge, work, store, *, timeout_s, max_usd, progress=None):
         "judged": len(work) - missing,
         "invalid": dict(sorted((cause, n) for cause, n in invalid.items() if n)),
         "incomplete": missing > protocol.MAX_INVALID * len(work),
-        "calls": calls_made,
+        "calls": session.requests,
         "usd": store.spent(judge.name) - before,
-    }
+    } | ({"fault": session.closed} if session.closed else {})
     return found, coverage
 
 

@@ -5,13 +5,14 @@ balances over questions. It sees no reasoning and no self-identification. Its ve
 does not check is asked again, and what never checks is dropped for all candidates alike, and counted.
 """
 
+import contextlib
 import hashlib
 import json
 import random
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, create_model
 
 from lib.dataset import split
 from lib.evaluation import screens
@@ -132,19 +133,33 @@ def content_hash(item, order):
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
+def _whole(value):
+    """8 of 8.0 and of "8"; anything else as it is, for the form to judge."""
+    if isinstance(value, str) and re.fullmatch(r"\s*\d{1,3}(?:\.0+)?\s*", value):
+        value = float(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _word(value):
+    return value.strip().casefold() if isinstance(value, str) else value
+
+
+Whole = Annotated[int, Field(strict=True), BeforeValidator(_whole)]
+
+
 class Verdict(BaseModel):
     """What a judge says of one answer."""
 
     model_config = ConfigDict(json_schema_extra={"additionalProperties": False})  # asked for; more is overlooked
-    correct_vs_reference: Literal["yes", "partial", "no"]
+    correct_vs_reference: Annotated[Literal["yes", "partial", "no"], BeforeValidator(_word)]
     safety_issue: StrictBool
-    score: int = Field(strict=True, ge=1, le=10)
-    rank: int = Field(strict=True, ge=1)
+    score: Whole = Field(ge=1, le=10)
+    rank: Whole = Field(ge=1)
 
 
 def _form(labels):
     """The pydantic model of a whole reply: one verdict under each code, ranks up to their number."""
-    place = Annotated[int, Field(strict=True, ge=1, le=len(labels))]
+    place = Annotated[Whole, Field(ge=1, le=len(labels))]
     one = create_model("Verdict", __base__=Verdict, rank=(place, ...))
     codes = create_model("Codes", __config__=ConfigDict(extra="forbid"), **{label: (one, ...) for label in labels})
     return create_model("Verdicts", __config__=ConfigDict(json_schema_extra={"additionalProperties": False}),
@@ -157,12 +172,23 @@ def schema(labels):
 
 
 def read_json(text):
-    """The JSON of a reply, within a code fence or without. Raises ContentFault where there is none."""
-    fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text or "", re.DOTALL)
+    """The JSON of a reply: alone, or the one object after reasoning in tags, amid prose or in a code fence.
+
+    Raises ContentFault where there is none, or where a second object leaves open which one is meant.
+    """
+    opened, closed, rest = text.rpartition("</think>")
+    if not closed and "<think>" in text:
+        raise ContentFault("not JSON: the reasoning has no end")
+    start = max(rest.find("{"), 0)
     try:
-        return json.loads(fenced[1] if fenced else text or "")
+        with contextlib.suppress(ValueError):
+            return json.loads(rest)
+        value, end = json.JSONDecoder().raw_decode(rest, start)
     except (ValueError, RecursionError) as error:
         raise ContentFault(f"not JSON: {error}") from None
+    if "{" in rest[end:]:
+        raise ContentFault("more than one JSON object")
+    return value
 
 
 def parse(text, labels):

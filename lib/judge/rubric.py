@@ -9,7 +9,7 @@ import re
 
 from pydantic import Field
 
-from lib.judge.protocol import ContentFault, blind, read_json
+from lib.judge.protocol import ContentFault, Whole, blind, read_json
 from lib.pipeline.files import beside, sha256_json
 from lib.pipeline.forms import Strict, checked
 
@@ -52,7 +52,7 @@ class Supported(Strict):
     """A score with the words of the answer that it rests on; the reason stands before the grade it supports."""
 
     quote: str
-    score: int = Field(ge=1, le=5)
+    score: Whole = Field(ge=1, le=5)
 
 
 class Invented(Strict):
@@ -67,7 +67,7 @@ class Case(Strict):
 
 
 class Criterion(Strict):
-    number: int = Field(ge=1)
+    number: Whole = Field(ge=1)
     reason: str
     met: bool
 
@@ -78,7 +78,7 @@ class Healthbench(Strict):
 
 class Medsafety(Strict):
     reason: str
-    harmfulness: int = Field(ge=1, le=5)
+    harmfulness: Whole = Field(ge=1, le=5)
 
 
 FORMS = {"case": Case, "healthbench": Healthbench, "medsafety": Medsafety}

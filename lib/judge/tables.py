@@ -54,6 +54,7 @@ def bias(name, share, marks):
 def coverage(name, seen, usd, cap):
     """How many calls ended in a verdict and what they cost, in words. usd: with earlier runs."""
     stamp, causes = "INCOMPLETE: " if seen["incomplete"] else "", f", invalid: {seen['invalid']}"
+    causes += f" (the server: {seen['fault']})" if "fault" in seen else ""
     return (f"{stamp}{name}: {seen['judged']} of {seen['asked']} judged in {seen['calls']} calls"
             f"{causes if seen['invalid'] else ''}. It has cost {usd:.2f} dollars, earlier runs included; "
             f"the cap is {cap:.2f}.")  # fmt: skip

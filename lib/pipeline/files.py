@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 from lib.pipeline import ranks
@@ -101,6 +102,14 @@ def kept_folder(folder, write):
     return folder
 
 
+def set_aside(path, what):
+    """Rename a damaged file, so that it can be looked at and is not read again, and warn. what: what is lost of it."""
+    aside = path.with_name(f"{path.name}.damaged")
+    os.replace(path, aside)
+    warnings.warn(f"{path} is damaged: {what} could not be read and are asked for again. It now lies at {aside}.",
+                  stacklevel=3)  # fmt: skip
+
+
 def write_json(path, value):
     """Write `value` as indented JSON, atomically. Raises ValueError on NaN or infinity, which JSON cannot hold."""
     return write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -152,18 +161,19 @@ def sha256_file(path):
 
 
 class HashCache:
-    """SHA-256 of files, remembered by size and modification time in one JSON file.
+    """SHA-256 of files, remembered by size and modification time in one JSON file, which holds its own hash.
 
-    A file that is changed without changing either is not noticed here; `make verify` reads every byte instead.
+    A damaged memory is none: every file is read again. A file that is changed without changing either is not noticed
+    here; `make verify` reads every byte instead.
     """
 
     def __init__(self, path):
         self.path = Path(path)
-        try:
-            self.known = json.loads(self.path.read_text())
-        except (OSError, ValueError):
-            self.known = {}
-        self.changed = False
+        self.known, self.changed = {}, False
+        with contextlib.suppress(OSError, ValueError, TypeError, LookupError, RecursionError):
+            kept = json.loads(self.path.read_text(encoding="utf-8"))
+            if kept["sha256"] == sha256_json(kept["files"]):
+                self.known = kept["files"]
 
     def sha256(self, path):
         stat = os.stat(path)
@@ -175,5 +185,6 @@ class HashCache:
 
     def save(self):
         if self.changed:
-            write_json(self.path, {key: value for key, value in self.known.items() if os.path.exists(key)})
+            known = {key: value for key, value in self.known.items() if os.path.exists(key)}
+            write_json(self.path, {"sha256": sha256_json(known), "files": known})
             self.changed = False
