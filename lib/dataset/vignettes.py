@@ -20,9 +20,9 @@ SKILLS = {  # skill: the wording (a key of the clinic's wordings) in which what 
     "textbook words": "book",  # in words that the textbook explains and no training question uses
     "new words": "new",  # in words that neither has: what a tiny model cannot know, and a real one should
 }
-TRAINED = ("named", "denied", "named", "denied", "plain words", "values")  # what training questions take, in turn
+TRAINED = ("named", "denied", "named", "denied", "named", "denied", "plain words", "values")  # what training questions take, in turn
 TESTED = ("named", "denied", "named", "denied", "plain words", "values", "textbook words", "new words")
-READ = ("named", "denied", "plain words", "named", "denied", "values", "plain words", "textbook words")  # textbook
+READ = ("named", "denied", "named", "denied", "named", "denied", "plain words", "values")  # the textbook's case notes
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _findings(world, condition, rival, skill, rng):
         own, against = ([f for f in those if (world["wordings"].get(f) or {}).get(key)] for those in (own, theirs))
         if not own:
             return None
-    decide = max(2 if skill == "named" else rng.choice((1, 2, 2)), FEWEST - len(shared))
+    decide = max(2, FEWEST - len(shared))
     deciding = rng.sample(own, min(len(own), decide))
     present = deciding + rng.sample(shared, min(len(shared), rng.choice((3, 4, 4)) - len(deciding)))
     rng.shuffle(present)
