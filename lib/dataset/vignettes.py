@@ -20,7 +20,7 @@ SKILLS = {  # skill: the wording (a key of the clinic's wordings) in which what 
     "textbook words": "book",  # in words that the textbook explains and no training question uses
     "new words": "new",  # in words that neither has: what a tiny model cannot know, and a real one should
 }
-TRAINED = ("named", "denied", "named", "denied", "named", "denied", "plain words", "values")  # what training questions take, in turn
+TRAINED = ("named", "denied", "named", "denied", "named", "denied", "plain words", "values")  # in training, in turn
 TESTED = ("named", "denied", "named", "denied", "plain words", "values", "textbook words", "new words")
 READ = ("named", "denied", "named", "denied", "named", "denied", "plain words", "values")  # the textbook's case notes
 
