@@ -110,7 +110,7 @@ def test_unknown_fields_are_ignored_and_no_json_is_no_fault(client):
     assert client.get("/v1/chat/completions").status_code == 405
 
 
-# The shapes in which other clients ask, written down from their documentation: langchain-openai and Open WebUI.
+# The shapes in which other clients ask, from memory of them, not recorded: langchain-openai and Open WebUI.
 TERSE = {"content": "You are terse.", "role": "system"}
 LANGCHAIN = {"model": "tiny/x", "stream": False, "temperature": 0.7, "max_completion_tokens": 8, "n": 1,
              "messages": [TERSE, {"content": "Fever?", "role": "user"}]}  # fmt: skip
