@@ -29,6 +29,7 @@ class Desk:
         self.backends = {model.name: Backend(model, settings, self.log) for model in models}
         self.default = models[0].name
         self.outside = None
+        self.counting = set()  # tasks that count tokens against a day
 
     @contextlib.asynccontextmanager
     async def open(self):
@@ -133,4 +134,5 @@ class Desk:
         spent = total.get("total_tokens") or sum(choice.pieces for choice in relay.stream.choices)
         if self.access.day and spent:
             task = asyncio.ensure_future(self.access.spend(job.key, spent))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self.counting.add(task)
+            task.add_done_callback(lambda done: self.counting.discard(done) or done.cancelled() or done.exception())

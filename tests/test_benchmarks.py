@@ -130,7 +130,7 @@ def test_the_plan_is_judged_by_its_mean_error_and_its_largest_under_prediction()
 
 def test_a_value_that_differs_is_counted_and_not_reached(monkeypatch):
     real = grids.by_torch
-    monkeypatch.setattr(grids, "by_torch", lambda blocks, type: real(blocks, type) + (type == "q4_k"))
+    monkeypatch.setattr(grids, "by_torch", lambda blocks, type, *more: real(blocks, type, *more) + (type == "q4_k"))
     jobs = dict(gpu_qat.exactness(SimpleNamespace(device="cpu"), []))
     found = {type: next(jobs[type]()) for type in ("q4_k", "q8_0")}
     assert found["q4_k"]["differing"] and found["q4_k"]["reached"] is False and found["q8_0"]["reached"]

@@ -38,11 +38,11 @@ def test_the_world_is_large_enough_and_its_conditions_share_findings():
 
 
 SHA256 = {  # of the rows as JSON: what runs of these three sources, and the figures published from them, rest on
-    ("medical_o1", "train", 0): "389997aeaf0dba20480d0e8dc12612d6c57fab3f193e7fce813aa69968117358",
-    ("medical_o1", "test", 42): "e5b55bfb8128b4dae0e0a774c9d71d2346a6103846ba080491aab244ff7197cf",
-    ("medical_r1", "train", 42): "cdef57a2f42b21549d9a9e433d0c0de56c72271819770825283d1eddd3cbc8ad",
-    ("medreason", "train", 42): "329c31b9d63a12a4761bda6ee87d8208a6fc3caba952f005b25ae5581d217fbf",
-    ("medreason", "test", 0): "bd4da9243fd976d70bfba3b4d86761ac6c10b482694e3946d1d68eba589af6e4",
+    ("medical_o1", "train", 0): "22b374c60577d546b40eb8428046108b3b97fc155059764d59f40c13aa6aee09",
+    ("medical_o1", "test", 42): "a0b2365a1f69f1133b2fe306a2dc1b3fc9c39c5d0145495c721a75415d9f4b50",
+    ("medical_r1", "train", 42): "acf0b462d060e6a4fbf221e7dd4d096f378a24e1cc4205c8532bddac897d0c45",
+    ("medreason", "train", 42): "536231a2244fc9e0f802c5d046b6c08e918d968b8dc614216141c09e99c7587b",
+    ("medreason", "test", 0): "9e153f23c7cba5ebae33f17ef40ad991b65801a888112007998b6e93cf9de764",
 }
 
 

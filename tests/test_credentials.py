@@ -73,7 +73,7 @@ def test_the_example_parses_as_written(tmp_path, monkeypatch):
     (tmp_path / ".env").write_text(text)
     assert credentials.dotenv() == {}
     (tmp_path / ".env").write_text(re.sub(r"(?m)^# ([A-Z_]+=)", r"\1", text))
-    found = {"JUDGE_BASE_URL": "http://localhost:8000/v1", "JUDGE_USD_PER_MTOK": "2,8"}
+    found = {"JUDGE_BASE_URL": "http://localhost:8000/v1", "JUDGE_USD_PER_MTOK": "2,8", "SERVE_KEYS": "name:key"}
     assert credentials.dotenv() == found, "what is left empty is not set"
     (tmp_path / ".env").write_text(re.sub(r"(?m)^# ([A-Z_]+=).*", r"\1value", text))
     assert set(credentials.dotenv()) == set(re.findall(r"(?m)^# ([A-Z_]+)=", text))

@@ -74,4 +74,4 @@ def test_a_template_that_loops_is_ended(monkeypatch):
 
     monkeypatch.setattr(turns, "LIMIT_S", 0.2)
     with pytest.raises(ValueError, match="chat template of own/model takes more than 0.2 s.*it loops"):
-        turns.render([], Looping())
+        turns.render([{"role": "user", "content": "Why?"}], Looping())

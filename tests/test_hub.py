@@ -163,7 +163,7 @@ def test_a_download_given_up_is_told_as_such_and_leaves_whole_files_only(made, s
     for case, name in ((seen.first[2], "lab/lost"), (seen.first[5], "rows/lost")):
         assert case.error == "Unreachable"
         assert case.said.startswith(f"cannot fetch {name} from {seen.server.url} (")
-        assert "run again, files that arrived whole are kept. To go without a network, set" in case.said
+        assert "run again, files that arrived whole are kept. To go without a network, " in case.said
     assert seen.left == []
     for path in seen.home.rglob("blobs/*"):
         if len(path.name) == 64:

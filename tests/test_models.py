@@ -106,7 +106,7 @@ def test_unsloth_gets_the_recipe_s_base_and_adapter(small_base, tmp_path, monkey
 
     def from_pretrained(model_name, max_seq_length=2048, dtype=None, load_in_4bit=True, load_in_16bit=False,
                         fix_tokenizer=True, use_gradient_checkpointing="unsloth", revision=None,
-                        use_exact_model_name=False, random_state=3407):  # fmt: skip
+                        use_exact_model_name=False, random_state=3407, trust_remote_code=True):  # fmt: skip
         asked.update(locals())
         return Qwen3ForCausalLM.from_pretrained(model_name, dtype=torch.float32), None
 
@@ -126,7 +126,11 @@ def test_unsloth_gets_the_recipe_s_base_and_adapter(small_base, tmp_path, monkey
     cfg = over(small_base, {"lora": lora})
     model = adapter.trainable(cfg, LoraConfig(**cfg.lora))
     assert (asked["model_name"], asked["load_in_4bit"], asked["load_in_16bit"]) == (str(small_base), False, True)
-    assert asked["use_exact_model_name"] and asked["targets"] == ["q_proj", "v_proj"]
+    assert (
+        asked["trust_remote_code"] is False
+        and asked["use_exact_model_name"]
+        and asked["targets"] == ["q_proj", "v_proj"]
+    )
     assert (asked["dtype"], asked["use_gradient_checkpointing"]) == (torch.float32, False)
     assert adapter.trained(cfg, model, tmp_path / "adapter") is model and asked["inference"] is model
     expected = model(ROW).logits

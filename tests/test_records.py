@@ -8,7 +8,7 @@ from lib.dataset import records
 RECORD = {
     "id": "s:train:0", "source": "s", "config": None, "split": "train", "revision": None, "row": 0, "row_id": "7", 
     "benchmark": None, "licence": "MIT", "instruction": "Q?\n\nA. one\nB. two", "reasoning": "", "output": "A",
-    "options": ["one", "two"], "answer": "one", "letter": "A",
+    "options": ["one", "two"], "answer": "one", "letter": "A", "skill": None,
     "history": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}],
 }  # fmt: skip
 

@@ -22,17 +22,20 @@ def seal(record):
 
 
 def write(path, record):
-    """Write a record with its seal; `stage` and `run` in it name the folder it lies in and the one above."""
+    """Write a record with its seal; `stage` in it names the folder it lies in."""
     return write_json(path, record | {"seal": seal(record)})
 
 
 def read(path):
-    """Read a sealed record. Raises ValueError, naming it, when it is damaged, was edited, or is another folder's."""
-    record, (run, stage, _) = read_json(path), path.parts[-3:]
+    """Read a sealed record. Raises ValueError, naming it, when it is damaged, was edited, or is another stage's.
+
+    A run's folder may be copied under another name, to try another value: that makes stale what the value decides.
+    """
+    record, stage = read_json(path), path.parent.name
     if not isinstance(record, dict) or record.get("seal") != seal(record):
         raise ValueError(f"{path} is not as it was written, its seal does not fit: run {stage} again")
-    if (record["run"], record["stage"]) != (run, stage):
-        raise ValueError(f"{path} is the record of {record['stage']} in run {record['run']}: run {stage} again")
+    if record["stage"] != stage:
+        raise ValueError(f"{path} is the record of {record['stage']}: run {stage} again")
     return record
 
 

@@ -190,7 +190,10 @@ def main(arguments=None):
         shape = shapes.config(sections["model"]["base"], sections["model"]["twin"])
         if shapes.experts(shape) and sections["model"]["dtype"] == "float32":
             raise ValueError("torch multiplies stacked experts in bfloat16 only: add SET=model.dtype=bfloat16")
-        layout.check(shape, bool(sections["qat"]))
+        try:
+            layout.check(shape, bool(sections["qat"]))
+        except FileNotFoundError as error:
+            print(f"Whether this family has a GGUF form was not checked: {error}")
         report(sections, shape, given.gpu or "a100-80gb", assumed)
     except (ValueError, FileNotFoundError) as error:
         print(f"plan: {error}", file=sys.stderr)
