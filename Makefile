@@ -13,7 +13,7 @@ $(foreach name,MODEL HOST PORT UI UI_PORT,$(if $(filter command,$(firstword $(or
 $(foreach name,$(GIVEN),$(eval override export $(name) := $$(value $(name))))
 
 .DEFAULT_GOAL := all
-.PHONY: all setup $(STAGES) rehearse plan report report-all lab spotcheck verify accept publish test soak bench-data bench-qat \
+.PHONY: all setup $(STAGES) rehearse plan report lab spotcheck verify accept publish test soak bench-data bench-qat \
         bench-train bench-eval bench-serve bench-guard serve chat lint clean help
 
 all: $(STAGES) report  ## every stage of RECIPE (default tiny), then the HTML report
@@ -49,9 +49,6 @@ plan:  ## memory, hours, disk and dollars of RECIPE on one GPU (default a100-80g
 
 report: setup  ## outputs/<run>/report/index.html from what has run
 	@$(PYTHON) -m lib.report.pages
-
-report-all: setup  ## outputs/report/index.html: one page over all runs
-	@$(PYTHON) -m lib.report.overview
 
 serve: setup  ## API and page over the finished run of RECIPE; MODEL=q8_0, PORT, UI=0; docs/serving.md
 	@exec $(PYTHON) -m app
