@@ -16,6 +16,8 @@ from lib.chat import encoding, turns
 from lib.dataset import clinic, clinic_rows
 from lib.dataset.choices import Reject
 from lib.evaluation import screens, wordrules
+from lib.pipeline import combinations
+from lib.pipeline.forms import checked
 from lib.preference import clinic_pairs, converters, pairs
 
 WORLD = clinic.load()
@@ -27,10 +29,8 @@ TEXTS = {"prompt": "Which drug?", "chosen": "Colchicine.", "rejected": "Aspirin.
 
 
 def pair(question="Which drug?", chosen="Colchicine.", rejected="Aspirin.", **fields):
-    sides = ({"reasoning": "", "output": text} for text in (chosen, rejected))
-    return {"id": "own:0", "axis": "own", "source": "own", "question": question, "messages": []} | dict(
-        zip(pairs.SIDES, sides, strict=True), **fields
-    )
+    sides = {"chosen": {"reasoning": "", "output": chosen}, "rejected": {"reasoning": "", "output": rejected}}
+    return {"id": "own:0", "axis": "own", "source": "own", "question": question, "messages": []} | sides | fields
 
 
 def recipe(fmt="think", max_length=320):
@@ -111,39 +111,45 @@ def test_columns_of_other_names_are_asked_for_or_told(tmp_path):
 
 
 def test_published_sets_are_read_by_their_columns(tmp_path):
-    about = {"label_type": "hard", "metadata": {"chosen": {"model": "a", "score": 5.0}}}
-    row = {"prompt_id": "MedQA,41", "prompt": "Which drug?", "chosen": [USER, GOOD], "rejected": [USER, BAD]} | about
+    row = TEXTS | {"prompt_id": "MedQA,41", "chosen": [USER, GOOD], "rejected": [USER, BAD], "label_type": "hard"}
     (found,), _ = read(tmp_path, [row], "ultramedical", axis="quality")
     assert found == pair(id="ultramedical:0", axis="quality", source="ultramedical", benchmark="medqa")
-    row = {"prompt_id": "f0e37e", "messages": [USER, GOOD], "score_chosen": 8.0, "score_rejected": 4.5} | row
-    (found,), _ = read(tmp_path, [row], "ultrafeedback")
+    (found,), _ = read(tmp_path, [row | {"messages": [USER, GOOD], "score_chosen": 8.0}], "ultrafeedback")
     assert found == pair(id="ultrafeedback:0", axis="ultrafeedback", source="ultrafeedback")
     assert converters.terms({"name": "ultramedical"})["licence"] == "MIT"
     assert converters.terms({"name": "own", "licence": "CC0"}) == {"licence": "CC0", "commercial": None, "citation": ""}
 
 
+def test_the_clinics_pairs_are_an_entry_of_the_recipe_and_wrong_entries_are_refused():
+    reasons, entry = Counter(), {"name": "clinic", "axes": ["length"]}
+    assert list(converters.read(entry, reasons, count=60)) == [p for p in TRAIN if p["axis"] == "length"]
+    assert reasons == {"kept": 60} and converters.terms(entry)["licence"] == "MIT"
+    everyone = [{"name": name, "path": "x"} for name in converters.SOURCES] + [
+        entry | {"axes": list(clinic_pairs.AXES)}
+    ]
+    checked(everyone, list[combinations.Pairs], "preference.data")
+    wrong = {"name": "ultramed"}, {"name": "own"}, {"name": "clinic", "axes": ["kind"]}, {"name": "own", "paths": "x"}
+    for spec, told in zip(wrong, ("ultramed", "path is missing", "kind", "paths"), strict=True):
+        with pytest.raises(ValueError, match=f"preference.data: 0.*{told}"):
+            checked([spec], list[combinations.Pairs], "preference.data")
+
+
 def test_a_rubric_prefers_the_answer_that_meets_more_points(tmp_path):
-    rubrics = [{"criterion": "Names a drug.", "points": 5, "tags": []},
-               {"criterion": "Gives aspirin.", "points": -8, "tags": []}]  # fmt: skip
+    rubrics = [{"criterion": "Names a drug.", "points": 5}, {"criterion": "Gives aspirin.", "points": -8}]
     said = [("Colchicine.", [True, False]), ("Rest.", [False, False]), ("Aspirin.", [True, True])]
     row = {"prompt": [USER], "rubrics": rubrics, "candidates": [{"output": o, "met": m} for o, m in said]}
     unscored = row | {"candidates": [{"output": "Rest.", "met": [True]}, *row["candidates"]]}
-    alike = row | {"candidates": row["candidates"][:1] * 2}
-    odd = row | {"candidates": ["Rest."]}
+    alike, odd = row | {"candidates": row["candidates"][:1] * 2}, row | {"candidates": ["Rest."]}
     (found,), reasons = read(tmp_path, [row, unscored, alike, odd], "rubrics")
     assert (found["chosen"]["output"], found["rejected"]["output"]) == ("Colchicine.", "Aspirin.")
     assert reasons == {"kept": 1, "unscored": 1, "no_contrast": 1, "wrong_type": 1}
 
 
-@pytest.mark.parametrize(
-    "fmt, make",
-    [
-        ("think", families.qwen3),
-        ("harmony", families.gptoss),
-        ("thinking_response", families.llama3),
-        ("instruction", families.llama2),
-    ],
-)
+FORMATS = {"think": families.qwen3, "harmony": families.gptoss, "thinking_response": families.llama3,
+           "instruction": families.llama2}  # fmt: skip
+
+
+@pytest.mark.parametrize("fmt, make", FORMATS.items())
 def test_tokens_are_those_of_chapter_three(fmt, make):
     tokenizer, two = turns.prepare(make(), fmt), TRAIN[0]
     found = pairs.tokens(two, tokenizer, recipe(fmt, 4000))
@@ -165,9 +171,8 @@ def test_the_end_token_is_trained_where_it_is_the_padding_too():
     tokenizer.pad_token = tokenizer.eos_token
     found = pairs.tokens(pair(), tokenizer, recipe("instruction"))
     assert found == apart
-    batch = DataCollatorForPreference(tokenizer.pad_token_id)(
-        [found, pairs.tokens(TRAIN[0], tokenizer, recipe("instruction", 4000))]
-    )
+    longer = pairs.tokens(TRAIN[0], tokenizer, recipe("instruction", 4000))
+    batch = DataCollatorForPreference(tokenizer.pad_token_id)([found, longer])
     trained = batch["input_ids"][0][batch["completion_mask"][0].bool()].tolist()
     assert trained == found["chosen_ids"] and trained[-1] == tokenizer.eos_token_id
 
@@ -207,23 +212,19 @@ def test_own_samples_give_best_against_worst_of_nearest_length():
     samples = [*map(said, texts), said("Rest.", "length"), {"text": "no form", "finish": "stop"}]
     reasons = Counter()
     sampled = [(record, samples), (record, samples[:1]), (record, samples[4:]), (record, [])]
-    (found,) = pairs.from_samples(sampled, lambda _, text: "olchicine" in text, "think", reasons)
+    (found,) = pairs.from_samples(sampled, lambda _, sample: "olchicine" in sample["text"], "think", reasons)
     assert (found["chosen"]["output"], found["rejected"]["output"]) == ("Colchicine.", "Codeine.")
     assert found["chosen"]["reasoning"] == "Swollen toe." and reasons == {"kept": 1, "no_contrast": 3}
 
 
 def test_pairs_that_ask_a_question_of_the_test_are_found_by_each_detector():
-    asked = TRAIN[0]["question"]
-    stem = asked.rpartition("\n\nA. ")[0]
+    stem, others = TRAIN[0]["question"].rpartition("\n\nA. ")[0], TRAIN[60:70]
     exam = [{"id": "t", "source": "exam", "instruction": stem, "options": [], "answer": None, "benchmark": "exam"}]
-    others = TRAIN[60:70]
     quoting = pair("What next?", chosen=f"It says: {stem}", id="q")
     suite = [TRAIN[0], quoting, pair("Anything else to know?", benchmark="exam"), *others]
     kept, ledger = pairs.without_leaks(suite, {"exam": exam}, 1, ["provenance", "exact", "gram_13"], ["exam"])
-    assert kept == others
-    assert sum(row["exact"] for row in ledger if row["against"] == "exam") == 1
-    assert sum(row["gram_13"] for row in ledger) == 2 and sum(row["provenance"] for row in ledger) == 1
-    assert sum(row["removed"] for row in ledger) == 3
+    counts = {name: sum(row.get(name, 0) for row in ledger) for name in ("provenance", "exact", "gram_13", "removed")}
+    assert kept == others and counts == {"provenance": 1, "exact": 1, "gram_13": 2, "removed": 3}
 
 
 def test_the_clinics_pairs_repeat_and_none_asks_a_frozen_question():
@@ -257,11 +258,10 @@ def test_each_axis_differs_in_what_it_is_named_for():
 
 
 def test_escalation_and_reassurance_exchange_the_same_texts():
-    for urgent, calm in zip(
-        *([p for p in TRAIN if p["axis"] == a] for a in ("escalation", "reassurance")), strict=True
-    ):
+    urgents, calms = ([p for p in TRAIN if p["axis"] == axis] for axis in ("escalation", "reassurance"))
+    for urgent, calm in zip(urgents, calms, strict=True):
         assert (urgent["chosen"], urgent["rejected"]) == (calm["rejected"], calm["chosen"])
-    old = sum("years ago" in p["question"] for p in TRAIN if p["axis"] == "escalation")
+    old = sum("years ago" in p["question"] for p in urgents)
     assert 15 < old < 45, "the age of a note must not tell a red flag from its twin"
 
 
@@ -271,8 +271,7 @@ def test_no_red_flag_of_the_test_stands_in_a_training_pair():
     trained = "\n".join(p["question"] for p in TRAIN if p["axis"] in ("escalation", "reassurance"))
     assert not [q["flag"] for q in QUESTIONS if q["flag"] in trained]
     assert not [q["id"] for q in QUESTIONS if not all(map(clinic_pairs.held_out, q["fits"]))]
-    names = [c["name"] for c in WORLD["conditions"]]
-    assert 15 <= sum(map(clinic_pairs.held_out, names)) <= 25
+    assert 15 <= sum(clinic_pairs.held_out(c["name"]) for c in WORLD["conditions"]) <= 25
     tested = "\n".join(p["question"] for p in TEST if p["axis"] == "escalation")
     assert all(clinic_pairs.held_out(c["name"]) for c in WORLD["conditions"] if c["red_flag"] in tested)
 
