@@ -1,4 +1,4 @@
-"""Pairs are refused with a reason or become tokens as chapter 3 trains them, and no red flag of the test is in one."""
+"""Pairs are refused with a reason, leak-checked, and become tokens as chapter 3 trains them."""
 
 import json
 import os
@@ -11,18 +11,13 @@ import families
 import pytest
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from app.guard import Guard
 from lib.chat import encoding, turns
-from lib.dataset import clinic, clinic_rows
 from lib.dataset.choices import Reject
-from lib.evaluation import screens, wordrules
 from lib.pipeline import combinations
 from lib.pipeline.forms import checked
 from lib.preference import clinic_pairs, converters, pairs
 
-WORLD = clinic.load()
-TRAIN, TEST = (clinic_pairs.pairs(clinic_pairs.AXES, 60, split=split, world=WORLD) for split in ("train", "test"))
-QUESTIONS = clinic_pairs.escalation_questions()
+TRAIN = clinic_pairs.pairs(["decision", "length"], 20)
 USER = {"role": "user", "content": "Which drug?"}
 GOOD, BAD = ({"role": "assistant", "content": text} for text in ("Colchicine.", "Aspirin."))
 TEXTS = {"prompt": "Which drug?", "chosen": "Colchicine.", "rejected": "Aspirin."}
@@ -34,8 +29,7 @@ def pair(question="Which drug?", chosen="Colchicine.", rejected="Aspirin.", **fi
 
 
 def recipe(fmt="think", max_length=320):
-    chat = {"format": fmt, "date": None, "reasoning_effort": None}
-    return SimpleNamespace(chat=chat, sft={"max_length": max_length})
+    return SimpleNamespace(chat={"format": fmt, "date": None, "reasoning_effort": None}, sft={"max_length": max_length})
 
 
 def read(tmp_path, rows, name="own", **spec):
@@ -47,17 +41,17 @@ def read(tmp_path, rows, name="own", **spec):
     return found, reasons
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        TEXTS,
-        {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
-        {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
-        TEXTS | {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
-        TEXTS | {"chosen": json.dumps([USER, GOOD]), "rejected": json.dumps([USER, BAD]), "score_chosen": 5},
-        {"Question": "Which drug?", "chosen": [{"from": "gpt", "value": "Colchicine."}], "rejected": "Aspirin."},
-    ],
-)
+FORMS = [
+    TEXTS,
+    {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
+    {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
+    TEXTS | {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
+    TEXTS | {"chosen": json.dumps([USER, GOOD]), "rejected": json.dumps([USER, BAD]), "score_chosen": 5},
+    {"Question": "Which drug?", "chosen": [{"from": "gpt", "value": "Colchicine."}], "rejected": "Aspirin."},
+]
+
+
+@pytest.mark.parametrize("row", FORMS)
 def test_every_form_of_a_dpo_row_gives_the_same_pair(tmp_path, row):
     (found,), _ = read(tmp_path, [row])
     assert found == pair()
@@ -74,25 +68,24 @@ def test_earlier_turns_system_prompt_and_reasoning_are_kept(tmp_path):
     assert (whole["question"], whole["messages"]) == (found["question"], found["messages"])
 
 
-@pytest.mark.parametrize(
-    "row, reason",
-    [
-        (TEXTS | {"rejected": "Colchicine."}, "equal_sides"),
-        (TEXTS | {"rejected": "Colchicine ."}, "equal_after_normalising"),
-        (TEXTS | {"rejected": "COLCHICINE\u00a0\uff0e"}, "equal_after_normalising"),
-        (TEXTS | {"rejected": " "}, "empty_answer"),
-        (TEXTS | {"chosen": None}, "empty_answer"),
-        (TEXTS | {"chosen": [USER]}, "empty_answer"),
-        (TEXTS | {"prompt": " \n"}, "empty_question"),
-        (TEXTS | {"chosen": 7}, "wrong_type"),
-        ("Colchicine.", "not_an_object"),
-        ({"prompt": "Which drug?", "chosen": "Colchicine."}, "missing_column"),
-        ({"prompt": "What?", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "prompt_conflict"),
-        ({"prompt": None, "chosen": [USER, GOOD], "rejected": [USER | {"content": "And?"}, BAD]}, "no_common_prompt"),
-        (TEXTS, "duplicate"),
-        (TEXTS | {"chosen": "Aspirin.", "rejected": "Colchicine."}, "preferred_both_ways"),
-    ],
-)
+REFUSED = [
+    (TEXTS | {"rejected": "Colchicine."}, "equal_sides"),
+    (TEXTS | {"rejected": "COLCHICINE\u00a0\uff0e"}, "equal_after_normalising"),
+    (TEXTS | {"rejected": " "}, "empty_answer"),
+    (TEXTS | {"chosen": None}, "empty_answer"),
+    (TEXTS | {"chosen": [USER]}, "empty_answer"),
+    (TEXTS | {"prompt": " \n"}, "empty_question"),
+    (TEXTS | {"chosen": 7}, "wrong_type"),
+    ("Colchicine.", "not_an_object"),
+    ({"prompt": "Which drug?", "chosen": "Colchicine."}, "missing_column"),
+    ({"prompt": "What?", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "prompt_conflict"),
+    ({"prompt": None, "chosen": [USER, GOOD], "rejected": [USER | {"content": "And?"}, BAD]}, "no_common_prompt"),
+    (TEXTS, "duplicate"),
+    (TEXTS | {"chosen": "Aspirin.", "rejected": "Colchicine."}, "preferred_both_ways"),
+]
+
+
+@pytest.mark.parametrize("row, reason", REFUSED)
 def test_a_pair_that_teaches_nothing_is_refused_with_its_reason(tmp_path, row, reason):
     _, reasons = read(tmp_path, [TEXTS, row])
     assert reasons == {"kept": 1, reason: 1}
@@ -122,12 +115,10 @@ def test_published_sets_are_read_by_their_columns(tmp_path):
 
 def test_the_clinics_pairs_are_an_entry_of_the_recipe_and_wrong_entries_are_refused():
     reasons, entry = Counter(), {"name": "clinic", "axes": ["length"]}
-    assert list(converters.read(entry, reasons, count=60)) == [p for p in TRAIN if p["axis"] == "length"]
-    assert reasons == {"kept": 60} and converters.terms(entry)["licence"] == "MIT"
-    everyone = [{"name": name, "path": "x"} for name in converters.SOURCES] + [
-        entry | {"axes": list(clinic_pairs.AXES)}
-    ]
-    checked(everyone, list[combinations.Pairs], "preference.data")
+    assert list(converters.read(entry, reasons, count=20)) == [p for p in TRAIN if p["axis"] == "length"]
+    assert reasons == {"kept": 20} and converters.terms(entry)["licence"] == "MIT"
+    known = [{"name": name, "path": "x"} for name in converters.SOURCES]
+    checked([*known, entry | {"axes": list(clinic_pairs.AXES)}], list[combinations.Pairs], "preference.data")
     wrong = {"name": "ultramed"}, {"name": "own"}, {"name": "clinic", "axes": ["kind"]}, {"name": "own", "paths": "x"}
     for spec, told in zip(wrong, ("ultramed", "path is missing", "kind", "paths"), strict=True):
         with pytest.raises(ValueError, match=f"preference.data: 0.*{told}"):
@@ -145,13 +136,12 @@ def test_a_rubric_prefers_the_answer_that_meets_more_points(tmp_path):
     assert reasons == {"kept": 1, "unscored": 1, "no_contrast": 1, "wrong_type": 1}
 
 
-FORMATS = {"think": families.qwen3, "harmony": families.gptoss, "thinking_response": families.llama3,
-           "instruction": families.llama2}  # fmt: skip
+FORMATS = [("think", "qwen3"), ("harmony", "gptoss"), ("thinking_response", "llama3"), ("instruction", "llama2")]
 
 
-@pytest.mark.parametrize("fmt, make", FORMATS.items())
-def test_tokens_are_those_of_chapter_three(fmt, make):
-    tokenizer, two = turns.prepare(make(), fmt), TRAIN[0]
+@pytest.mark.parametrize("fmt, family", FORMATS)
+def test_tokens_are_those_of_chapter_three(fmt, family):
+    tokenizer, two = turns.prepare(getattr(families, family)(), fmt), TRAIN[0]
     found = pairs.tokens(two, tokenizer, recipe(fmt, 4000))
     end = tokenizer.convert_tokens_to_ids(turns.end_token(tokenizer))
     for side in pairs.SIDES:
@@ -187,15 +177,15 @@ def test_a_pair_that_would_lose_its_end_is_refused():
             pairs.tokens(pair(), tokenizer, recipe(max_length=limit))
 
 
-@pytest.mark.parametrize(
-    "template, message",
-    [
-        ("{{ raise_exception('roles must alternate') }}", "cannot render pair 'own:0': roles must alternate"),
-        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "ends no turn"),
-        ("{% for m in messages %}{{ m['content'] }},{% endfor %}{% if add_generation_prompt %}A{% endif %}",
-         "another text before an answer"),
-    ],
-)  # fmt: skip
+BARE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+ODD = [
+    ("{{ raise_exception('roles must alternate') }}", "cannot render pair 'own:0': roles must alternate"),
+    (BARE, "ends no turn"),
+    (BARE + "{% if add_generation_prompt %}A{% endif %}", "another text before an answer"),
+]
+
+
+@pytest.mark.parametrize("template, message", ODD)
 def test_an_odd_chat_template_is_named(template, message):
     tokenizer = families.qwen3()
     tokenizer.chat_template = template
@@ -218,68 +208,10 @@ def test_own_samples_give_best_against_worst_of_nearest_length():
 
 
 def test_pairs_that_ask_a_question_of_the_test_are_found_by_each_detector():
-    stem, others = TRAIN[0]["question"].rpartition("\n\nA. ")[0], TRAIN[60:70]
+    stem, others = TRAIN[0]["question"].rpartition("\n\nA. ")[0], TRAIN[20:30]
     exam = [{"id": "t", "source": "exam", "instruction": stem, "options": [], "answer": None, "benchmark": "exam"}]
     quoting = pair("What next?", chosen=f"It says: {stem}", id="q")
     suite = [TRAIN[0], quoting, pair("Anything else to know?", benchmark="exam"), *others]
     kept, ledger = pairs.without_leaks(suite, {"exam": exam}, 1, ["provenance", "exact", "gram_13"], ["exam"])
     counts = {name: sum(row.get(name, 0) for row in ledger) for name in ("provenance", "exact", "gram_13", "removed")}
     assert kept == others and counts == {"provenance": 1, "exact": 1, "gram_13": 2, "removed": 3}
-
-
-def test_the_clinics_pairs_repeat_and_none_asks_a_frozen_question():
-    assert TRAIN == clinic_pairs.pairs(clinic_pairs.AXES, 60) and TRAIN != clinic_pairs.pairs(clinic_pairs.AXES, 60, 1)
-    assert len({p["id"] for p in TRAIN + TEST}) == len(TRAIN + TEST) == 600
-    reasons = Counter()
-    list(pairs.counted(TRAIN + TEST, lambda _, made: made, reasons))
-    assert reasons == {"kept": 600}
-    frozen = {row["question"] for row in clinic_rows.rows("medreason", "test", world=WORLD)}
-    assert not any(p["question"].startswith(tuple(frozen)) for p in TRAIN)
-    with pytest.raises(ValueError, match="no pairs for 'kindness'"):
-        clinic_pairs.pairs(["kindness"], 1)
-
-
-def test_each_axis_differs_in_what_it_is_named_for():
-    guard = Guard()
-    for p in TRAIN + TEST:
-        chosen, rejected = (p[side]["output"] for side in pairs.SIDES)
-        apart = len(rejected + p["rejected"]["reasoning"]) - len(chosen + p["chosen"]["reasoning"])
-        if p["axis"] in ("escalation", "reassurance"):
-            sends = [wordrules.escalates(text) for text in (chosen, rejected)]
-            assert sends == [p["axis"] == "escalation", p["axis"] == "reassurance"]
-        elif p["axis"] == "caution":
-            assert [bool(guard.after(text, "stop", True)[1]) for text in (chosen, rejected)] == [False, True]
-        elif p["axis"] == "length":
-            assert chosen.splitlines()[-1] == rejected.splitlines()[-1] and apart > 60
-        else:
-            listed = [text.rpartition("Answer: ")[2] for text in (chosen, rejected)]
-            assert len(set(listed)) == 2 and all(f". {text}" in p["question"] for text in listed)
-        assert p["axis"] == "length" or abs(apart) < 80
-
-
-def test_escalation_and_reassurance_exchange_the_same_texts():
-    urgents, calms = ([p for p in TRAIN if p["axis"] == axis] for axis in ("escalation", "reassurance"))
-    for urgent, calm in zip(urgents, calms, strict=True):
-        assert (urgent["chosen"], urgent["rejected"]) == (calm["rejected"], calm["chosen"])
-    old = sum("years ago" in p["question"] for p in urgents)
-    assert 15 < old < 45, "the age of a note must not tell a red flag from its twin"
-
-
-def test_no_red_flag_of_the_test_stands_in_a_training_pair():
-    sides = Counter((q["origin"], q["side"]) for q in QUESTIONS)
-    assert all(sides["clinic", side] >= 40 and sides["hand", side] >= 10 for side in screens.SIDES)
-    trained = "\n".join(p["question"] for p in TRAIN if p["axis"] in ("escalation", "reassurance"))
-    assert not [q["flag"] for q in QUESTIONS if q["flag"] in trained]
-    assert not [q["id"] for q in QUESTIONS if not all(map(clinic_pairs.held_out, q["fits"]))]
-    assert 15 <= sum(clinic_pairs.held_out(c["name"]) for c in WORLD["conditions"]) <= 25
-    tested = "\n".join(p["question"] for p in TEST if p["axis"] == "escalation")
-    assert all(clinic_pairs.held_out(c["name"]) for c in WORLD["conditions"] if c["red_flag"] in tested)
-
-
-def test_held_out_questions_leave_the_guards_third_alone_and_are_scored_by_the_screens():
-    from benchmarks import guard
-
-    assert not {q["pair"] for q in QUESTIONS} & {q["pair"] for q in guard.questions() if q["held_out"]}
-    everyone = {q["id"]: "This is an emergency. Go to hospital now." for q in QUESTIONS}
-    missed, needless = screens.summary(screens.rows(QUESTIONS, everyone, WORLD))
-    assert (missed["value"], needless["value"]) == (0, 1)
