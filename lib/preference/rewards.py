@@ -6,7 +6,11 @@ A reward is called as TRL calls it, with keyword arguments of one entry for each
 
 import torch
 
+from lib import stats
+from lib.dataset import answers as reading
+from lib.dataset.answers import LETTERS
 from lib.evaluation import batching, generate, metrics
+from lib.preference import pairs
 
 
 class Reward:
@@ -73,6 +77,52 @@ def values(model, sequences, batch_size=32):
     return found
 
 
-def bradley_terry(chosen, rejected):
-    """Loss of a reward model on pairs, -log sigmoid(r+ - r-), in nats a pair, the mean (Bradley and Terry 1952)."""
-    return -torch.nn.functional.logsigmoid(torch.as_tensor(chosen) - torch.as_tensor(rejected)).mean()
+def probes(model, held_out, records, tokenizer, cfg):
+    """How often a spoilt answer gets the higher reward than the chosen one: {what was done: proportion}.
+
+    held_out: pairs. An answer is made long with its own sentences said again, kept in form and emptied of content,
+    left empty, replaced by the question, or by an assured answer to another question of `records`.
+    """
+    other = records[0]["output"]
+    spoilt = {
+        "said twice": lambda pair: pair["chosen"] | {"output": pair["chosen"]["output"] + "\n\n" + pair["chosen"]["output"]},
+        "form without content": lambda pair: {"reasoning": "This is to be thought about.", "output": "Answer: this"},
+        "empty": lambda pair: {"reasoning": "", "output": "."},
+        "the question again": lambda pair: pair["chosen"] | {"output": pair["question"]},
+        "an answer to another question": lambda pair: pair["chosen"] | {"output": f"Certainly, without any doubt. {other}"},
+    }
+    found = {}
+    for name, spoil in spoilt.items():
+        both = [pair | {"chosen": pair["chosen"], "rejected": spoil(pair)} for pair in held_out]
+        rows = pairs.encoded(both, tokenizer, cfg)
+        good, bad = (values(model, [row["prompt_ids"] + row[f"{s}_ids"] for row in rows]) for s in pairs.SIDES)
+        found[name] = stats.proportion([b > a for a, b in zip(good, bad, strict=True)])
+    return found
+
+
+WORDINGS = {
+    "as trained": lambda r, n: f"Answer: {LETTERS[n]}",
+    "letter and text": lambda r, n: f"Answer: {LETTERS[n]}. {r['options'][n]}",
+    "a sentence": lambda r, n: f"The correct option is {LETTERS[n]}.",
+    "in brackets": lambda r, n: f"The answer is ({LETTERS[n]}).",
+    "the option alone": lambda r, n: r["options"][n],
+    "told after others": lambda r, n: f"It is not {LETTERS[n - 1]}, as the findings speak against it. It is {LETTERS[n]}.",
+}
+
+
+def key_errors(records, fmt):
+    """How the answer key errs, a row for each way to say an answer: {"said", "right called wrong", "wrong called right"}.
+
+    records: with options and a letter. The same words are tried with the right option and with the next one.
+    """
+    table = []
+    for name, words in WORDINGS.items():
+        row = {"said": name}
+        for column, shift, expected in (("right called wrong", 0, True), ("wrong called right", 1, False)):
+            flags = []
+            for record in records:
+                n = (LETTERS.index(record["letter"]) + shift) % len(record["options"])
+                flags.append((reading.choice(words(record, n), record["options"]) == record["letter"]) is not expected)
+            row[column] = stats.proportion(flags)
+        table.append(row)
+    return table
