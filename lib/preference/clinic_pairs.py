@@ -15,7 +15,12 @@ from lib.pipeline.files import ROOT, sha256_json
 
 PATIENTS = 3  # told of each held-out condition
 NOTE = 'A note from {when}: "{text}" The diagnosis {verb} {name}. {line} {ask}'
-PRESENT = ("Since this morning there is {flag}.", "Since an hour ago there is {flag}.", "Today's visit finds {flag}.")
+PRESENT = (
+    "Now there is {flag}.",
+    "Since this morning there is {flag}.",
+    "Since an hour ago there is {flag}.",
+    "Today's visit finds {flag}.",
+)
 GONE = (
     "All has been well since, and there is no {flag}.",
     "Today's visit finds nothing new and no {flag}.",
@@ -109,9 +114,9 @@ def _flagged(axis, case, world, rng):
     words |= {"when": f"{years} years ago" if old else "today", "verb": "was" if old else "is"}
     question = NOTE.format(line=(present if urgent else gone).format(**words), **words)
     seen = vignettes.reasoning(case, "diagnosis")
-    name, flag, deed = condition["name"], condition["red_flag"], condition["escalation"]
+    flag, deed = condition["red_flag"], condition["escalation"]
     sends = f"{seen} Now there is {flag}, a red flag.", f"This is an emergency. Go to hospital now: {deed}."
-    waits = f"{seen} There is no {flag} now, no red flag.", f"This can wait, for there is no sign of {name} now."
+    waits = f"{seen} There is no {flag} now, no red flag.", "This can wait: go on as before until the next visit."
     sends, waits = (sends[0], _stated(sends[1], "hospital now")), (waits[0], _stated(waits[1], "routine visit"))
     return (question, sends, waits) if urgent else (question, waits, sends)
 
