@@ -98,7 +98,9 @@ def curve(log, reward):
     for entry in log:
         if "kl" in entry and f"rewards/{reward}/mean" in entry:
             gold = entry.get("rewards/key/mean")
-            found.append({"step": entry["step"], "kl": entry["kl"], "proxy": entry[f"rewards/{reward}/mean"], "gold": gold})
+            found.append(
+                {"step": entry["step"], "kl": entry["kl"], "proxy": entry[f"rewards/{reward}/mean"], "gold": gold}
+            )
     return found
 
 

@@ -1,10 +1,9 @@
 """What a sampled answer is worth: by the answer key, by its form alone, or by a reward model.
 
 A reward is called as TRL calls it, with keyword arguments of one entry for each answer: `id` of the question and
-`completion_ids`; it returns one float for each answer. An answer without a known truth is worth None: it teaches nothing.
+`completion_ids`; it returns one float for each answer. An answer without a known truth is worth
+None and teaches nothing.
 """
-
-import torch
 
 from lib import stats
 from lib.dataset import answers as reading
@@ -48,8 +47,16 @@ def scored(records, fmt):
     return {"key": read("correct"), "format": read("compliant")}
 
 
-def modelled(model, prompts, batch_size=32):
-    """A score for `Reward` from a reward model. prompts: {question id: prompt token ids}."""
+def by_key(record, text):
+    """1.0 for an answer (without its reasoning) that the record's ground truth calls right, 0.0 for another."""
+    if record["options"]:
+        return float(reading.choice(text, record["options"]) == record["letter"])
+    return float(reading.matches(text, record["answer"]))
+
+
+def modelled(model, asked, tokenizer, batch_size=32):
+    """A score for `Reward` from a reward model. asked: {question id: rendered prompt}."""
+    prompts = dict(zip(asked, tokenizer(list(asked.values()), add_special_tokens=False)["input_ids"], strict=True))
 
     def score(ids, _, completion_ids):
         return values(
@@ -83,18 +90,22 @@ def probes(model, held_out, records, tokenizer, cfg):
     held_out: pairs. An answer is made long with its own sentences said again, kept in form and emptied of content,
     left empty, replaced by the question, or by an assured answer to another question of `records`.
     """
-    other = records[0]["output"]
+    other = f"Certainly, without any doubt. {records[0]['output']}"
     spoilt = {
-        "said twice": lambda pair: pair["chosen"] | {"output": pair["chosen"]["output"] + "\n\n" + pair["chosen"]["output"]},
+        "said twice": lambda pair: (
+            pair["chosen"] | {"output": pair["chosen"]["output"] + "\n\n" + pair["chosen"]["output"]}
+        ),
         "form without content": lambda pair: {"reasoning": "This is to be thought about.", "output": "Answer: this"},
         "empty": lambda pair: {"reasoning": "", "output": "."},
         "the question again": lambda pair: pair["chosen"] | {"output": pair["question"]},
-        "an answer to another question": lambda pair: pair["chosen"] | {"output": f"Certainly, without any doubt. {other}"},
+        "an answer to another question": lambda pair: (
+            pair["chosen"] | {"output": f"Certainly, without any doubt. {other}"}
+        ),
     }
     found = {}
     for name, spoil in spoilt.items():
         both = [pair | {"chosen": pair["chosen"], "rejected": spoil(pair)} for pair in held_out]
-        rows = pairs.encoded(both, tokenizer, cfg)
+        rows = [pairs.tokens(pair, tokenizer, cfg, 4 * cfg.sft["max_length"]) for pair in both]
         good, bad = (values(model, [row["prompt_ids"] + row[f"{s}_ids"] for row in rows]) for s in pairs.SIDES)
         found[name] = stats.proportion([b > a for a, b in zip(good, bad, strict=True)])
     return found
@@ -106,12 +117,14 @@ WORDINGS = {
     "a sentence": lambda r, n: f"The correct option is {LETTERS[n]}.",
     "in brackets": lambda r, n: f"The answer is ({LETTERS[n]}).",
     "the option alone": lambda r, n: r["options"][n],
-    "told after others": lambda r, n: f"It is not {LETTERS[n - 1]}, as the findings speak against it. It is {LETTERS[n]}.",
+    "told after others": lambda r, n: (
+        f"It is not {LETTERS[n - 1]}, as the findings speak against it. It is {LETTERS[n]}."
+    ),
 }
 
 
-def key_errors(records, fmt):
-    """How the answer key errs, a row for each way to say an answer: {"said", "right called wrong", "wrong called right"}.
+def key_errors(records):
+    """How the answer key errs, by way of saying an answer: rows {"said", "right called wrong", "wrong called right"}.
 
     records: with options and a letter. The same words are tried with the right option and with the next one.
     """

@@ -7,7 +7,6 @@ Here the rows bring token ids, and prompts are tokenized as they stand.
 import math
 
 import torch
-from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, PrinterCallback, TrainerCallback
 from trl import (
     DPOConfig,
@@ -21,14 +20,10 @@ from trl import (
     SFTConfig,
 )
 
-from lib.chat import encoding
-from lib.evaluation import generate
 from lib.export import gguf
 from lib.model import loading
 from lib.model.head import HeadTrainer
-from lib.preference import measure, pairs, rewards
 from lib.qat import grids
-from lib.sft import checkpoint
 
 CONFIGS = {"sft": SFTConfig, "best_of_k": SFTConfig, "dpo": DPOConfig, "rloo": RLOOConfig, "grpo": GRPOConfig}
 OURS = ("method", "pairs", "reward", "scheme", "samples")  # fields of an arm that are no field of its trainer
@@ -102,80 +97,6 @@ def arguments(cfg, stage, arm, name, seed, **more):
     return config(**fields | {key: value for key, value in arm.items() if key not in OURS})
 
 
-class Material:
-    """What the arms of a recipe learn from, and the trainers made of it.
-
-    train: chapter 1's records; kept: pairs, and rows: their tokens; asked: {question id: rendered prompt} of the
-    questions whose answers are rewarded; scored: {reward: score} as `rewards.scored` gives them.
-    """
-
-    def __init__(self, cfg, stage, tokenizer, train, kept, rows, asked, scored):
-        self.cfg, self.stage, self.tokenizer, self.train_rows = cfg, stage, tokenizer, train
-        self.kept, self.rows, self.asked, self.scored = kept, rows, asked, scored
-
-    def trainer(self, model, arm, name, seed):
-        """TRL's trainer of an arm on `model`, ready to train. Raises ValueError where the arm has nothing to learn."""
-        given = arguments(self.cfg, self.stage, arm, name, seed)
-        made = self._made(model, arm, name, given)
-        made.add_callback(Leash(self.cfg.preference["kl_limit"]))
-        made.add_callback(checkpoint.Manifests(self._key(name), self.stage.progress))
-        made.remove_callback(PrinterCallback)
-        return made
-
-    def _made(self, model, arm, name, given):
-        trainer, common = TRAINERS[arm["method"]], {"args": given, "processing_class": self.tokenizer}
-        if arm["method"] == "dpo":
-            return trainer(model, train_dataset=Dataset.from_list(self.preferred(model, arm, name)), **common)
-        if arm["method"] in ("rloo", "grpo"):
-            stops = generate.stop_ids(model, self.tokenizer)
-            logged = [arm["reward"], *(other for other in ("key",) if other != arm["reward"])]  # the key's verdict too
-            given.reward_weights = [1.0] + [0.0] * (len(logged) - 1)
-            functions = [rewards.Reward(each, self.scored[each], self.tokenizer, stops) for each in logged]
-            rows = Dataset.from_list([{"id": each, "prompt": text} for each, text in self.asked.items()])
-            return trainer(model, functions, train_dataset=rows, **common)
-        style = (self.cfg.chat["format"], self.cfg.chat["date"], self.cfg.chat["reasoning_effort"])
-        records = self.train_rows if arm["method"] == "sft" else self.best(model, name)
-        return trainer(model, train_dataset=encoding.rows(records, self.tokenizer, *style), **common)
-
-    def preferred(self, model, arm, name):
-        """Rows of the arm's axes; the axis "samples" is the model's own answers, best against worst by the key."""
-        found = [row for row, pair in zip(self.rows, self.kept, strict=True) if pair["axis"] in arm["pairs"]]
-        if "samples" in arm["pairs"]:
-            own, reasons = pairs.from_samples(self._drawn(model, name), self.scored["key"], self.cfg, self.train_rows)
-            found += [pairs.tokens(pair, self.tokenizer, self.cfg) for pair in own]
-        if not found:
-            axes = ", ".join(sorted({pair["axis"] for pair in self.kept}))
-            raise ValueError(f"preference.arms.{name}.pairs is {arm['pairs']}, of which no pair is left; axes: {axes}")
-        return found
-
-    def best(self, model, name):
-        """Records whose reasoning and output are the model's own right answers, one for each question that has one."""
-        known, found = {record["id"]: record for record in self.train_rows}, []
-        for question, answers in self._drawn(model, name).items():
-            values = self.scored["key"]([question] * len(answers), answers, None)
-            right = [answer for answer, value in zip(answers, values, strict=True) if value]
-            found += [pairs.as_record(known[question], right[0]["text"], self.cfg.chat["format"])] if right else []
-        if not found:
-            raise ValueError(f"preference.arms.{name}: none of the samples is right, so there is nothing to learn from")
-        return found
-
-    def _drawn(self, model, name):
-        known = {record["id"]: record for record in self.train_rows}
-        some = [known[question] for question in list(self.asked)[: self.cfg.preference["questions"] * 2]]
-        count = self.cfg.preference["samples"]
-        return measure.samples(self.stage, f"to_learn_{name}", model, self.tokenizer, some, count)
-
-    def _key(self, name):
-        return f"{self.stage.resume_key()} {name}"
-
-    def train(self, trainer, name):
-        """Train to the end; returns the log. An arm that samples starts over after a kill: its draws are not kept."""
-        drawing = isinstance(trainer, (RLOOTrainer, GRPOTrainer))
-        resume = None if drawing else checkpoint.newest(trainer.args.output_dir, self._key(name))
-        checkpoint.train(trainer, resume)
-        return trainer.state.log_history
-
-
 def alone(model):
     """The model with the trained adapter alone: the copy that TRL keeps as reference is taken off."""
     if "ref" in model.peft_config:
@@ -189,7 +110,8 @@ def refuse_other(file, hashes):
     served = {tensor: grids.sha256(w.copy()) for tensor, w in gguf.dequantize(file)} if hashes else {}
     wrong = [tensor for tensor, mark in hashes.items() if served.get(tensor) != mark]
     if wrong:
-        raise ValueError(f"{len(wrong)} of {len(hashes)} tensors of {file.name} are not those that were trained: {wrong[:3]}")
+        named = f"{len(wrong)} of {len(hashes)} tensors of {file.name}"
+        raise ValueError(f"{named} are not those that were trained: {wrong[:3]}")
 
 
 def log_probabilities(model, batch, adapter="default"):
