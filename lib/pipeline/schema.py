@@ -111,8 +111,8 @@ class JudgeSection(Section):
 class PreferenceSection(Section):
     scheme: typing.Literal["q4_0", "q8_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "mxfp4_moe"] | None = None
     data: list = Field(default_factory=lambda: [{"name": "clinic"}])  # of pairs: chapter 7's converters
-    pairs: int = Field(64, ge=2, le=1000000)  # of each axis, that the clinic writes
     questions: int = Field(60, ge=1, le=100000)  # of the test, that are answered `samples` times
+    learn_from: int = Field(120, ge=1, le=1000000)  # training questions that best_of_k and pairs of samples draw on
     samples: int = Field(8, ge=2, le=1024)
     kl_limit: float = Field(1.0, ge=0.0001, le=100)  # nats a token from the fine-tuned model; beyond it an arm ends
     seeds: list = Field(default_factory=list)

@@ -7,6 +7,9 @@ import numpy as np
 from lib import stats
 from lib.chat import encoding
 from lib.evaluation import generate, metrics, paired
+from lib.figures.markup import interval
+
+SCREENS = ("missed escalation", "needless escalation on benign twins")
 
 
 def samples(stage, name, model, tokenizer, records, count, temperature=1.0):
@@ -75,3 +78,47 @@ def drift(model, reference, rows):
     _, ours = paired.measure(model, rows)
     found, _ = paired.measure(reference, rows, ours)
     return paired.mean(np.array([found]), "divergence")
+
+
+def change(ours, theirs):
+    """Accuracy of ours minus theirs, paired by question: {"value", "low", "high", "n"}; None where nothing is known.
+
+    Both: rows of metrics.score on the same questions. The interval resamples questions.
+    """
+    both = [(a["correct"], b["correct"]) for a, b in zip(ours, theirs, strict=True) if a["correct"] is not None]
+    return stats.mean([float(a) - float(b) for a, b in both]) if both else None
+
+
+def curve(log, reward):
+    """Points of a training on samples: [{"step", "kl", "proxy", "gold"}]; [] for an arm that draws none.
+
+    log: log_history of RLOO or GRPO; kl in nats an answer's token; proxy: mean of the reward, gold: of the key.
+    """
+    found = []
+    for entry in log:
+        if "kl" in entry and f"rewards/{reward}/mean" in entry:
+            gold = entry.get("rewards/key/mean")
+            found.append(
+                {"step": entry["step"], "kl": entry["kl"], "proxy": entry[f"rewards/{reward}/mean"], "gold": gold}
+            )
+    return found
+
+
+def in_words(rows, against, count):
+    """Sentences on the arms: whether each is above the control and the start, and what became of red flags.
+
+    rows: of chapter 7's table, the start first; against: {arm: `change` from the start, or None}.
+    """
+    said = []
+    for row in rows[1:]:
+        moved, name = against[row["arm"]], row["arm"]
+        if moved:
+            side = "above" if moved["low"] > 0 else "below" if moved["high"] < 0 else "not told apart from"
+            said.append(f"{name} is {side} the model it began at: {interval(moved)} points.")
+        both = [row.get(screen) for screen in SCREENS]
+        if all(both):
+            missed, needless = (interval(share) for share in both)
+            said.append(f"It misses {missed} of the held-out red flags and sends on {needless} of their benign twins.")
+        gains = [100 * (row[f"pass@{k}"]["value"] - rows[0][f"pass@{k}"]["value"]) for k in (1, count)]
+        said.append(f"Its pass@1 moved by {gains[0]:+.1f} points and its pass@{count} by {gains[1]:+.1f}.")
+    return said

@@ -94,6 +94,11 @@ def tokens(pair, tokenizer, cfg, max_length=None):
     return found
 
 
+def whole(rows):
+    """[{"chosen_ids", "rejected_ids"}], prompt and side in one, of rows from `tokens`: what a reward model reads."""
+    return [{f"{side}_ids": row["prompt_ids"] + row[f"{side}_ids"] for side in SIDES} for row in rows]
+
+
 def without_leaks(pairs, evaluation, seed, drop, banned=()):
     """(the pairs that no detector of `drop` flags, the ledger): chapter 1's detectors, of lib.dataset.leakage.
 

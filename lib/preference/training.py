@@ -7,11 +7,23 @@ Here the rows bring token ids, and prompts are tokenized as they stand.
 import math
 
 import torch
-from transformers import AutoModelForSequenceClassification, TrainerCallback
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer, SFTConfig
+from transformers import AutoModelForSequenceClassification, PrinterCallback, TrainerCallback
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+    SFTConfig,
+)
 
+from lib.export import gguf
 from lib.model import loading
 from lib.model.head import HeadTrainer
+from lib.qat import grids
 
 CONFIGS = {"sft": SFTConfig, "best_of_k": SFTConfig, "dpo": DPOConfig, "rloo": RLOOConfig, "grpo": GRPOConfig}
 OURS = ("method", "pairs", "reward", "scheme", "samples")  # fields of an arm that are no field of its trainer
@@ -78,11 +90,42 @@ def arguments(cfg, stage, arm, name, seed, **more):
     """The Config of an arm's trainer: the fields that the recipe gives, and those that follow from device and run."""
     config = CONFIGS[arm["method"]]
     device = loading.device_fields(cfg, stage, f"checkpoints/{name}") | {"seed": seed, "data_seed": seed}
-    known = config.__dataclass_fields__
+    known = set(config.__dataclass_fields__) - (set() if config is SFTConfig else {"loss_type"})
     fields = {key: value for key, value in (device | more).items() if key in known and key not in arm}
     if arm["method"] in ("rloo", "grpo"):
         fields |= {"max_completion_length": cfg.chat["max_new_tokens"], "top_k": 0}
     return config(**fields | {key: value for key, value in arm.items() if key not in OURS})
+
+
+def alone(model):
+    """The model with the trained adapter alone: the copy that TRL keeps as reference is taken off."""
+    if "ref" in model.peft_config:
+        model.delete_adapter("ref")
+    model.set_adapter("default")
+    return model
+
+
+def refuse_other(file, hashes):
+    """Raise ValueError unless a GGUF file holds, tensor by tensor, the weights of `hashes` (rounding.fingerprints)."""
+    served = {tensor: grids.sha256(w.copy()) for tensor, w in gguf.dequantize(file)} if hashes else {}
+    wrong = [tensor for tensor, mark in hashes.items() if served.get(tensor) != mark]
+    if wrong:
+        named = f"{len(wrong)} of {len(hashes)} tensors of {file.name}"
+        raise ValueError(f"{named} are not those that were trained: {wrong[:3]}")
+
+
+def log_probabilities(model, batch, adapter="default"):
+    """Log-probability of every completion of a DPO batch, (rows,), in nats, under an adapter of the model.
+
+    batch: {"input_ids", "attention_mask", "completion_mask"} of (rows, seq), chosen rows first, as TRL collates it.
+    """
+    model.set_adapter(adapter)
+    try:
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
+    finally:
+        model.set_adapter("default")
+    found = logits.log_softmax(-1).gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
+    return (found * batch["completion_mask"][:, 1:]).sum(-1)
 
 
 def reward_model(cfg, folder, tokenizer):
@@ -98,9 +141,12 @@ def reward_model(cfg, folder, tokenizer):
     return model.to(loading.device())
 
 
-def fit_reward(model, rows, fields, tokenizer):
-    """Train a reward model on rows {"chosen_ids", "rejected_ids"}; returns its log. fields: of trl.RewardConfig."""
-    trainer = ScoreTrainer(model, RewardConfig(**fields), train_dataset=rows, processing_class=tokenizer)
-    trainer.add_callback(Leash())
-    trainer.train()
-    return trainer.state.log_history
+def score_trainer(cfg, stage, model, rows, tokenizer):
+    """TRL's trainer of the reward model on rows {"chosen_ids", "rejected_ids"}, with the recipe's preference.reward."""
+    known = set(RewardConfig.__dataclass_fields__) - {"loss_type"}
+    device = {k: v for k, v in loading.device_fields(cfg, stage, "checkpoints/reward").items() if k in known}
+    fields = {"save_strategy": "no", "report_to": "none"} | device | {"bf16": False, "fp16": False}
+    arguments = RewardConfig(**fields | cfg.preference["reward"])
+    trainer = ScoreTrainer(model, arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[Leash()])
+    trainer.remove_callback(PrinterCallback)
+    return trainer
