@@ -40,7 +40,7 @@ def load(cfg, tokenizer, questions, local):
                 found["train" if int(sha256_json(pair["question"]), 16) % HELD_OUT else "test"].append(pair)
             reasons.pop("kept")
         for part, made in found.items():
-            clean, _ = pairs.without_leaks(made, {"test": questions}, cfg.run["seed"], drop)
+            clean, _ = pairs.without_leaks(made, {"test": questions}, cfg.run["seed"], drop, cfg.data["banned"])
             fit = [pair for pair in clean if _fits(pair, tokenizer, cfg, reasons)]
             reasons |= {"asks a test question": reasons["asks a test question"] + len(made) - len(clean)}
             reasons[f"kept to {part}"] += len(fit)
