@@ -107,8 +107,8 @@ def _require(shape, found):
     said = f"{shape.where} has the columns {_quoted(found)}"
     if shape.name == "preference pairs" and "output" not in shape.roles:
         raise Unread(
-            f"{said}: preference pairs (prompt, chosen, rejected), which chapter 7 reads: name them in preference.data. "
-            "To train on the chosen answers here, write columns: {output: chosen, ignore: [rejected]}"
+            f"{said}: preference pairs (prompt, chosen, rejected), which chapter 7 reads from preference.data. To "
+            "train on the chosen answers here, write columns: {output: chosen, ignore: [rejected]}"
         )
     if found and "messages" not in shape.roles:
         asked = shape.roles.keys() & {"instruction", "input", "context"}
