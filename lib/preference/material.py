@@ -111,16 +111,30 @@ class Material:
         return trainer(model, train_dataset=encoding.rows(records, self.tokenizer, *style), **common)
 
     def preferred(self, model, arm, name):
-        """Rows of the arm's axes; the axis "samples" is the model's own answers, best against worst by the key."""
+        """Rows of the arm's axes; "samples": the model's own answers, best against worst by the key; "reference".
+
+        As many references are added as there are other pairs: see `_references`.
+        """
         found = [row for row, pair in zip(self.rows, self.kept, strict=True) if pair["axis"] in arm["pairs"]]
         if "samples" in arm["pairs"]:
             drawn = [(self.known[question], answers) for question, answers in self._drawn(model, name).items()]
             own = pairs.from_samples(drawn, rewards.by_key, self.cfg.chat["format"], Counter())
             found += encoded(own, self.tokenizer, self.cfg)
+        if "reference" in arm["pairs"]:
+            found += encoded(self._references(len(found)), self.tokenizer, self.cfg)
         if not found:
             axes = ", ".join(sorted({pair["axis"] for pair in self.kept}))
             raise ValueError(f"preference.arms.{name}.pairs is {arm['pairs']}, of which no pair is left; axes: {axes}")
         return found
+
+    def _references(self, count):
+        """Chapter 1's answers, each against the answer to the next question: a reminder of what was learnt there."""
+        records = [self.known[name] for name in self.asked]
+        for n, record in enumerate(records[:count]):
+            chosen, rejected = ({part: r[part] for part in ("reasoning", "output")} for r in (record, records[n - 1]))
+            if chosen["output"] != rejected["output"]:
+                yield {"id": f"reference:{record['id']}", "axis": "reference", "source": "chapter 1", "messages": [],
+                       "question": record["instruction"], "chosen": chosen, "rejected": rejected}  # fmt: skip
 
     def best(self, model, name):
         """Records whose reasoning and output are the model's own right answers, one for each question that has one."""
