@@ -16,7 +16,7 @@ from lib.dataset.choices import Reject
 from lib.pipeline import combinations
 from lib.pipeline import recipe as recipes
 from lib.pipeline.forms import checked
-from lib.preference import clinic_pairs, converters, pairs
+from lib.preference import clinic_pairs, converters, pairs, rewards
 
 TRAIN = clinic_pairs.pairs(["decision", "length"], 20)
 USER = {"role": "user", "content": "Which drug?"}
@@ -196,12 +196,12 @@ def test_own_samples_give_best_against_worst_of_nearest_length():
     def said(text, finish="stop", thought="Swollen toe."):
         return {"text": f"<think>\n{thought}\n</think>\n\n{text}", "finish": finish}
 
-    record = {"id": "q1", "instruction": "Which drug?", "history": []}
+    record = {"id": "q1", "instruction": "Which drug?", "history": [], "options": [], "answer": "colchicine"}
     texts = "Colchicine.", "Aspirin, which thins the blood.", "Codeine.", "Colchicine, for three days."
     samples = [*map(said, texts), said("Rest.", "length"), {"text": "no form", "finish": "stop"}]
     reasons = Counter()
     sampled = [(record, samples), (record, samples[:1]), (record, samples[4:]), (record, [])]
-    (found,) = pairs.from_samples(sampled, lambda _, text: "olchicine" in text, "think", reasons)
+    (found,) = pairs.from_samples(sampled, rewards.by_key, "think", reasons)
     assert (found["chosen"]["output"], found["rejected"]["output"]) == ("Colchicine.", "Codeine.")
     assert found["chosen"]["reasoning"] == "Swollen toe." and reasons == {"kept": 1, "no_contrast": 3}
 

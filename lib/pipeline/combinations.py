@@ -24,7 +24,6 @@ class Pairs(Strict):
     name: Literal["clinic", "own", "rubrics", "ultramedical", "ultrafeedback"]
     pairs: int = Field(64, ge=2)  # of each of the clinic's axes
     axes: list[Literal["decision", "escalation", "reassurance", "caution", "length"]] | None = None  # of the clinic
-    pairs: int = Field(64, ge=1)  # of each of these axes
     axis: str | None = None  # of the others: what their pairs are counted under
     path: str | None = None
     config: str | None = None
