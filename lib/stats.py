@@ -5,12 +5,10 @@ independent, and an interval over rows is too narrow. Nothing here imports anoth
 """
 
 from itertools import product
-from math import sqrt
-from statistics import fmean, stdev
+from statistics import fmean
 
 import numpy as np
 from scipy.stats import binomtest
-from scipy.stats import t as student_t
 
 EXACT_LIMIT = 14  # up to 2**14 sign patterns are enumerated; above that they are sampled
 CHUNK = 500  # resamples drawn at a time, so that memory stays below CHUNK * questions numbers
@@ -64,19 +62,6 @@ def mean(values, seed=42):
     """
     low, high = bootstrap(values, seed=seed)
     return {"value": float(fmean(values)), "low": low, "high": high, "n": len(values)}
-
-
-def mean_interval(values, level=0.95):
-    """Mean of repeated measurements with Student's t interval: {"value", "low", "high", "n"}.
-
-    low and high are None for a single value. Raises ValueError when there is none.
-    """
-    if not len(values):
-        raise ValueError("no value to take the mean of")
-    average, n = fmean(values), len(values)
-    half = float(student_t.ppf(0.5 + level / 2, n - 1)) * stdev(values) / sqrt(n) if n > 1 else None  # 0 is a width too
-    bounds = (None, None) if half is None else (average - half, average + half)
-    return {"value": average, "low": bounds[0], "high": bounds[1], "n": n}
 
 
 def paired_permutation(a, b, B=10_000, seed=42):

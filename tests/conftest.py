@@ -86,6 +86,4 @@ def short_pauses(monkeypatch):
 @pytest.fixture
 def store(tmp_path):
     """An empty store of verdicts."""
-    opened = verdicts.Store(tmp_path / "verdicts.sqlite")
-    yield opened
-    opened.close()
+    return verdicts.Store(tmp_path / "verdicts.jsonl")
