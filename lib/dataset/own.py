@@ -29,7 +29,7 @@ def own(row: dict) -> dict:
     that is `history`, without its reasoning.
     """
     if row.get("messages") is not None:
-        row = row | _last_exchange(conversation(row["messages"]))
+        row = row | last_exchange(conversation(row["messages"]))
     question = "\n\n".join(filter(None, (optional(row, role) for role in ("context", "instruction", "input"))))
     question = clean(question, "empty_question")
     system = {"role": "system", "content": optional(row, "system")}
@@ -176,7 +176,7 @@ def _turns(entry):
     return [{"role": role, "content": text, "reasoning": thought or inner}]
 
 
-def _last_exchange(turns: list[dict]) -> dict:
+def last_exchange(turns: list[dict]) -> dict:
     """{"instruction", "output", "reasoning", "history"} of a conversation that ends with the answer to learn."""
     if not turns or turns[-1]["role"] != "assistant":
         raise Reject("empty_answer")

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lib.pipeline import architectures, schema
 from lib.pipeline.files import ROOT
@@ -15,6 +15,29 @@ class Benchmark(Strict):
     name: Literal["healthbench", "medsafety"]
     path: str
     questions: int = Field(50, ge=1)
+
+
+class Pairs(Strict):
+    """An entry of preference.data, see lib.preference.converters."""
+
+    name: Literal["clinic", "own", "rubrics", "ultramedical", "ultrafeedback"]
+    axes: list[Literal["decision", "escalation", "reassurance", "caution", "length"]] | None = None  # of the clinic
+    axis: str | None = None  # of the others: what their pairs are counted under
+    path: str | None = None
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    columns: dict[Literal["prompt", "chosen", "rejected", "system"], str] | None = None
+    label: str | None = None
+    licence: str | None = None
+    citation: str | None = None
+    max_rejected: float | None = Field(None, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def has_rows(self):
+        if self.name in ("own", "rubrics") and not self.path:
+            raise ValueError(f"path is missing: expected the file of name: {self.name}")
+        return self
 
 
 def check(recipe):
@@ -43,6 +66,8 @@ def check(recipe):
         ours = [name for name in judge["candidates"] if not name.startswith("api:")]  # api:MODEL is asked at a server
         _subset(ours, candidates, "judge.candidates (with this qat and export; api:MODEL for a hosted one)")
         _benchmarks(judge["benchmarks"])
+    if recipe["preference"]:
+        checked(recipe["preference"]["data"], list[Pairs], "preference.data")
     _training(recipe, data, model, qat)
 
 

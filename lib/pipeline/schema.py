@@ -14,14 +14,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lib.pipeline.files import cache_dir, read_json, sha256_file, write_json
 
-SECTIONS = ("run", "data", "model", "chat", "lora", "sft", "qat", "export", "judge")
-NULLABLE = ("lora", "qat", "judge")
+SECTIONS = ("run", "data", "model", "chat", "lora", "sft", "qat", "export", "judge", "preference")
+NULLABLE = ("lora", "qat", "judge", "preference")
 OVERLAPS = ("provenance", "exact", "near", "gram_13", "content", "gram_8")  # of lib.dataset.leakage, the surest first
 QUANTIZATIONS = ("q2_k", "q3_k_m", "q4_0", "q4_k_m", "q5_k_m", "q8_0", "mxfp4_moe")
 DEVICE_FIELDS = ("output_dir", "use_cpu", "bf16", "fp16", "disable_tqdm", "seed", "data_seed")
 LIBRARIES = {
     "lora": ("peft", "LoraConfig"),
     "sft": ("trl", "SFTConfig"),
+    "dpo": ("trl", "DPOConfig"),
+    "rloo": ("trl", "RLOOConfig"),
+    "grpo": ("trl", "GRPOConfig"),
+    "reward": ("trl", "RewardConfig"),
     "quantization": ("transformers", "BitsAndBytesConfig"),
 }
 
@@ -104,6 +108,25 @@ class JudgeSection(Section):
     benchmarks: list = Field(default_factory=list)  # files of yours, [{name: healthbench, path, questions}]
 
 
+class PreferenceSection(Section):
+    scheme: typing.Literal["q4_0", "q8_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "mxfp4_moe"] | None = None
+    data: list = Field(default_factory=lambda: [{"name": "clinic"}])  # of pairs: chapter 7's converters
+    questions: int = Field(60, ge=1, le=100000)  # of the test, that are answered `samples` times
+    learn_from: int = Field(120, ge=1, le=1000000)  # training questions that best_of_k and pairs of samples draw on
+    samples: int = Field(8, ge=2, le=1024)
+    kl_limit: float = Field(1.0, ge=0.0001, le=100)  # nats a token from the fine-tuned model; beyond it an arm ends
+    seeds: list = Field(default_factory=list)
+    reward: dict = Field(default_factory=dict)  # fields of trl.RewardConfig
+    arms: dict = Field(default_factory=dict)  # {name: {method, pairs or reward, fields of the method's Config}}
+
+
+class Arm(Section):
+    method: typing.Literal["sft", "best_of_k", "dpo", "rloo", "grpo"]
+    pairs: list | None = None  # dpo: axes, or "samples" for the model's own
+    reward: typing.Literal["key", "format", "model", "padded"] | None = None  # rloo, grpo
+    scheme: str | None = None  # another grid than preference.scheme; "none" for none
+
+
 OWN = {
     "run": RunSection,
     "data": DataSection,
@@ -112,7 +135,9 @@ OWN = {
     "qat": QatSection,
     "export": ExportSection,
     "judge": JudgeSection,
+    "preference": PreferenceSection,
 }
+METHODS = {"sft": "sft", "best_of_k": "sft", "dpo": "dpo", "rloo": "rloo", "grpo": "grpo"}  # an arm's library section
 
 
 def section(name, values):
@@ -131,7 +156,26 @@ def section(name, values):
     check(values, allowed, name)
     if name == "model" and values.get("quantization"):
         check(values["quantization"], fields("quantization"), "model.quantization")
+    if name == "preference":
+        _check_arms(values)
     return _complete(name, values) if name in OWN else values
+
+
+def _check_arms(values):
+    check(values.get("reward") or {}, _given(fields("reward")), "preference.reward")
+    own = {key: kinds(hint) for key, hint in typing.get_type_hints(Arm).items() if key in Arm.model_fields}
+    for name, arm in (values.get("arms") or {}).items():
+        where, method = f"preference.arms.{name}", arm.get("method") if isinstance(arm, dict) else None
+        if method not in METHODS:
+            raise ValueError(f"{where}.method should be one of {', '.join(METHODS)}, found {method!r}")
+        check(arm, _given(fields(METHODS[method])) | own, where)
+        needs = {"dpo": "pairs", "rloo": "reward", "grpo": "reward"}.get(method)
+        if needs and not arm.get(needs):
+            raise ValueError(f"{where} trains by {method} and needs {needs!r}: see docs/preference.md")
+
+
+def _given(known):
+    return {key: kind for key, kind in known.items() if key not in DEVICE_FIELDS}
 
 
 def _complete(name, values):
