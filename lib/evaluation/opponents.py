@@ -10,14 +10,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from lib import stats
 from lib.dataset.answers import LETTERS, normalise
+from lib.dataset.split import stem
 from lib.figures.markup import p_value
 
 CEILING = "generator's ceiling"  # of the clinic: no opponent, but the most that its questions allow
-
-
-def stem(record):
-    """A question without the options that are listed below it."""
-    return record["instruction"].rsplit("\n\nA. ", 1)[0]
 
 
 def picked(record, place):

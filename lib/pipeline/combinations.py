@@ -74,7 +74,8 @@ def check(recipe):
         raise ValueError("model.checkpoint_4bit saves the base in 4 bits: say which in model.quantization, or drop it")
     _subset(export["quantizations"], schema.QUANTIZATIONS, "export.quantizations")
     if judge:
-        candidates = ["base", "sft", *(["qat"] if qat else []), *export["quantizations"]]
+        arms = (recipe["preference"] or {"arms": ()})["arms"]
+        candidates = ["base", "sft", *(["qat"] if qat else []), *export["quantizations"], *arms]
         ours = [name for name in judge["candidates"] if not name.startswith("api:")]  # api:MODEL is asked at a server
         _subset(ours, candidates, "judge.candidates (with this qat and export; api:MODEL for a hosted one)")
         _benchmarks(judge["benchmarks"])

@@ -119,7 +119,12 @@ class Material:
         found = [row for row, pair in zip(self.rows, self.kept, strict=True) if pair["axis"] in arm["pairs"]]
         if "samples" in arm["pairs"]:
             drawn = [(self.known[question], answers) for question, answers in self._drawn(model, name).items()]
-            own = pairs.from_samples(drawn, rewards.by_key, self.cfg.chat["format"], Counter())
+            own = pairs.from_samples(
+                drawn,
+                lambda r, sample: self.scored["key"]([r["id"]], [sample], None)[0],
+                self.cfg.chat["format"],
+                Counter(),
+            )
             found += encoded(own, self.tokenizer, self.cfg)
         if "reference" in arm["pairs"]:
             found += encoded(self._references(len(found)), self.tokenizer, self.cfg)
