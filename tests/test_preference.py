@@ -1,5 +1,6 @@
 """Chapter 7's trainers, rewards and measures, on a tiny model with a trained adapter."""
 
+import json
 import math
 from collections import Counter
 from itertools import combinations
@@ -7,13 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tiny_qwen import byte_tokenizer, random_model
 from transformers import TrainerControl, TrainerState
 
+from lib import execute
 from lib.evaluation import generate, probability
 from lib.pipeline import recipe
+from lib.pipeline.files import ROOT
 from lib.preference import material, measure, pairs, rewards, training
 from lib.qat import rounding
 
@@ -23,8 +27,15 @@ RECORDS = [
      "answer": None, "reasoning": "", "output": f"Answer: {'AB'[n % 2]}", "source": "own"}
     for n in range(4)
 ]  # fmt: skip
-COMMON = {"per_device_train_batch_size": 2, "max_steps": 1, "learning_rate": 0.05, "logging_steps": 1, "report_to": "none",
-          "save_strategy": "no", "gradient_checkpointing": False}  # fmt: skip
+COMMON = {
+    "per_device_train_batch_size": 2,
+    "max_steps": 1,
+    "learning_rate": 0.05,
+    "logging_steps": 1,
+    "report_to": "none",
+    "save_strategy": "no",
+    "gradient_checkpointing": False,
+}
 
 
 def model(trained=True):
@@ -228,6 +239,42 @@ def test_a_file_of_other_weights_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(training.gguf, "dequantize", lambda file: [("a", torch.ones(2).numpy())])
     with pytest.raises(ValueError, match="1 of 1 tensors of f.gguf are not those that were trained"):
         training.refuse_other(tmp_path / "f.gguf", {"a": "other"})
+
+
+@pytest.mark.parametrize(
+    "rows", [None, [{"prompt": f"Why {n}?", "chosen": "Rest.", "rejected": "Run."} for n in range(40)]]
+)
+def test_pairs_are_read_once_and_every_row_is_accounted_for(tmp_path, rows):
+    made, entry = arms(tmp_path), {"name": "clinic", "pairs": 4, "axes": ["decision", "escalation"]}
+    made.cfg.sft["max_length"], made.cfg.data = 2048, {"drop_overlaps": ["exact"], "banned": []}
+    if rows:
+        (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        entry = {"name": "own", "path": str(tmp_path / "mine.jsonl"), "licence": "CC0"}
+    made.cfg.preference["data"] = [entry]
+    question = RECORDS[0] | {"instruction": "Why 3?", "options": [], "letter": None}
+    train, test, (row,) = material.load(made.cfg, TOKENIZER, [question], lambda name: ROOT / name)
+    counts = {key: value for key, value in row.items() if key not in ("source", "licence")}
+    assert (counts["kept to train"], counts["kept to test"]) == (len(train), len(test)) and test
+    assert sum(counts.values()) == (40 if rows else 2 * (4 + 20))
+    assert counts.get("asks a test question", 0) == (1 if rows else 0)
+    assert not {p["question"] for p in train} & {p["question"] for p in test}
+
+
+def test_the_commented_sections_of_the_large_recipes_are_valid():
+    found = 0
+    for path in (ROOT / "params").glob("*.yaml"):
+        text = path.read_text(encoding="utf-8")
+        if "# preference:" in text:
+            section = text[text.index("# preference:") :].replace("\n# ", "\n")[2:]
+            recipe.load(path.stem, {"preference": yaml.safe_load(section)["preference"]})
+            found += 1
+    assert found == 6
+
+
+def test_a_recipe_without_the_section_leaves_the_chapter_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OUTPUTS", str(tmp_path))
+    assert execute.main(["07_preference", "--recipe", "tiny", "--set", "preference=null"]) == 0
+    assert "left out, the recipe has no section preference" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
 def test_samples_keep_their_question_and_are_as_many_as_asked(tmp_path):
