@@ -14,8 +14,9 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from lib.chat import encoding, turns
 from lib.dataset.choices import Reject
 from lib.pipeline import combinations
+from lib.pipeline import recipe as recipes
 from lib.pipeline.forms import checked
-from lib.preference import clinic_pairs, converters, pairs
+from lib.preference import clinic_pairs, converters, pairs, rewards
 
 TRAIN = clinic_pairs.pairs(["decision", "length"], 20)
 USER = {"role": "user", "content": "Which drug?"}
@@ -113,16 +114,14 @@ def test_published_sets_are_read_by_their_columns(tmp_path):
     assert converters.terms({"name": "own", "licence": "CC0"}) == {"licence": "CC0", "commercial": None, "citation": ""}
 
 
-def test_the_clinics_pairs_are_an_entry_of_the_recipe_and_wrong_entries_are_refused():
-    reasons, entry = Counter(), {"name": "clinic", "axes": ["length"]}
-    assert list(converters.read(entry, reasons, count=20)) == [p for p in TRAIN if p["axis"] == "length"]
-    assert reasons == {"kept": 20} and converters.terms(entry)["licence"] == "MIT"
+def test_a_recipe_may_name_every_source_and_axis_and_nothing_else():
     known = [{"name": name, "path": "x"} for name in converters.SOURCES]
-    checked([*known, entry | {"axes": list(clinic_pairs.AXES)}], list[combinations.Pairs], "preference.data")
+    clinic = {"name": "clinic", "axes": list(clinic_pairs.AXES), "pairs": 9}
+    checked([*known, clinic], list[combinations.Pairs], "preference.data")
     wrong = {"name": "ultramed"}, {"name": "own"}, {"name": "clinic", "axes": ["kind"]}, {"name": "own", "paths": "x"}
     for spec, told in zip(wrong, ("ultramed", "path is missing", "kind", "paths"), strict=True):
         with pytest.raises(ValueError, match=f"preference.data: 0.*{told}"):
-            checked([spec], list[combinations.Pairs], "preference.data")
+            recipes.load("tiny", {"preference": {"data": [spec]}})
 
 
 def test_a_rubric_prefers_the_answer_that_meets_more_points(tmp_path):
@@ -197,12 +196,12 @@ def test_own_samples_give_best_against_worst_of_nearest_length():
     def said(text, finish="stop", thought="Swollen toe."):
         return {"text": f"<think>\n{thought}\n</think>\n\n{text}", "finish": finish}
 
-    record = {"id": "q1", "instruction": "Which drug?", "history": []}
+    record = {"id": "q1", "instruction": "Which drug?", "history": [], "options": [], "answer": "colchicine"}
     texts = "Colchicine.", "Aspirin, which thins the blood.", "Codeine.", "Colchicine, for three days."
     samples = [*map(said, texts), said("Rest.", "length"), {"text": "no form", "finish": "stop"}]
     reasons = Counter()
     sampled = [(record, samples), (record, samples[:1]), (record, samples[4:]), (record, [])]
-    (found,) = pairs.from_samples(sampled, lambda _, sample: "olchicine" in sample["text"], "think", reasons)
+    (found,) = pairs.from_samples(sampled, rewards.by_key, "think", reasons)
     assert (found["chosen"]["output"], found["rejected"]["output"]) == ("Colchicine.", "Codeine.")
     assert found["chosen"]["reasoning"] == "Swollen toe." and reasons == {"kept": 1, "no_contrast": 3}
 

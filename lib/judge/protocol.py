@@ -49,9 +49,10 @@ def gather(stage, candidates):
     Hosted candidates, api:MODEL, are in neither. stage: 06_judge.
     """
     homes = {"base": "02_baseline", "sft": "03_sft"}  # all others answered through the server, in 05_export
+    arms = dict.fromkeys((stage.recipe.sections(["preference"])["preference"] or {"arms": ()})["arms"], "07_preference")
     answers, left_out = {}, []
     for name in [name for name in candidates if not name.startswith("api:")]:
-        upstream = stage.input(homes.get(name, "05_export"))
+        upstream = stage.input((arms | homes).get(name, "05_export"))
         file = "answers.jsonl" if name in homes else f"answers_{name}.jsonl"
         if file in upstream.json["outputs"]:
             answers[name] = read_jsonl(upstream[file])

@@ -5,9 +5,9 @@ As in chapter 1, kept + every reject reason = rows read, and what is read by whi
 
 import itertools
 
-from lib.dataset import clinic, ingest, own, readers, sources
+from lib.dataset import ingest, own, readers, sources
 from lib.dataset.choices import Reject, clean
-from lib.preference import clinic_pairs, pairs
+from lib.preference import pairs
 
 COLUMNS = {  # what a pair is read from: names under which it is known, in lower case
     "prompt": ("prompt", "question", "instruction", "query"),
@@ -101,30 +101,21 @@ USUAL = {"ultramedical": {"config": "train"}, "ultrafeedback": {"split": "train_
 
 def terms(spec):
     """{"licence", "commercial", "citation"} of an entry of preference.data; its own words go before."""
-    if spec["name"] == "clinic":
-        return sources.terms(sources.credited({"name": "own"}, "clinic"))
     source = SOURCES[spec["name"]]
     return {key: spec.get(key, getattr(source, key)) for key in ("licence", "commercial", "citation")}
 
 
-def read(spec, reasons, local=None, count=64, seed=0, split="train"):
-    """Yield the pairs of one entry of preference.data.
+def read(spec, reasons, local=None):
+    """Yield the pairs of one entry of preference.data that is not the clinic's, a dict with the name of a source.
 
-    spec: {"name": "clinic", "axes"}, or the name of a source with path, config, split, revision, columns ({role:
-    column}, of a file of one's own), axis (`name` when absent), label, max_rejected. local: stage.file. count, seed,
-    split: of the clinic's pairs, see clinic_pairs.pairs. reasons: see pairs.counted. Raises ValueError where a column
-    is missing, none is kept, or of a file more than max_rejected (a fifth) is rejected. Other columns are not read.
+    spec: also path, config, split, revision, columns ({role: column}, of a file of one's own), axis (`name` when
+    absent), label, max_rejected. local: stage.file. reasons: see pairs.counted. Raises ValueError where a column is
+    missing, none is kept, or of a file more than max_rejected (a fifth) is rejected. Other columns are not read.
     """
-    local = local or (lambda name: readers.ROOT / name)
-    if spec["name"] == "clinic":
-        axes, world = spec.get("axes") or clinic_pairs.AXES, clinic.load(local("data/clinic.yaml"))
-        made = clinic_pairs.pairs(axes, count, seed, split, world)
-        yield from pairs.counted(made, lambda _, pair: pair, reasons)
-        return
     spec = USUAL.get(spec["name"], {}) | {key: value for key, value in spec.items() if value is not None}
     source, label, failed = SOURCES[spec["name"]], spec.get("label") or spec["name"], {}
     if spec.get("path") or not source.hub_id:
-        rows = iter(readers.copied_rows(source, spec, local))
+        rows = iter(readers.copied_rows(source, spec, local or (lambda name: readers.ROOT / name)))
     else:
         rows = readers.hub_rows(source, spec)
     first = list(itertools.islice(rows, PEEK))

@@ -8,11 +8,10 @@ from trl import GRPOTrainer, RLOOTrainer
 
 from lib.chat import encoding
 from lib.dataset import answers as reading
-from lib.dataset import clinic
 from lib.dataset.choices import Reject
 from lib.evaluation import generate
 from lib.pipeline.files import sha256_json
-from lib.preference import clinic_pairs, converters, measure, pairs, rewards, training
+from lib.preference import converters, measure, pairs, rewards, training
 from lib.sft import checkpoint
 
 HELD_OUT = 5  # one pair in so many of a source that is not the clinic's is kept for the test, by its question
@@ -27,30 +26,32 @@ def load(cfg, tokenizer, questions, local):
     """
     parts, ledger, drop = {"train": [], "test": []}, [], cfg.data["drop_overlaps"]
     for entry in cfg.preference["data"]:
-        reasons, licence = Counter(), clinic_pairs.LICENCE
+        reasons, count, seed = Counter(), entry.get("pairs", 64), cfg.run["seed"]
+        found = {"train": list(converters.read(entry, reasons, local, count, seed))}
         if entry["name"] == "clinic":
-            axes, world = entry.get("axes") or list(clinic_pairs.AXES), clinic.load(local("data/clinic.yaml"))
-            count, seed = entry.get("pairs", 64), cfg.run["seed"]
-            found = {"train": clinic_pairs.pairs(axes, count, seed, "train", world)}
-            found["test"] = clinic_pairs.pairs(axes, max(20, count // 4), seed, "test", world)
+            found["test"] = list(converters.read(entry, reasons, local, max(20, count // 4), seed, "test"))
         else:
-            read, licence = list(converters.read(entry, reasons, local)), converters.terms(entry)["licence"]
-            found = {"train": [], "test": []}
-            for pair in read:
-                found["train" if int(sha256_json(pair["question"]), 16) % HELD_OUT else "test"].append(pair)
-            reasons.pop("kept")
+            found["test"] = [pair for pair in found["train"] if _is_held_out(pair)]
+            found["train"] = [pair for pair in found["train"] if not _is_held_out(pair)]
+        reasons.pop("kept", None)
         for part, made in found.items():
-            clean, _ = pairs.without_leaks(made, {"test": questions}, cfg.run["seed"], drop)
+            clean, _ = pairs.without_leaks(made, {"test": questions}, cfg.run["seed"], drop, cfg.data["banned"])
             fit = [pair for pair in clean if _fits(pair, tokenizer, cfg, reasons)]
             reasons |= {"asks a test question": reasons["asks a test question"] + len(made) - len(clean)}
             reasons[f"kept to {part}"] += len(fit)
             parts[part] += fit
-        ledger.append({"source": entry.get("label") or entry["name"], **reasons, "licence": licence})
+        ledger.append(
+            {"source": entry.get("label") or entry["name"], **reasons, "licence": converters.terms(entry)["licence"]}
+        )
     if not all(parts.values()):
         raise ValueError(
             f"preference.data gives {', '.join(f'{len(v)} pairs to {k}' for k, v in parts.items())}: {ledger}"
         )
     return parts["train"], parts["test"], ledger
+
+
+def _is_held_out(pair):
+    return int(sha256_json(pair["question"]), 16) % HELD_OUT == 0
 
 
 def _fits(pair, tokenizer, cfg, reasons):
@@ -118,7 +119,12 @@ class Material:
         found = [row for row, pair in zip(self.rows, self.kept, strict=True) if pair["axis"] in arm["pairs"]]
         if "samples" in arm["pairs"]:
             drawn = [(self.known[question], answers) for question, answers in self._drawn(model, name).items()]
-            own = pairs.from_samples(drawn, rewards.by_key, self.cfg.chat["format"], Counter())
+            own = pairs.from_samples(
+                drawn,
+                lambda r, sample: self.scored["key"]([r["id"]], [sample], None)[0],
+                self.cfg.chat["format"],
+                Counter(),
+            )
             found += encoded(own, self.tokenizer, self.cfg)
         if "reference" in arm["pairs"]:
             found += encoded(self._references(len(found)), self.tokenizer, self.cfg)

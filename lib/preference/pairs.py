@@ -126,19 +126,16 @@ def _record(pair):
 def from_samples(sampled, key, fmt, reasons):
     """Yield a pair for each question that a model answers well and badly: the best sample against the worst.
 
-    sampled: [(record, its samples)], samples as lib.evaluation.generate gives them. key: (record, sample) -> a score,
-    such as whether it is right, or None for none. fmt: chat.format. Of equally good ones those of nearest length are
-    taken. Samples that were cut or have not the taught form are left out. reasons: counts no_contrast where all are
-    alike.
+    sampled: [(record, its samples)], samples as lib.evaluation.generate gives them. key: (record, answer's text) -> a
+    score, such as whether it is right. fmt: chat.format. Of equally good ones those of nearest length are taken.
+    Samples that were cut or have not the taught form are left out. reasons: counts no_contrast where all are alike.
     """
 
     def made(number, item):
-        record, scored = item[0], []
-        for sample in item[1]:
-            thought, said, compliant = answers.split_reasoning(sample["text"], fmt)
-            if compliant and sample["finish"] == "stop" and (score := key(record, sample)) is not None:
-                scored.append((score, {"reasoning": thought, "output": said}))
-        chosen, rejected = contrast(scored)
+        record, samples = item
+        read = [answers.split_reasoning(s["text"], fmt) for s in samples if s["finish"] == "stop"]
+        sides = [{"reasoning": thought, "output": said} for thought, said, compliant in read if compliant]
+        chosen, rejected = contrast([(key(record, side["output"]), side) for side in sides])
         return {"id": f"samples:{record['id']}", "axis": "samples", "source": "own samples",
                 "question": record["instruction"], "messages": record.get("history") or [], "chosen": chosen,
                 "rejected": rejected}  # fmt: skip
