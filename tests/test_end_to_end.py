@@ -180,8 +180,10 @@ def test_questions_without_a_ground_truth_are_answered_and_not_scored(tmp_path):
     rows = [{"instruction": r["instruction"], "reasoning": r["reasoning"], "output": text} for r, text in said if text]
     write_jsonl(tmp_path / "mine.jsonl", rows[:30])
     settings = SMALL.replace("data.test_questions=8", "data.test_questions=2").replace("0.01", "0.2")
-    settings += f" 'data.sources=[{{name: jsonl, path: {tmp_path / 'mine.jsonl'}}}]' data.test_sources=[] judge=null preference=null"
-    settings += " sft.max_length=4096"  # the rows kept aside are shorter than two windows of that
+    settings += f" 'data.sources=[{{name: jsonl, path: {tmp_path / 'mine.jsonl'}}}]' data.test_sources=[]"
+    settings += (
+        " judge=null preference=null sft.max_length=4096"  # the rows kept aside are shorter than two windows of that
+    )
     for stage in STAGES:
         done = make(tmp_path, stage, settings)
         assert done.returncode == 0, f"{stage}:\n{done.stdout}\n{done.stderr}"
