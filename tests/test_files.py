@@ -80,6 +80,7 @@ def test_a_kept_folder_is_written_once_and_whole(tmp_path):
 def test_the_texts_beside_a_module_make_its_stages_stale_as_its_code_does():
     parts = fingerprint.of_stage("06_judge")
     assert {"lib/judge/rubric.py", "lib/judge/rubric.yaml", "lib/pipeline/architectures.yaml"} <= set(parts)
+    assert {"lib/qat/compiled.py", "lib/qat/compiled.c"} <= set(fingerprint.of_stage("04_qat"))
 
 
 def test_a_damaged_memory_of_hashes_is_none(tmp_path):

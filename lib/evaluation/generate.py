@@ -83,7 +83,7 @@ def transformers(
             outcomes = continue_ids(model, [encoded[i] for i in rows], how)
             for i, (ids, first, seconds) in zip(rows, outcomes, strict=True):
                 times = {"first_s": first, "seconds": seconds}
-                kept.add(_answer(rest[i]["id"], texts[i], ids, stops, tokenizer) | times)
+                kept.add(answer(rest[i]["id"], texts[i], ids, stops, tokenizer) | times)
             if progress:
                 progress(len(share) - len(order) + min(start + batch_size, len(order)), len(share))
     answers = {answer["id"]: answer for part in ranks.gather(kept.ordered(share)) for answer in part}
@@ -148,7 +148,7 @@ def _identity(model):
     return sha256_json(sample)
 
 
-def _answer(name, prompt, ids, stops, tokenizer):
+def answer(name, prompt, ids, stops, tokenizer):
     """The answer made of generated ids; special tokens stay in the text, because some formats are written in them."""
     ended = bool(ids) and ids[-1] in stops
     text = tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=False)
