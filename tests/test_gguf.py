@@ -236,11 +236,15 @@ def test_an_importance_matrix_changes_the_rounding_and_the_file_says_so(bf16, te
         gguf.importance(bf16, ["short"], tmp_path / "none.gguf", ctx=64)
 
 
-def test_an_adapter_is_served_beside_its_base_and_switched(twin, bf16, tmp_path):
+PATTERNS = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"down_proj": 20, "layers.0.self_attn.q_proj": 3}}
+
+
+@pytest.mark.parametrize("scaled", [{}, {"use_rslora": True}, PATTERNS, PATTERNS | {"use_rslora": True}])
+def test_an_adapter_is_served_beside_its_base_and_switched(twin, bf16, tmp_path, scaled):
     folder, plain, tokenizer = twin
     torch.manual_seed(3)
-    config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
-    model = get_peft_model(copy.deepcopy(plain), config)
+    fields = {"target_modules": ["q_proj", "down_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM"} | scaled
+    model = get_peft_model(copy.deepcopy(plain), LoraConfig(r=4, **fields))
     model.save_pretrained(tmp_path / "adapter")
     adapter = gguf.convert_lora(tmp_path / "adapter", folder, tmp_path / "adapter.gguf")
     ids = list(range(260, 280))
