@@ -96,7 +96,8 @@ bench-serve: setup  ## the server beside llama-server itself and the LiteLLM pro
 
 bench-guard: setup  ## red flags that the guard rails see, and their false alarms, on both parts of the set
 	$(PYTHON) -m benchmarks.guard
-	$(PYTHON) -m benchmarks.guard --held-out
+	$(PYTHON) -m benchmarks.guard --part first
+	$(PYTHON) -m benchmarks.guard --part second
 
 lint: setup
 	$(PYTHON) -m ruff check .

@@ -199,7 +199,7 @@ def test_a_wrong_rule_does_not_keep_an_emergency_from_being_told(monkeypatch):
 
     monkeypatch.setattr(guard, "_scope", broken)
     monkeypatch.setattr(guard, "_control", broken)
-    assert [hit.kind for hit in guard.question("I want to kill myself tonight.")] == ["emergency"]
+    assert {hit.kind for hit in guard.question("I want to kill myself tonight.")} == {"emergency"}
 
 
 def test_out_of_scope_is_told_or_refused(backend):
@@ -259,17 +259,13 @@ def test_the_set_has_its_sizes_and_the_rules_do_what_is_published():
     asked = bench.questions()
     plain = [q for q in asked if q["variant"] == "plain"]
     assert sum(q["flag"] for q in plain) >= 200 and sum(not q["flag"] for q in plain) >= 200
-    held = [q for q in plain if q["held_out"]]
-    assert len(held) >= len(plain) / 3
     assert len({q["variant"] for q in asked}) == 5
-    rows = {
-        (r["variant"], r["flag"]): r for r in bench.table(bench.score([q for q in asked if q["held_out"]], Guard()))
-    }
+    rows = bench.table(bench.score([q for q in asked if q["part"] == "second"], Guard()))
     text = (ROOT / "docs" / "serving.md").read_text()
-    for (variant, flag), row in rows.items():
-        side = "red flag" if flag else "benign"
+    for row in rows:
+        side = "red flag" if row["flag"] else "benign"
         interval = f"{100 * row['low']:.1f} to {100 * row['high']:.1f} %"
-        assert f"| {variant} | {side} | {100 * row['value']:.1f} % | {interval} | {row['n']} |" in text
+        assert f"| {row['variant']} | {side} | {100 * row['value']:.1f} % | {interval} | {row['n']} |" in text
 
 
 def test_cors_is_off_unless_an_origin_is_named(backend):

@@ -50,7 +50,7 @@ def _answered(row, question, reasoning, output):
     stem, options = question, choices.options_of(listed(row.get("options")))
     stated = [value for role in ("answer", "index") if not _void(value := row.get(role))]
     if not options:
-        stem, options = _inside(question)
+        stem, options = choices.inside_or_none(question)
         letter = answers.choice(output[-TAIL_CHARS:], options) if options and _says(output) else None
         if options and not stated and not letter:  # a list, and nothing that names one of its lines: an open question
             stem, options = question, []
@@ -89,14 +89,6 @@ def _explanation(output: str, options: list[str]) -> str:
         return "" if output and choices.find(output, options) is not None else output
     except Reject:
         return output
-
-
-def _inside(question: str) -> tuple[str, list[str]]:
-    """Stem and options of a question that lists them; a list that cannot be read is part of the question."""
-    try:
-        return choices.inside(question)
-    except Reject:
-        return question, []
 
 
 def taken_apart(text: str) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """What is valid key by key in a recipe and cannot work together."""
 
+import typing
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -25,6 +26,7 @@ class Pairs(Strict):
     """An entry of preference.data, see lib.preference.converters."""
 
     name: Literal["clinic", "own", "rubrics", "ultramedical", "ultrafeedback"]
+    pairs: int = Field(64, ge=2)  # of each of the clinic's axes
     axes: list[Literal["decision", "escalation", "reassurance", "caution", "length"]] | None = None  # of the clinic
     axis: str | None = None  # of the others: what their pairs are counted under
     path: str | None = None
@@ -42,6 +44,16 @@ class Pairs(Strict):
         if self.name in ("own", "rubrics") and not self.path:
             raise ValueError(f"path is missing: expected the file of name: {self.name}")
         return self
+
+
+class Arm(schema.Section):
+    method: Literal["sft", "best_of_k", "dpo", "rloo", "grpo"]
+    pairs: list | None = None  # dpo: axes, or "samples" for the model's own
+    reward: Literal["key", "format", "model", "padded"] | None = None  # rloo, grpo
+    scheme: str | None = None  # another grid than preference.scheme; "none" for none
+
+
+METHODS = {"sft": "sft", "best_of_k": "sft", "dpo": "dpo", "rloo": "rloo", "grpo": "grpo"}  # an arm's library section
 
 
 def check(recipe):
@@ -66,12 +78,14 @@ def check(recipe):
         raise ValueError("model.checkpoint_4bit saves the base in 4 bits: say which in model.quantization, or drop it")
     _subset(export["quantizations"], schema.QUANTIZATIONS, "export.quantizations")
     if judge:
-        candidates = ["base", "sft", *(["qat"] if qat else []), *export["quantizations"]]
+        arms = (recipe["preference"] or {"arms": ()})["arms"]
+        candidates = ["base", "sft", *(["qat"] if qat else []), *export["quantizations"], *arms]
         ours = [name for name in judge["candidates"] if not name.startswith("api:")]  # api:MODEL is asked at a server
         _subset(ours, candidates, "judge.candidates (with this qat and export; api:MODEL for a hosted one)")
         _benchmarks(judge["benchmarks"])
     if recipe["preference"]:
         checked(recipe["preference"]["data"], list[Pairs], "preference.data")
+        _check_arms(recipe["preference"])
     _training(recipe, data, model, qat)
 
 
@@ -139,3 +153,20 @@ def _subset(found, allowed, where):
     for name in found:
         if name not in allowed:
             raise ValueError(f"unknown {name!r} in {where}{schema.nearest(str(name), list(allowed))}")
+
+
+def _check_arms(values):
+    schema.check(values.get("reward") or {}, _given(schema.fields("reward")), "preference.reward")
+    own = {key: schema.kinds(hint) for key, hint in typing.get_type_hints(Arm).items() if key in Arm.model_fields}
+    for name, arm in (values.get("arms") or {}).items():
+        where, method = f"preference.arms.{name}", arm.get("method") if isinstance(arm, dict) else None
+        if method not in METHODS:
+            raise ValueError(f"{where}.method should be one of {', '.join(METHODS)}, found {method!r}")
+        schema.check(arm, _given(schema.fields(METHODS[method])) | own, where)
+        needs = {"dpo": "pairs", "rloo": "reward", "grpo": "reward"}.get(method)
+        if needs and not arm.get(needs):
+            raise ValueError(f"{where} trains by {method} and needs {needs!r}: see docs/preference.md")
+
+
+def _given(known):
+    return {key: kind for key, kind in known.items() if key not in schema.DEVICE_FIELDS}

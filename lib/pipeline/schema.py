@@ -21,14 +21,10 @@ QUANTIZATIONS = ("q2_k", "q3_k_m", "q4_0", "q4_k_m", "q5_k_m", "q8_0", "mxfp4_mo
 DEVICE_FIELDS = ("output_dir", "use_cpu", "bf16", "fp16", "disable_tqdm", "seed", "data_seed")
 LIBRARIES = {
     "lora": ("peft", "LoraConfig"),
-    "sft": ("trl", "SFTConfig"),
-    "dpo": ("trl", "DPOConfig"),
-    "rloo": ("trl", "RLOOConfig"),
-    "grpo": ("trl", "GRPOConfig"),
-    "reward": ("trl", "RewardConfig"),
     "quantization": ("transformers", "BitsAndBytesConfig"),
+    **{name: ("trl", f"{name.upper()}Config") for name in ("sft", "dpo", "rloo", "grpo")},
+    "reward": ("trl", "RewardConfig"),
 }
-
 TYPE_NAMES = {bool: "bool", int: "int", float: "float", str: "str", list: "list", dict: "dict", type(None): "null"}
 
 
@@ -120,13 +116,6 @@ class PreferenceSection(Section):
     arms: dict = Field(default_factory=dict)  # {name: {method, pairs or reward, fields of the method's Config}}
 
 
-class Arm(Section):
-    method: typing.Literal["sft", "best_of_k", "dpo", "rloo", "grpo"]
-    pairs: list | None = None  # dpo: axes, or "samples" for the model's own
-    reward: typing.Literal["key", "format", "model", "padded"] | None = None  # rloo, grpo
-    scheme: str | None = None  # another grid than preference.scheme; "none" for none
-
-
 OWN = {
     "run": RunSection,
     "data": DataSection,
@@ -137,7 +126,6 @@ OWN = {
     "judge": JudgeSection,
     "preference": PreferenceSection,
 }
-METHODS = {"sft": "sft", "best_of_k": "sft", "dpo": "dpo", "rloo": "rloo", "grpo": "grpo"}  # an arm's library section
 
 
 def section(name, values):
@@ -156,26 +144,7 @@ def section(name, values):
     check(values, allowed, name)
     if name == "model" and values.get("quantization"):
         check(values["quantization"], fields("quantization"), "model.quantization")
-    if name == "preference":
-        _check_arms(values)
     return _complete(name, values) if name in OWN else values
-
-
-def _check_arms(values):
-    check(values.get("reward") or {}, _given(fields("reward")), "preference.reward")
-    own = {key: kinds(hint) for key, hint in typing.get_type_hints(Arm).items() if key in Arm.model_fields}
-    for name, arm in (values.get("arms") or {}).items():
-        where, method = f"preference.arms.{name}", arm.get("method") if isinstance(arm, dict) else None
-        if method not in METHODS:
-            raise ValueError(f"{where}.method should be one of {', '.join(METHODS)}, found {method!r}")
-        check(arm, _given(fields(METHODS[method])) | own, where)
-        needs = {"dpo": "pairs", "rloo": "reward", "grpo": "reward"}.get(method)
-        if needs and not arm.get(needs):
-            raise ValueError(f"{where} trains by {method} and needs {needs!r}: see docs/preference.md")
-
-
-def _given(known):
-    return {key: kind for key, kind in known.items() if key not in DEVICE_FIELDS}
 
 
 def _complete(name, values):

@@ -13,7 +13,6 @@ from lib.dataset import clinic, clinic_rows, converters, vignettes
 from lib.evaluation import screens
 from lib.pipeline.files import ROOT, sha256_json
 
-LICENCE = "this repository's"
 PATIENTS = 3  # told of each held-out condition
 NOTE = 'A note from {when}: "{text}" The diagnosis {verb} {name}. {line} {ask}'
 PRESENT = (

@@ -27,30 +27,30 @@ def load(cfg, tokenizer, questions, local):
     """
     parts, ledger, drop = {"train": [], "test": []}, [], cfg.data["drop_overlaps"]
     for entry in cfg.preference["data"]:
-        reasons, licence = Counter(), clinic_pairs.LICENCE
+        reasons, count, seed = Counter(), entry.get("pairs", 64), cfg.run["seed"]
         if entry["name"] == "clinic":
             axes, world = entry.get("axes") or list(clinic_pairs.AXES), clinic.load(local("data/clinic.yaml"))
-            count, seed = entry.get("pairs", 64), cfg.run["seed"]
-            found = {"train": clinic_pairs.pairs(axes, count, seed, "train", world)}
-            found["test"] = clinic_pairs.pairs(axes, max(20, count // 4), seed, "test", world)
+            sizes, terms = {"train": count, "test": max(20, count // 4)}, {"licence": "this repository's"}
+            found = {part: clinic_pairs.pairs(axes, size, seed, part, world) for part, size in sizes.items()}
         else:
-            read, licence = list(converters.read(entry, reasons, local)), converters.terms(entry)["licence"]
-            found = {"train": [], "test": []}
-            for pair in read:
-                found["train" if int(sha256_json(pair["question"]), 16) % HELD_OUT else "test"].append(pair)
-            reasons.pop("kept")
+            read, terms = list(converters.read(entry, reasons, local)), converters.terms(entry)
+            found = {part: [p for p in read if _is_held_out(p) is (part == "test")] for part in ("train", "test")}
+        reasons.pop("kept", None)
         for part, made in found.items():
-            clean, _ = pairs.without_leaks(made, {"test": questions}, cfg.run["seed"], drop)
+            clean, _ = pairs.without_leaks(made, {"test": questions}, cfg.run["seed"], drop, cfg.data["banned"])
             fit = [pair for pair in clean if _fits(pair, tokenizer, cfg, reasons)]
             reasons |= {"asks a test question": reasons["asks a test question"] + len(made) - len(clean)}
             reasons[f"kept to {part}"] += len(fit)
             parts[part] += fit
-        ledger.append({"source": entry.get("label") or entry["name"], **reasons, "licence": licence})
+        ledger.append({"source": entry.get("label") or entry["name"], **reasons, "licence": terms["licence"]})
     if not all(parts.values()):
-        raise ValueError(
-            f"preference.data gives {', '.join(f'{len(v)} pairs to {k}' for k, v in parts.items())}: {ledger}"
-        )
+        sizes = ", ".join(f"{len(found)} pairs to {part}" for part, found in parts.items())
+        raise ValueError(f"preference.data gives {sizes}; where its rows went: {ledger}")
     return parts["train"], parts["test"], ledger
+
+
+def _is_held_out(pair):
+    return int(sha256_json(pair["question"]), 16) % HELD_OUT == 0
 
 
 def _fits(pair, tokenizer, cfg, reasons):
@@ -104,6 +104,8 @@ class Material:
             logged = [arm["reward"], *(other for other in ("key",) if other != arm["reward"])]  # the key's verdict too
             given.reward_weights = [1.0] + [0.0] * (len(logged) - 1)
             functions = [rewards.Reward(each, self.scored[each], self.tokenizer, stops) for each in logged]
+            if not self.asked:
+                raise ValueError(f"preference.arms.{name} is rewarded by {arm['reward']}, and no question has options")
             rows = Dataset.from_list([{"id": each, "prompt": text} for each, text in self.asked.items()])
             return trainer(model, functions, train_dataset=rows, **common)
         style = (self.cfg.chat["format"], self.cfg.chat["date"], self.cfg.chat["reasoning_effort"])
@@ -118,7 +120,12 @@ class Material:
         found = [row for row, pair in zip(self.rows, self.kept, strict=True) if pair["axis"] in arm["pairs"]]
         if "samples" in arm["pairs"]:
             drawn = [(self.known[question], answers) for question, answers in self._drawn(model, name).items()]
-            own = pairs.from_samples(drawn, rewards.by_key, self.cfg.chat["format"], Counter())
+            own = pairs.from_samples(
+                drawn,
+                lambda r, sample: self.scored["key"]([r["id"]], [sample], None)[0],
+                self.cfg.chat["format"],
+                Counter(),
+            )
             found += encoded(own, self.tokenizer, self.cfg)
         if "reference" in arm["pairs"]:
             found += encoded(self._references(len(found)), self.tokenizer, self.cfg)

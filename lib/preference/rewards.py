@@ -47,13 +47,6 @@ def scored(records, fmt):
     return {"key": read("correct"), "format": read("compliant")}
 
 
-def by_key(record, text):
-    """1.0 for an answer (without its reasoning) that the record's ground truth calls right, 0.0 for another."""
-    if record["options"]:
-        return float(reading.choice(text, record["options"]) == record["letter"])
-    return float(reading.matches(text, record["answer"]))
-
-
 def modelled(model, asked, tokenizer, batch_size=32):
     """A score for `Reward` from a reward model. asked: {question id: rendered prompt}."""
     prompts = dict(zip(asked, tokenizer(list(asked.values()), add_special_tokens=False)["input_ids"], strict=True))
