@@ -3,13 +3,12 @@
 import contextlib
 import json
 import os
-import shutil
 import time
 
 from filelock import FileLock, Timeout
 
 from lib.pipeline import credentials, fingerprint, machine, ranks, recipe, records, stop
-from lib.pipeline.files import ROOT, HashCache, outputs_dir, sha256_file, sha256_json, write_json
+from lib.pipeline.files import ROOT, HashCache, outputs_dir, remove, sha256_file, sha256_json, write_json
 
 machine.quiet()  # before the notebook imports what would print
 IDLE = {  # what training does not compute with: mended, its checkpoints are still good
@@ -237,4 +236,4 @@ def clear(folder, stage):
         kept = (*records.KEPT, f"{stage}.ipynb", ".lock", ".kernel.lock")
         if path.name in kept or any(other in path.name for other in others):
             continue
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        remove(path)
