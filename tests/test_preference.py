@@ -61,7 +61,7 @@ def arms(tmp_path, rows=None, scored=None, **preference):
     rows = rows or [pairs.tokens(pair, TOKENIZER, cfg) for pair in kept]
     asked = material.prompts(RECORDS, TOKENIZER, cfg)
     return material.Material(
-        cfg, stage, TOKENIZER, RECORDS, kept, rows, asked, scored or rewards.scored(RECORDS, "instruction")
+        cfg, stage, TOKENIZER, RECORDS, kept, rows, asked, scored or rewards.scored(RECORDS, "instruction", 8)
     )
 
 

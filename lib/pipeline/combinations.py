@@ -49,7 +49,7 @@ class Pairs(Strict):
 class Arm(schema.Section):
     method: Literal["sft", "best_of_k", "dpo", "rloo", "grpo"]
     pairs: list | None = None  # dpo: axes, or "samples" for the model's own
-    reward: Literal["key", "format", "model", "padded"] | None = None  # rloo, grpo
+    reward: Literal["key", "format", "model", "length"] | None = None  # rloo, grpo
     scheme: str | None = None  # another grid than preference.scheme; "none" for none
 
 
@@ -158,7 +158,8 @@ def _subset(found, allowed, where):
 def _check_arms(values):
     schema.check(values.get("reward") or {}, _given(schema.fields("reward")), "preference.reward")
     own = {key: schema.kinds(hint) for key, hint in typing.get_type_hints(Arm).items() if key in Arm.model_fields}
-    for name, arm in (values.get("arms") or {}).items():
+    values["arms"] = {name: arm for name, arm in values["arms"].items() if arm is not None}  # an overlay's null
+    for name, arm in values["arms"].items():
         where, method = f"preference.arms.{name}", arm.get("method") if isinstance(arm, dict) else None
         if method not in METHODS:
             raise ValueError(f"{where}.method should be one of {', '.join(METHODS)}, found {method!r}")
