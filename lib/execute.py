@@ -6,13 +6,12 @@ python -m lib.execute verify | accept | clean --recipe tiny
 
 import contextlib
 import os
-import shutil
 import sys
 import time
 
 from lib.dataset import curriculum, entries
 from lib.pipeline import fingerprint, notebook, ranks, recipe, records, run, terminal
-from lib.pipeline.files import ROOT, HashCache, outputs_dir, sha256_file
+from lib.pipeline.files import ROOT, HashCache, outputs_dir, remove, sha256_file
 
 
 def main(argv=None):
@@ -37,7 +36,7 @@ def main(argv=None):
         where = error.filename or outputs_dir()
         return notebook.fail(
             args.stage,
-            f"cannot write or read {where}: {error.strerror}. Free space or mend permissions, then make again",
+            f"cannot write or read {where}: {error.strerror or error}. Free space or mend permissions, then make again",
         )
 
 
@@ -157,7 +156,7 @@ def clean(cfg):
     """Remove the outputs of a recipe, of all its SETs; caches and .venv stay."""
     for folder in outputs_dir().glob("*"):
         if folder.name == cfg.name or folder.name.startswith(f"{cfg.name}+"):
-            shutil.rmtree(folder)
+            remove(folder)
             print(f"clean        {folder}")
     return 0
 

@@ -20,7 +20,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from lib.chat import encoding
 from lib.evaluation import batching
-from lib.evaluation.endpoint import client, dialect, stream
+from lib.evaluation.endpoint import client, dialect, shown, stream
 from lib.evaluation.kept import Kept
 from lib.pipeline import ranks
 from lib.pipeline.files import sha256_json
@@ -218,9 +218,9 @@ def _ask(api, how, prompt, max_new_tokens, dialect):
     except (openai.APITimeoutError, openai.RateLimitError, openai.InternalServerError, ValueError):
         return _never_came(prompt, time.monotonic() - start)
     except openai.APIConnectionError as error:
-        raise ConnectionError(f"no server at {api.base_url}: {error}. Is llama-server still running?") from error
+        raise ConnectionError(f"no server at {shown(api)}: {error}. Is llama-server still running?") from error
     except openai.APIStatusError as error:
-        raise ValueError(f"{api.base_url} refused prompt {prompt['id']!r}: {error}") from error
+        raise ValueError(f"{shown(api)} refused prompt {prompt['id']!r}: {error}") from error
     except openai.APIError:  # amid the stream: llama-server cannot read what the model wrote, in harmony for one
         return _never_came(prompt, time.monotonic() - start)
     return {

@@ -9,6 +9,10 @@ from lib.pipeline import architectures, schema
 from lib.pipeline.files import ROOT
 from lib.pipeline.forms import Strict, checked
 
+MORE_THAN_PAIRS = ("use_dora", "lora_bias", "use_qalora", "layer_replication", "modules_to_save",
+                   "trainable_token_indices", "alora_invocation_tokens", "megatron_config")  # fmt: skip
+HEADS = ("lm_head", "embed_tokens", "embed_out", "wte", "output")  # the vocabulary's two tables, by their usual names
+
 
 class Benchmark(Strict):
     """A file that a judge grades by rubric, see lib.evaluation.cases."""
@@ -88,6 +92,11 @@ def check(recipe):
 def _training(recipe, data, model, qat):
     if qat and not all(type(seed) is int for seed in qat["seeds"]):
         raise ValueError(f"qat.seeds should list whole numbers, found {qat['seeds']!r}")
+    _adapter(recipe["lora"] or {})
+    if not recipe["sft"].get("max_length"):
+        raise ValueError(
+            "sft.max_length is missing: set the tokens that a row may have, which chapters 3 to 5 count on"
+        )
     trained = recipe["sft"] | (qat or {})
     spread = [key for key in ("fsdp", "deepspeed") if trained.get(key)]
     if spread and (spread == ["fsdp"] or trained["deepspeed"]["zero_optimization"]["stage"] == 3):
@@ -105,6 +114,25 @@ def _training(recipe, data, model, qat):
     if recipe["lora"] and qat and model["quantization"]:
         raise ValueError(
             "qat over a 4-bit base (model.quantization) is not supported: set qat: null or load the base in 16 bits"
+        )
+
+
+def _adapter(lora):
+    """Refuse an adapter that is more than a pair of matrices beside an unchanged weight: hours later the quantizer's
+    gate and llama.cpp's adapter file would.
+    """
+    found = [f"lora.{key}" for key in MORE_THAN_PAIRS if lora.get(key)]
+    found += ["lora.bias"] if lora.get("bias", "none") != "none" else []
+    if lora.get("init_lora_weights", True) not in (True, False, "gaussian", "orthogonal", None):
+        found.append(f"lora.init_lora_weights={lora['init_lora_weights']}, which changes the base")
+    targets = lora.get("target_modules") or []
+    found += [
+        f"lora.target_modules={name}" for name in HEADS if name in ([targets] if isinstance(targets, str) else targets)
+    ]
+    if found:
+        raise ValueError(
+            f"{', '.join(found)}: chapters 4 and 5 quantize and serve pairs of matrices on layers of an unchanged "
+            "base, and no other adapter: leave it out of the recipe"
         )
 
 

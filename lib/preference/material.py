@@ -104,6 +104,8 @@ class Material:
             logged = [arm["reward"], *(other for other in ("key",) if other != arm["reward"])]  # the key's verdict too
             given.reward_weights = [1.0] + [0.0] * (len(logged) - 1)
             functions = [rewards.Reward(each, self.scored[each], self.tokenizer, stops) for each in logged]
+            if not self.asked:
+                raise ValueError(f"preference.arms.{name} is rewarded by {arm['reward']}, and no question has options")
             rows = Dataset.from_list([{"id": each, "prompt": text} for each, text in self.asked.items()])
             return trainer(model, functions, train_dataset=rows, **common)
         style = (self.cfg.chat["format"], self.cfg.chat["date"], self.cfg.chat["reasoning_effort"])
