@@ -145,9 +145,9 @@ def piece(text, index=0):
     ).encode()
 
 
-def ending(tokens, reason="stop"):
+def ending(tokens, reason="stop", index=0):
     """Its last events."""
-    last = {"choices": [{"finish_reason": reason, "index": 0, "delta": {}}]}
+    last = {"choices": [{"finish_reason": reason, "index": index, "delta": {}}]}
     usage = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": tokens}}
     return b"".join(f"data: {json.dumps(event)}\n\n".encode() for event in (last, usage)) + b"data: [DONE]\n\n"
 

@@ -27,8 +27,11 @@ VALUES = {
 
 @pytest.fixture(scope="module")
 def client():
-    # the end is kept short, for thousands of them are read
-    with Backend(writes(piece("Iron."), ending(1))) as backend:
+    async def choices(writer, body):
+        pieces = [part for index in range(body["n"]) for part in (piece("Iron.", index), ending(1, index=index))]
+        await writes(*pieces)(writer, body)
+
+    with Backend(choices) as backend:
         with api(model(form="instruction"), backend_url=backend.url, log_file=os.devnull, slots=8) as made:
             made.fields = made.get("/openapi.json").json()["components"]["schemas"]["ChatRequest"]["properties"]
             yield made
