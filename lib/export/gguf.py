@@ -21,6 +21,7 @@ from gguf.quants import dequantize as to_float32
 from safetensors.torch import load_file, save_file
 
 from lib.export.serve import environment
+from lib.pipeline import machine
 from lib.pipeline.files import ROOT
 from lib.pipeline.programs import toolchain
 
@@ -190,6 +191,7 @@ def _vocab_size(file):
 
 def _run(args, what):
     """Run one program and return its output. Raises ValueError when it refuses, RuntimeError when it crashes."""
+    machine.release()
     args = [str(arg) for arg in args]
     text = {"encoding": "utf-8", "errors": "replace"}
     result = subprocess.run(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment(), **text)
