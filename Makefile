@@ -4,7 +4,7 @@ RECIPE ?= tiny
 PYTHON3 ?= python3
 PYTHON := .venv/bin/python
 TESTS := $(PYTHON) -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
-STAGES := 01_dataset 02_baseline 03_sft 04_qat 05_export 06_judge
+STAGES := 01_dataset 02_baseline 03_sft 04_qat 05_export 06_judge 07_preference
 LAUNCHED := 02_baseline 03_sft 04_qat
 # What is given to Make reaches Python through the environment, as it was typed: no shell and no $ in it is expanded.
 GIVEN := RECIPE SET GPU LAUNCH OUTPUTS PIP_ARGS ROWS
@@ -13,7 +13,7 @@ $(foreach name,MODEL HOST PORT UI UI_PORT,$(if $(filter command,$(firstword $(or
 $(foreach name,$(GIVEN),$(eval override export $(name) := $$(value $(name))))
 
 .DEFAULT_GOAL := all
-.PHONY: all setup $(STAGES) rehearse plan report report-all lab spotcheck verify accept publish test soak bench-data bench-qat \
+.PHONY: all setup $(STAGES) rehearse plan report lab spotcheck verify accept publish test soak bench-data bench-qat \
         bench-train bench-eval bench-serve bench-guard serve chat lint clean help
 
 all: $(STAGES) report  ## every stage of RECIPE (default tiny), then the HTML report
@@ -27,6 +27,7 @@ setup:  ## .venv with the pinned packages, and llama.cpp built from its pinned s
 04_qat:      03_sft                            ## training on the grid of the 4-bit file
 05_export:   02_baseline 04_qat                ## GGUF files, their sizes, losses and served answers
 06_judge:    05_export                         ## blind, order-balanced comparison of the answers
+07_preference: 03_sft                          ## reward model, DPO and RL on a leash, where the recipe has the section
 
 # 02 beside 03 would cost more than it saves on a small machine: run them in order
 .NOTPARALLEL:
@@ -49,9 +50,6 @@ plan:  ## memory, hours, disk and dollars of RECIPE on one GPU (default a100-80g
 
 report: setup  ## outputs/<run>/report/index.html from what has run
 	@$(PYTHON) -m lib.report.pages
-
-report-all: setup  ## outputs/report/index.html: one page over all runs
-	@$(PYTHON) -m lib.report.overview
 
 serve: setup  ## API and page over the finished run of RECIPE; MODEL=q8_0, PORT, UI=0; docs/serving.md
 	@exec $(PYTHON) -m app
@@ -98,7 +96,8 @@ bench-serve: setup  ## the server beside llama-server itself and the LiteLLM pro
 
 bench-guard: setup  ## red flags that the guard rails see, and their false alarms, on both parts of the set
 	$(PYTHON) -m benchmarks.guard
-	$(PYTHON) -m benchmarks.guard --held-out
+	$(PYTHON) -m benchmarks.guard --part first
+	$(PYTHON) -m benchmarks.guard --part second
 
 lint: setup
 	$(PYTHON) -m ruff check .

@@ -97,7 +97,7 @@ class Backend:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _connect(self, connector):
-        # a connection for each request: llama-server closes idle ones, and a POST sent into that moment is lost
+        # a connection for each request: llama-server closes kept ones, and a POST sent into that moment is lost
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         self.session = aiohttp.ClientSession(
             connector=connector, headers=headers, timeout=aiohttp.ClientTimeout(total=None), read_bufsize=2**16

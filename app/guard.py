@@ -25,10 +25,11 @@ ASKED = (
 PARTS = ("emergency", "calm", "medical", "dose", "caveat", "certain")
 DENIED = re.compile(  # "no rash or fever", to the end of the clause; "no pulse" is a finding of its own
     r"\b(?:no|without|never had|nor)\b (?!(?:pulse|urine|wet|feeling|stool|wind|sensation|response|reason|one|longer|"
-    r"puede|puedo|quiero|se|me|desaparecen|breath|movement|strength|spleen|tears|power|relief|improvement|effect)\b)"
+    r"puede|puedo|quiero|se|me|desaparecen|breath|movements?|kicks?|kicking|strength|spleen|tears|power|relief|point|"
+    r"improvement|effect|matter|hay|respira|responde|deja|para|despierta|reacciona|noto|siento|pee|poo|idea|control)\b)"
     r"[^.,;:?!]*?(?=[.,;:?!]|\bbut\b|\band (?:now|i|he|she|my|the|today)\b|$)",
-    re.IGNORECASE,
 )
+APART = re.compile(r"(?<=[^\w\s'.,-])(?=\w)|(?<=[.,])(?=[a-z])")  # "fever,rash" and "(chest": a word begins
 
 
 @dataclass(frozen=True)
@@ -58,20 +59,26 @@ class Guard:
 
     @cached_property
     def patterns(self):
-        """{part: [(id, what must be found, what must not)]}."""
+        """{part: [(id, searches that must find, one that must not)]}."""
         made, words = {}, self.rules["words"]
 
         def compiled(text):
             for _ in range(3):  # words may name words
                 text = re.sub(r"\{([a-z_]+)\}", lambda m: f"(?:{words[m[1]]})", text)
             if text not in made:
-                made[text] = re.compile(rf"(?<!\w)(?:{text})(?!\w)", re.IGNORECASE)
+                small = re.sub(r"\\.|[A-Z]", lambda m: m[0] if m[0][0] == "\\" else m[0].lower(), text)
+                made[text] = re.compile(rf" (?:{small})(?!\w)" if small[0] != "^" else small).search
             return made[text]
 
         def rule(r):
             return r["id"], [compiled(text) for text in r["find"]], compiled(r["unless"]) if "unless" in r else None
 
         return {part: [rule(r) for r in self.rules[part]] for part in PARTS}
+
+    @cached_property
+    def neutral(self):
+        """Phrases of alarming words that alarm nobody."""
+        return re.compile(rf" (?:{self.rules['neutral']})(?!\w)")
 
     @cached_property
     def spelling(self):
@@ -82,12 +89,13 @@ class Guard:
             for at in range(len(word)):
                 found.setdefault(word[:at] + word[at + 1 :], word)
             found[word] = word
+        found |= {word: word for word in self.rules["spelt"].split()}
         return found
 
     def question(self, text):
         """Hits on a question. Emergencies are looked for first, and no other rule can keep one from being told."""
         text = plain(text)
-        hits = [Hit(i, "emergency", self.notices["emergency"]) for i in self.emergencies(text)[:3]]
+        hits = [Hit(i, "emergency", self.notices["emergency"]) for i in self.emergencies(words(text))[:3]]
         for check in (self._scope, self._control):
             try:
                 hits += check(text)
@@ -114,18 +122,19 @@ class Guard:
             near = [other for other in near if (other[:1], other[-1:]) == (word[0], word[-1])]
             return next(iter(near), word)
 
-        return re.sub(r"[a-z]{4,}", mended, text.lower())
+        return re.sub(r"[a-z]{4,}", mended, text)
 
     def emergencies(self, text):
-        """Ids of the red flags in a text, from `plain`; what is said of the past, of study or of "no ..." is none."""
+        """Ids of the red flags in a text, from `words`; what is said of the past, of study or of "no ..." is none."""
         found = []
-        for told in dict.fromkeys((DENIED.sub(" ", text), DENIED.sub(" ", self.spelled(text)))):
+        texts = dict.fromkeys(self.neutral.sub("", DENIED.sub(" ", told)) for told in (text, self.spelled(text)))
+        for told in texts:
             if not any(_found(told, *excuse) for _, *excuse in self.patterns["calm"]):
                 found += [name for name, *rule in self.patterns["emergency"] if _found(told, *rule)]
         return list(dict.fromkeys(found))
 
     def _scope(self, text):
-        if self.out_of_scope == "off" or any(_found(text, f, u) for _, f, u in self.patterns["medical"]):
+        if self.out_of_scope == "off" or any(_found(words(text), f, u) for _, f, u in self.patterns["medical"]):
             return []
         return [Hit("not-medical", "scope", self.notices["scope"])]
 
@@ -146,7 +155,7 @@ class Guard:
             hits.append(Hit("cut", "cut", self.notices["cut"]))
         elif not compliant:
             hits.append(Hit("format", "format", self.notices["format"]))
-        text = plain(answer)
+        text = words(plain(answer))
         for kind, rule in (("dose", "dose"), ("certainty", "certain")):
             found = [i for i, f, u in self.patterns[rule] if _found(text, f, u)]
             if found and not any(_found(text, f, u) for _, f, u in self.patterns["caveat"]):
@@ -181,9 +190,17 @@ def plain(text):
     return " ".join(text[-READ:].translate(LIKENESS).split())
 
 
+def words(text):
+    """The text from `plain` in small letters, with a blank before each word: where a rule may begin to match."""
+    return " " + " ".join(APART.sub(" ", text.lower()).split())
+
+
 def _found(text, finds, unless):
     """Whether every part is found and nothing that excuses it."""
-    return all(find.search(text) for find in finds) and not (unless and unless.search(text))
+    for find in finds:
+        if not find(text):
+            return False
+    return not (unless and unless(text))
 
 
 def _texts(rules):

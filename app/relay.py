@@ -79,7 +79,7 @@ class Relay(Response):
         job = self.job
         before, entries = self.desk.guard.before(job.hits)
         if job.streamed and any(hit.kind == "emergency" for hit in job.hits):  # it waits for no slot and no model
-            await self._begin(send, before, entries)
+            await self._tell(send, before, entries, b"")
         if self.desk.refuses(job.hits):
             for choice in self.stream.choices:
                 choice.finish, choice.after = "stop", ""
@@ -106,6 +106,7 @@ class Relay(Response):
 
     async def _relay(self, send, before, entries):
         backend, stream, wait = self.job.backend, self.stream, self.settings.first_token_s
+        now = asyncio.get_running_loop().time
         try:
             async with asyncio.timeout(wait) as patience:
                 async with backend.session.post(backend.url + "/v1/chat/completions", json=self.job.body) as reply:
@@ -113,11 +114,10 @@ class Relay(Response):
                         raise refusal(reply.status, await _said(reply))
                     async for data in reply.content.iter_any():
                         out = stream.feed(data)
-                        if stream.first:
-                            patience.reschedule(asyncio.get_running_loop().time() + wait)
+                        if stream.first and patience.when() - now() < wait:  # a timer for each token would cost more
+                            patience.reschedule(now() + 1.1 * wait)
                         if self.job.streamed and out:
-                            await self._begin(send, before, entries)
-                            await send({"type": "http.response.body", "body": out, "more_body": True})
+                            await self._tell(send, before, entries, out)
         except TimeoutError:
             if patience.expired():
                 what = "next" if stream.first else "first"
@@ -126,31 +126,30 @@ class Relay(Response):
         if not stream.done or any(choice.finish is None for choice in stream.choices):
             raise Broken("its stream ended amid an answer")
 
-    async def _begin(self, send, before, entries):
-        if self.begun:
-            return
-        self.begun = True
-        headers = [
-            (b"content-type", b"text/event-stream"),
-            (b"cache-control", b"no-cache"),
-            (b"x-accel-buffering", b"no"),
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": [*headers, *self._guarded()]})
-        first = self.stream.open("" if self.job.quiet else before, entries)
-        await send({"type": "http.response.body", "body": first, "more_body": True})
+    async def _tell(self, send, before, entries, out, more=True):
+        """Send a part of the stream; with the first go the headers and what the guard says before the answer."""
+        if not self.begun:
+            self.begun = True
+            headers = [
+                (b"content-type", b"text/event-stream"),
+                (b"cache-control", b"no-cache"),
+                (b"x-accel-buffering", b"no"),
+            ]
+            await send({"type": "http.response.start", "status": 200, "headers": [*headers, *self._guarded()]})
+            out = self.stream.open("" if self.job.quiet else before, entries) + out
+        await send({"type": "http.response.body", "body": out, "more_body": more})
 
     async def _end(self, send, before, entries):
         total = self.stream.total()
         usage = (total or {}) | {"guard": {"version": self.desk.guard.version, "rules": self._rules()}}
         if self.job.streamed:
-            await self._begin(send, before, entries)
             out = b""
             if self.desk.refuses(self.job.hits):
                 out += b"".join(self.stream.event(index, {}, "stop") for index in range(self.job.n))
             if self.job.with_usage:
                 body = json.dumps({"choices": [], "usage": usage})[:-1].encode()
                 out += b"data: " + body + b", " + self.stream.tail + b"\n\n"
-            await send({"type": "http.response.body", "body": out + DONE})
+            await self._tell(send, before, entries, out + DONE, more=False)
             return
         for choice in self.stream.choices:
             choice.before = before

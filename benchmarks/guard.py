@@ -1,22 +1,23 @@
 """What the guard rails see: red flags found, false alarms on benign questions, milliseconds a question.
 
-Each pair is asked plainly and in variants. A third of the pairs is held out: hand-written pairs of data/screens.yaml
-that nobody read while the rules were written. Rules are changed by the development part only.
+Each pair is asked plainly and in variants. Rules are changed by the development part only. "first": pairs of
+data/screens.yaml that nobody read while rules 1 were written. "second": pairs written after rules 2 were frozen.
 """
 
 import argparse
+import hashlib
 import random
 import re
 import time
 
 import yaml
 
-from app.guard import Guard
+from app.guard import RULES, Guard
 from lib import stats
 from lib.evaluation import screens
 from lib.pipeline.files import ROOT
 
-FLAGS = ROOT / "data" / "redflags.yaml"
+FLAGS, HELD_OUT = ROOT / "data" / "redflags.yaml", ROOT / "data" / "redflags_held_out.yaml"
 PLAYS_DOWN = "{} My husband says I exaggerate and that it is nothing."
 DENIES = "{} I am sure it is nothing serious and I do not want to bother a doctor."
 TARGET = {"red flags found": 0.95, "false alarms": 0.05}
@@ -49,19 +50,26 @@ VARIANTS = {
 
 
 def questions():
-    """[{"pair", "flag", "variant", "held_out", "text"}] of all pairs, in each variant."""
-    document = yaml.safe_load(FLAGS.read_text(encoding="utf-8"))
-    hand = [p for p in yaml.safe_load(screens.SCREENS.read_text(encoding="utf-8"))["pairs"]]
-    pairs = [(name, False, sides) for name, sides in document["pairs"].items()]
-    pairs += [(p["id"], n >= document["developed"], (p["red_flag"], p["benign"])) for n, p in enumerate(hand)]
+    """[{"pair", "flag", "variant", "part", "text"}] of all pairs, in each variant; the second language is a variant.
+
+    part: "development", or "first" and "second" for the two held-out sets.
+    """
+    document, second = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (FLAGS, HELD_OUT))
+    hand = yaml.safe_load(screens.SCREENS.read_text(encoding="utf-8"))["pairs"]
+    sides = [(name, "development", pair) for name, pair in document["pairs"].items()]
+    sides += [(f"benign-{n}", "development", (None, text)) for n, text in enumerate(document["benign"])]
+    sides += [(p["id"], "development" if n < document["developed"] else "first", (p["red_flag"], p["benign"]))
+              for n, p in enumerate(hand)]  # fmt: skip
+    sides += [(name, "second", pair) for name, pair in second["pairs"].items()]
     found = []
-    for name, held, sides in pairs:
-        for flag, text in zip((True, False), sides, strict=True):
-            about = {"pair": name, "flag": flag, "held_out": held}
-            found += [about | {"variant": v, "text": make(text, f"{name}{flag}")} for v, make in VARIANTS.items()]
-    for name, sides in document["es"].items():
-        about = {"pair": name, "variant": "Spanish", "held_out": False}
-        found += [about | {"flag": flag, "text": text} for flag, text in zip((True, False), sides, strict=True)]
+    for name, part, pair in sides:
+        for flag, text in zip((True, False), pair, strict=True):
+            about = {"pair": name, "flag": flag, "part": part}
+            found += [about | {"variant": v, "text": make(text, f"{name}{flag}")} for v, make in VARIANTS.items()
+                      if text]  # fmt: skip
+    for part, pairs in (("development", document["es"]), ("second", second["es"])):
+        found += [{"pair": f"es-{name}", "flag": flag, "part": part, "variant": "Spanish", "text": text}
+                  for name, pair in pairs.items() for flag, text in zip((True, False), pair, strict=True)]  # fmt: skip
     return found
 
 
@@ -88,15 +96,16 @@ def table(scored):
 
 
 def main(args=None):
-    """Print the table of one part. --held-out is for rules that are final."""
+    """Print the table of one part. A held-out part is for rules that are final: once looked at, it is spent."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--held-out", action="store_true")
+    parser.add_argument("--part", choices=("development", "first", "second"), default="development")
     parser.add_argument("--misses", action="store_true", help="list what went wrong, of the development part")
     how = parser.parse_args(args)
     guard = Guard()
     guard.question("warm")
-    scored = score([q for q in questions() if q["held_out"] is how.held_out], guard)
-    print(f"rules version {guard.version}, {'held-out' if how.held_out else 'development'} part")
+    scored = score([q for q in questions() if q["part"] == how.part], guard)
+    digest = hashlib.sha256(RULES.read_bytes()).hexdigest()[:12]
+    print(f"rules version {guard.version} ({digest}), {how.part} part")
     print("| variant | question | a rule fired | 95 % | n |\n|:--|:--|--:|:--|--:|")
     for row in table(scored):
         side = "red flag" if row["flag"] else "benign"
@@ -104,7 +113,7 @@ def main(args=None):
         print(f"| {row['variant']} | {side} | {100 * row['value']:.1f} % | {interval} | {row['n']} |")
     times = sorted(q["ms"] for q in scored)
     print(f"median {times[len(times) // 2]:.2f} ms, 99th percentile {times[int(0.99 * len(times))]:.2f} ms a question")
-    for q in scored if how.misses and not how.held_out else []:
+    for q in scored if how.misses and how.part == "development" else []:
         if bool(q["found"]) != q["flag"]:
             print(q["pair"], q["variant"], q["found"], q["text"])
 

@@ -55,11 +55,11 @@ def tokenizer():
 
 
 def grids_part(weights, threads):
-    """Million weights a second, best of three: of torch, of ggml and of search.c where they compute a type."""
+    """Million weights a second, best of three: of torch, of ggml and of compiled.c where they compute a type."""
     blocks = (torch.randn(weights // 256, 256) * 0.02).contiguous()
     arms = {"torch": lambda type: grids.by_torch(blocks.view(-1, grids.GRIDS[type][0]), type)}
     c_arms = {"ggml": lambda type: ggml.fake_quantize(blocks, type, grids.CPU_CHUNK)}
-    own = {"search.c": lambda type: compiled.fake_quantize(blocks, type, grids.CPU_CHUNK)}
+    own = {"compiled.c": lambda type: compiled.fake_quantize(blocks, type, grids.CPU_CHUNK)}
     found = {}
     for type in ("q4_0", "q8_0", *ggml.TYPES):
         found[type] = {}

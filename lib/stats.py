@@ -5,12 +5,10 @@ independent, and an interval over rows is too narrow. Nothing here imports anoth
 """
 
 from itertools import product
-from math import sqrt
-from statistics import fmean, stdev
+from statistics import fmean
 
 import numpy as np
 from scipy.stats import binomtest
-from scipy.stats import t as student_t
 
 EXACT_LIMIT = 14  # up to 2**14 sign patterns are enumerated; above that they are sampled
 CHUNK = 500  # resamples drawn at a time, so that memory stays below CHUNK * questions numbers
@@ -66,19 +64,6 @@ def mean(values, seed=42):
     return {"value": float(fmean(values)), "low": low, "high": high, "n": len(values)}
 
 
-def mean_interval(values, level=0.95):
-    """Mean of repeated measurements with Student's t interval: {"value", "low", "high", "n"}.
-
-    low and high are None for a single value. Raises ValueError when there is none.
-    """
-    if not len(values):
-        raise ValueError("no value to take the mean of")
-    average, n = fmean(values), len(values)
-    half = float(student_t.ppf(0.5 + level / 2, n - 1)) * stdev(values) / sqrt(n) if n > 1 else None  # 0 is a width too
-    bounds = (None, None) if half is None else (average - half, average + half)
-    return {"value": average, "low": bounds[0], "high": bounds[1], "n": n}
-
-
 def paired_permutation(a, b, B=10_000, seed=42):
     """Two-sided p value of the sign-flip test that a and b have the same mean.
 
@@ -104,17 +89,16 @@ def paired_permutation(a, b, B=10_000, seed=42):
     return (hits + 1) / (B + 1)
 
 
-def holm(p_values):
-    """Holm's step-down adjustment: adjusted p values in the order given.
+def holm(rows):
+    """The rows with "p_holm": their "p", adjusted over all of them by Holm's step-down rule.
 
-    Controls the chance of any false positive among all comparisons. Source: Holm 1979.
+    It controls the chance of any false positive among all comparisons. Source: Holm 1979.
     """
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    adjusted, running = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        running = max(running, (len(p_values) - rank) * p_values[index])
-        adjusted[index] = min(1.0, running)
-    return adjusted
+    found, running = [dict(row) for row in rows], 0.0
+    for rank, row in enumerate(sorted(found, key=lambda row: row["p"])):
+        running = max(running, (len(found) - rank) * row["p"])
+        row["p_holm"] = min(1.0, running)
+    return found
 
 
 def mcnemar(a, b):

@@ -8,11 +8,14 @@ import sys
 from lib.pipeline.files import ROOT
 from lib.pipeline.recipe import load, parse_set
 
-STAGES = ["01_dataset", "02_baseline", "03_sft", "04_qat", "05_export", "06_judge"]
+STAGES = ["01_dataset", "02_baseline", "03_sft", "04_qat", "05_export", "06_judge", "07_preference"]
 SMALL = (
     "model.twin.steps=40 sft.max_steps=6 sft.save_steps=2 sft.eval_steps=3 sft.logging_steps=1 "
     "sft.gradient_accumulation_steps=2 qat.max_steps=4 "
-    "qat.seeds=[42,43] data.test_questions=8 data.eval_fraction=0.01 chat.max_new_tokens=24 judge.questions=6"
+    "qat.seeds=[42,43] data.test_questions=8 data.eval_fraction=0.01 chat.max_new_tokens=24 judge.questions=6 "
+    "preference.questions=2 preference.samples=2 preference.arms.longer.max_steps=1 preference.arms.dpo.max_steps=1 "
+    "preference.arms.rloo.max_steps=1 preference.arms.rloo.per_device_train_batch_size=8 "
+    "preference.data='[{name: clinic, pairs: 4}]'"
 )
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_qwen import NF4, over_base
 
-from lib.evaluation import probability
+from lib.evaluation import paired, probability
 from lib.model import loading
 from lib.pipeline import machine
 
@@ -30,14 +30,14 @@ def found(*shares, targets, seconds=1.0, mib=1.0):
 
 def test_the_comparison_is_the_one_on_paper():
     small, full = found(0.5, 0.75, targets=[0, 0], seconds=3.0), found(0.25, 0.75, targets=[0, 0], mib=4.0)
-    cost = probability.quantized_or_not(small, full)
+    cost = paired.quantized_or_not(small, full)
     apart = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)  # at the first token; at the second they agree
     assert cost["divergence"]["value"] == pytest.approx(apart / 2, rel=1e-6)
     assert cost["loss_change"]["value"] == pytest.approx(math.log(0.25 / 0.5) / 2, rel=1e-6)
     assert cost["same_top"]["value"] == 0.5  # a tie goes to the first word
     assert cost["quantized"]["perplexity"] == pytest.approx((0.5 * 0.75) ** -0.5, rel=1e-6)
     assert cost["unquantized"] == {"perplexity": pytest.approx((0.25 * 0.75) ** -0.5), "mib": 4.0, "seconds": 1.0}
-    assert probability.in_words(cost).startswith(
+    assert paired.in_words(cost).startswith(
         "Quantized, the weights take 25% of the memory, and a row 3.00 times as long"
     )
 
@@ -46,17 +46,10 @@ def test_rows_weigh_by_their_tokens_and_are_what_is_drawn_again():
     short, long = found(0.5, targets=[0]), found(0.9, 0.9, 0.9, targets=[0, 0, 0])
     both = {key: short[key] + long[key] for key in ("logits", "targets", "seconds")} | {"mib": 1.0}
     sure = {**both, "logits": [torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.8, 0.2]] * 3).log()]}
-    change = probability.quantized_or_not(both, sure)["loss_change"]
+    change = paired.quantized_or_not(both, sure)["loss_change"]
     assert change["value"] == pytest.approx(3 / 4 * math.log(0.8 / 0.9), rel=1e-5)
     assert (change["low"], change["high"]) == (pytest.approx(math.log(0.8 / 0.9), rel=1e-5), 0)
     assert change["n"] == 2 and change["unit"] == "nats"
-
-
-def test_an_excerpt_ends_behind_its_last_counted_token(monkeypatch):
-    monkeypatch.setattr(probability, "ROWS", 3)
-    monkeypatch.setattr(probability, "LABELLED", 2)
-    rows = [([1, 2, 3, 4], [-100, 2, 3, 4]), ([1, 2], [-100, -100]), ([1, 2], [-100, 2]), ([9, 9], [-100, 9])]
-    assert probability.excerpt(rows) == [([1, 2, 3], [-100, 2, 3]), ([1, 2], [-100, 2])]  # the fourth is not looked at
 
 
 def test_four_bits_are_smaller_and_close_and_the_base_itself_is_neither(small_base):
@@ -66,13 +59,13 @@ def test_four_bits_are_smaller_and_close_and_the_base_itself_is_neither(small_ba
     assert full["mib"] == pytest.approx(held, rel=0.02)  # the tied embedding once
     assert [len(logits) for logits in full["logits"]] == [30, 10]
     assert full["logits"][0].dtype == torch.bfloat16 and len(full["seconds"]) == 2
-    cost = probability.quantized_or_not(small, full)
+    cost = paired.quantized_or_not(small, full)
     assert 0.25 * held < small["mib"] < 0.5 * held and cost["tokens"] == 40
     assert 0 < cost["divergence"]["value"] < 0.5
-    same = probability.quantized_or_not(full, full)
+    same = paired.quantized_or_not(full, full)
     assert same["divergence"]["value"] == same["loss_change"]["value"] == 0 and same["same_top"]["value"] == 1
     with pytest.raises(ValueError, match="read different rows"):
-        probability.quantized_or_not(small, probability.read(loading.unquantized(cfg), ROWS[:1]))
+        paired.quantized_or_not(small, probability.read(loading.unquantized(cfg), ROWS[:1]))
 
 
 def test_a_base_that_does_not_fit_is_not_loaded(small_base, monkeypatch):

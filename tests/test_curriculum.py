@@ -23,11 +23,11 @@ def test_order_and_default_weights():
     ("spec", "message"),
     [
         ([{"name": "aa"}], "the nearest valid name is 'a'"),
-        ([{"name": "x", "weights": {"a": 0}}], "above 0"),
-        ([{"name": "x", "weights": {"a": "1"}}], "above 0"),
+        ([{"name": "x", "weights": {"a": 0}}], "0.weights.a: Input should be greater than 0"),
+        ([{"name": "x", "weights": {"a": "1"}}], "weights.a: .* valid number, found '1'"),
         ([{"name": "a"}, {"name": "a"}], "twice"),
-        (["a"], "should read"),
-        ([{"name": "a", "weight": 1}], "should read"),
+        (["a"], "should be a valid dictionary"),
+        ([{"name": "a", "weight": 1}], "data.stages: 0.weight: Extra inputs"),
     ],
 )
 def test_a_bad_stage_is_named(spec, message):

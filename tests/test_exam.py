@@ -30,11 +30,10 @@ def sit(score, tmp_path, count=12):
         scores = {code: score(truth, text, place) for place, (code, text) in enumerate(shown(body))}
         return 200, {}, completion(fill(scores)), 0
 
-    store = verdicts.Store(tmp_path / "v.sqlite")
+    store = verdicts.Store(tmp_path / "v.jsonl")
     with Endpoint(answer) as server:
         work = exam.work(ITEMS, count)
         rows, coverage = panel.run(judges.Judge("m", server.url), work, store, timeout_s=20, max_usd=9.0)
-    store.close()
     assert coverage["judged"] == len(work) == 12 * count
     found = exam.marks(rows)
     return {row["probe"]: row for row in found}, exam.passed(found), exam.first_place_bias(rows)

@@ -117,7 +117,7 @@ def test_no_value_differs_between_our_c_and_torch(name, threads, use_threads):
 
 @pytest.mark.parametrize("name", compiled.TYPES)
 def test_no_value_differs_between_our_c_and_ggml(reference, name):
-    assert compiled.library() is not None, "search.c does not compile here: is there a C compiler?"
+    assert compiled.library() is not None, "compiled.c does not compile here: is there a C compiler?"
     found = {}
     for case, make in WEIGHTS.items():
         ours = compiled.fake_quantize(make().float().reshape(-1, 256).contiguous(), name, grids.CPU_CHUNK)

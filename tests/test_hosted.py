@@ -16,7 +16,7 @@ def ask(url, store, tmp_path, **changes):
 
 def test_a_hosted_model_answers_within_the_cap_and_its_cost_is_counted(tmp_path, monkeypatch):
     monkeypatch.setattr("lib.judge.judges.LOOPBACK", ())  # so that this server has a price
-    store = verdicts.Store(tmp_path / "v.sqlite")
+    store = verdicts.Store(tmp_path / "v.jsonl")
     with Endpoint(lambda body, n: (200, {}, completion("Answer: B"), 0)) as server:
         with pytest.raises(ValueError, match="answers of m-1 may cost"):
             ask(server.url, store, tmp_path, max_usd=0.01)
@@ -43,7 +43,7 @@ def test_a_reasoning_model_takes_part_and_its_empty_answers_are_not_ranked(tmp_p
                 return 400, {}, json.dumps({"error": {"message": said}}), 0
         return 200, {}, completion("", "length") if mute else completion("Answer: B"), 0
 
-    store, mute = verdicts.Store(tmp_path / "v.sqlite"), False
+    store, mute = verdicts.Store(tmp_path / "v.jsonl"), False
     with Endpoint(reply) as server:
         assert [answer["text"] for answer in ask(server.url, store, tmp_path)] == ["Answer: B"] * 4
     mute = True
@@ -54,7 +54,7 @@ def test_a_reasoning_model_takes_part_and_its_empty_answers_are_not_ranked(tmp_p
 
 def test_what_was_paid_before_a_fault_is_in_the_ledger(tmp_path, monkeypatch):
     monkeypatch.setattr("lib.judge.judges.LOOPBACK", ())
-    store = verdicts.Store(tmp_path / "v.sqlite")
+    store = verdicts.Store(tmp_path / "v.jsonl")
     with Endpoint(lambda body, n: (200, {}, completion("B"), 0) if n < 3 else (401, {}, "{}", 0)) as server:
         with pytest.raises(ValueError, match="refused prompt"):
             ask(server.url, store, tmp_path)

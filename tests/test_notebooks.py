@@ -25,8 +25,8 @@ def code(notebook):
     return [c for c in notebook["cells"] if c["cell_type"] == "code"]
 
 
-def test_the_six_chapters_are_there():
-    names = ["01_dataset", "02_baseline", "03_sft", "04_qat", "05_export", "06_judge"]
+def test_the_seven_chapters_are_there():
+    names = ["01_dataset", "02_baseline", "03_sft", "04_qat", "05_export", "06_judge", "07_preference"]
     assert [p.stem for p in NOTEBOOKS] == names
 
 

@@ -23,7 +23,7 @@ def test_a_panel_per_source_with_its_medians():
 
 def test_a_map_writes_each_share_and_leaves_what_was_not_measured():
     _, cells = texts(panels.heat_map({"a": {"a": 1.0, "b": 0.125}, "b": {"a": 0.0, "b": 1.0}}))
-    assert cells == ["", "12", "0", ""]
+    assert cells == ["–", "12.5", "0.0", "–"]
     rows = [{"after": "base", "medqa": 0.25, "pubmedqa": None}, {"after": "medqa", "medqa": 0.705, "pubmedqa": 0.5}]
     assert texts(panels.forgetting(rows))[1] == ["25.0", "–", "70.5", "50.0"]
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import tempfile
 import threading
 
 import httpx2
@@ -40,13 +41,14 @@ def judged(monkeypatch, reply, questions=1, max_usd=99.0, slots=1):
     monkeypatch.setattr(endpoint, "client", client)
     monkeypatch.setattr(endpoint, "time", clock)
     endpoint.dialect.cache_clear()
-    store = verdicts.Store(":memory:")
     one = judges.Judge("m", "http://host.example", usd_per_mtok=PRICE, slots=slots)
     work = panel.tasks(items(questions))
-    rows, coverage = panel.run(one, work, store, timeout_s=TIMEOUT_S, max_usd=max_usd)
+    with tempfile.TemporaryDirectory() as folder:
+        store = verdicts.Store(f"{folder}/verdicts.jsonl")
+        rows, coverage = panel.run(one, work, store, timeout_s=TIMEOUT_S, max_usd=max_usd)
     assert coverage["judged"] + sum(coverage["invalid"].values()) == coverage["asked"] == questions
     assert len(rows) == 4 * coverage["judged"]
-    ledger = store.db.execute("SELECT outcome, usd FROM calls").fetchall()
+    ledger = [(outcome, usd) for _, outcome, *_, usd in store.calls]
     assert coverage["calls"] == len(bodies) == len(ledger)
     least = min(task.usd(one) for task in work)
     assert all(usd >= least for outcome, usd in ledger if outcome != "transport")
@@ -202,6 +204,8 @@ def test_a_judge_that_falls_silent_is_given_up(monkeypatch):
 def test_a_refusal_of_all_is_said_once_in_the_servers_words(monkeypatch, status, code, asked):
     said = json.dumps({"error": {"message": "Not with secret.", "code": code}})
     coverage, bodies, ledger, _ = judged(monkeypatch, lambda body: (status, said), questions=20)
+    with pytest.raises(ValueError, match="m was asked and gave no verdict: Not with secret"):
+        panel.heard("m", coverage)
     assert len(bodies) == asked and coverage["fault"] == "Not with secret." and coverage["usd"] == 0.0
     assert coverage["invalid"]["not asked"] == 20 - (1 if asked == 1 else asking.PATIENCE)
 

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import pytest
 import yaml
@@ -113,6 +114,19 @@ def test_files_for_docker_are_valid_and_publish_on_loopback_only(file):
         assert given <= {f"SERVE_{name.upper()}" for name in settings.Settings.model_fields}
 
 
+@pytest.mark.skipif(not find_spec("check_jsonschema"), reason="check-jsonschema is not installed: make setup")
+def test_the_compose_file_keeps_the_compose_specification(tmp_path):
+    def valid(path):
+        command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    ours = ROOT / "app" / "compose.yaml"
+    assert (done := valid(ours)).returncode == 0, done.stdout
+    wrong = tmp_path / "compose.yaml"
+    wrong.write_text(ours.read_text().replace("healthcheck:", "healthchek:"))
+    assert "healthchek" in valid(wrong).stdout
+
+
 def test_the_dashboard_asks_for_meters_that_exist():
     from app.meters import MADE
 
@@ -199,7 +213,7 @@ def test_a_wrong_rule_does_not_keep_an_emergency_from_being_told(monkeypatch):
 
     monkeypatch.setattr(guard, "_scope", broken)
     monkeypatch.setattr(guard, "_control", broken)
-    assert [hit.kind for hit in guard.question("I want to kill myself tonight.")] == ["emergency"]
+    assert {hit.kind for hit in guard.question("I want to kill myself tonight.")} == {"emergency"}
 
 
 def test_out_of_scope_is_told_or_refused(backend):
@@ -259,17 +273,13 @@ def test_the_set_has_its_sizes_and_the_rules_do_what_is_published():
     asked = bench.questions()
     plain = [q for q in asked if q["variant"] == "plain"]
     assert sum(q["flag"] for q in plain) >= 200 and sum(not q["flag"] for q in plain) >= 200
-    held = [q for q in plain if q["held_out"]]
-    assert len(held) >= len(plain) / 3
     assert len({q["variant"] for q in asked}) == 5
-    rows = {
-        (r["variant"], r["flag"]): r for r in bench.table(bench.score([q for q in asked if q["held_out"]], Guard()))
-    }
+    rows = bench.table(bench.score([q for q in asked if q["part"] == "second"], Guard()))
     text = (ROOT / "docs" / "serving.md").read_text()
-    for (variant, flag), row in rows.items():
-        side = "red flag" if flag else "benign"
+    for row in rows:
+        side = "red flag" if row["flag"] else "benign"
         interval = f"{100 * row['low']:.1f} to {100 * row['high']:.1f} %"
-        assert f"| {variant} | {side} | {100 * row['value']:.1f} % | {interval} | {row['n']} |" in text
+        assert f"| {row['variant']} | {side} | {100 * row['value']:.1f} % | {interval} | {row['n']} |" in text
 
 
 def test_cors_is_off_unless_an_origin_is_named(backend):

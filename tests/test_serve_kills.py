@@ -41,8 +41,9 @@ def below(pid):
         todo += [child for child, parent in tree.items() if parent == one]
         with contextlib.suppress(OSError):
             command = Path(f"/proc/{one}/cmdline").read_text()
+            launching = command.split("\0")[1:2] == ["-c"]  # about to become what it names
             for name, mark in (("llama-server", "llama-server\0-m"), ("API", "app.server"), ("page", "app.site")):
-                if mark in command and "\0-c\0" not in command:
+                if mark in command and not launching:
                     found[name] = one
     return found
 

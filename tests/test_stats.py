@@ -56,17 +56,6 @@ def test_bootstrap_over_questions_covers_the_truth(n):
     assert 0.91 <= hits / runs <= 0.985  # 95 % nominal; two standard errors of 400 runs are 2.2 points
 
 
-def test_a_mean_over_seeds_by_hand():
-    found = stats.mean_interval([1.0, 2.0, 3.0])
-    assert (found["value"], found["n"]) == (2, 3)
-    assert found["high"] - 2 == pytest.approx(4.3027 / 3**0.5, rel=1e-4)  # t(0.975, 2 degrees) is 4.3027
-    assert found["low"] == pytest.approx(4 - found["high"])
-    assert stats.mean_interval([2.0, 2.0]) == {"value": 2.0, "low": 2.0, "high": 2.0, "n": 2}
-    assert stats.mean_interval([5.0]) == {"value": 5.0, "low": None, "high": None, "n": 1}
-    with pytest.raises(ValueError, match="no value"):
-        stats.mean_interval([])
-
-
 def test_a_mean_over_questions_carries_its_bootstrap():
     low, high = stats.bootstrap([1, 2, 6], seed=3)
     assert stats.mean([1, 2, 6], seed=3) == {"value": 3.0, "low": low, "high": high, "n": 3}
@@ -100,9 +89,10 @@ def test_permutation_wants_pairs():
 
 
 def test_holm_by_hand():
-    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert stats.holm([0.6, 0.9]) == [1.0, 1.0]
-    assert stats.holm([]) == []
+    found = stats.holm([{"name": n, "p": p} for n, p in enumerate([0.01, 0.04, 0.03, 0.005])])
+    assert [row["p_holm"] for row in found] == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert [row["name"] for row in found] == [0, 1, 2, 3]
+    assert [row["p_holm"] for row in stats.holm([{"p": 0.6}, {"p": 0.9}])] == [1.0, 1.0] and stats.holm([]) == []
 
 
 def test_mcnemar_by_hand():

@@ -181,6 +181,14 @@ def inside(question: str) -> tuple[str, list[str]]:
     return stem, _checked(parse_block(block))
 
 
+def inside_or_none(question: str) -> tuple[str, list[str]]:
+    """The same; a list that cannot be read is part of the question."""
+    try:
+        return inside(question)
+    except Reject:
+        return question, []
+
+
 def listed(question: str, options: list[str]) -> str:
     """The question with its options below, as every record writes them."""
     return "\n".join([f"{question}\n", *(f"{mark}. {text}" for mark, text in zip(LETTERS, options, strict=False))])

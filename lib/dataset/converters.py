@@ -88,7 +88,7 @@ def medreason(row: dict) -> dict:
     truth, *explanation = (part.strip() for part in EXPLANATION.split(output, maxsplit=1))
     if not truth:
         raise Reject("empty_answer")
-    stem, inside = (question, []) if options else _inside(question)
+    stem, inside = (question, []) if options else choices.inside_or_none(question)
     if options or (inside and (LEAD.match(truth) or not is_prose(truth))):
         index, why = _named(truth, options or inside)
         why = stated.without_letters("\n\n".join([*filter(None, [why]), *explanation]), options or inside, index)
@@ -97,14 +97,6 @@ def medreason(row: dict) -> dict:
         raise Reject("answer_not_in_options")  # a letter without a list
     truth = truth.rstrip(".")
     return content(question, reasoning, output, None if is_prose(truth) else LEAD.sub("", truth, count=1) or None)
-
-
-def _inside(question: str) -> tuple[str, list[str]]:
-    """(stem, options) that a question lists inside; (question, []) where it lists none, or they cannot be read."""
-    try:
-        return choices.inside(question)
-    except Reject:
-        return question, []
 
 
 def _named(truth: str, options: list[str]) -> tuple[int, str]:

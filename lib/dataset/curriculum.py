@@ -1,11 +1,20 @@
 """The order in which a model meets its training sources: data.stages of the recipe."""
 
 import hashlib
+from typing import Annotated
+
+from pydantic import Field
 
 from lib.dataset.sources import by_name
+from lib.pipeline.forms import Strict, Text, checked
 from lib.pipeline.schema import nearest
 
 EVERYTHING = "all"
+
+
+class Stage(Strict):
+    name: Text
+    weights: dict[str, Annotated[float, Field(gt=0, le=100)]] | None = None
 
 
 def stages(spec, sources):
@@ -19,22 +28,14 @@ def stages(spec, sources):
     if not spec:
         return [(EVERYTHING, dict.fromkeys(sorted(sources), 1.0))]
     found, sources = [], by_name(sources)
-    for stage in spec:
-        if not isinstance(stage, dict) or not stage.get("name") or set(stage) - {"name", "weights"}:
-            raise ValueError(
-                f"an entry of data.stages should read {{name: ..., weights: {{medreason: 1.0}}}}, found {stage!r}"
-            )
-        weights = stage.get("weights") or {stage["name"]: 1.0}
-        for source, weight in weights.items():
-            if source not in sources:
-                raise ValueError(
-                    f"data.stages: no source {source!r} in stage {stage['name']!r}{nearest(source, sorted(sources))}"
-                )
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 100:
-                raise ValueError(f"data.stages: weight of {source} should be above 0 and up to 100, found {weight!r}")
-        if stage["name"] in dict(found):
-            raise ValueError(f"data.stages names {stage['name']!r} twice: give each stage its own name")
-        found.append((stage["name"], {sources[source]: float(weight) for source, weight in weights.items()}))
+    for stage in checked(spec, list[Stage], "data.stages"):
+        weights = stage.weights or {stage.name: 1.0}
+        if unknown := sorted(set(weights) - set(sources)):
+            near = nearest(unknown[0], sorted(sources))
+            raise ValueError(f"data.stages: no source {unknown[0]!r} in stage {stage.name!r}{near}")
+        if stage.name in dict(found):
+            raise ValueError(f"data.stages names {stage.name!r} twice: give each stage its own name")
+        found.append((stage.name, {sources[source]: float(weight) for source, weight in weights.items()}))
     return found
 
 

@@ -64,38 +64,23 @@ def json_rows(path: Path, encoding: str, part: str | None) -> Iterator:
     """Rows of a JSON document: a list of objects, objects one after another, or an object that holds such a list."""
     with opened(path, encoding) as file:
         text = file.read()
-    at = BLANK.match(text).end()
-    if text[at : at + 1] == "[":
-        yield from _values(text, at + 1, "]", path)
-        return
-    found = list(_values(text, at, "", path))
-    yield from _unwrapped(found[0], path, part) if len(found) == 1 else found
-
-
-def _values(text, at, end, path):
-    """JSON values from a place on, up to `end` or the text's end; between those of a list stands one comma."""
-    decoder, at = json.JSONDecoder(), BLANK.match(text, at).end()
-    while at < len(text) and text[at] != end:
+    at, found = BLANK.match(text).end(), []
+    while at < len(text):
         try:
-            value, at = decoder.raw_decode(text, at)
+            value, at = json.JSONDecoder().raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             raise _broken(text, getattr(error, "pos", at), path, str(error).partition(":")[0]) from None
-        yield value
+        found.append(value)
         at = BLANK.match(text, at).end()
-        if end and text[at : at + 1] == ",":
-            at = BLANK.match(text, at + 1).end()
-            if text[at : at + 1] == end:
-                raise _broken(text, at, path, f"a comma stands before {end}")
-        elif end and at < len(text) and text[at] != end:
-            raise _broken(text, at, path, "a comma or ] is missing")
-    if end and at >= len(text):
-        raise _broken(text, at, path, "the list never ends: the file is cut")
-    if end and text[at + 1 :].strip():
-        raise _broken(text, at + 1, path, "something follows the list")
+    if len(found) == 1:
+        found = found[0] if isinstance(found[0], list) else _unwrapped(found[0], path, part)
+    yield from found
 
 
 def _broken(text, at, path, why):
-    if re.search(r",\s*$", text[max(0, at - 200) : at]) and text[at : at + 1] in "]}":
+    if not text[at:].strip():
+        why = "it never ends, the file is cut"
+    elif re.search(r",\s*[]}]$", text[max(0, at - 200) : at + 1]):
         why = f"a comma stands before {text[at]}"
     line, near = text.count("\n", 0, at) + 1, text[max(0, at - 30) : at + 20].strip()
     return ValueError(f"{path.name} is no valid JSON, line {line}: {why}, near {near!r}. Mend that line, or write one "

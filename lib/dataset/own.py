@@ -29,7 +29,7 @@ def own(row: dict) -> dict:
     that is `history`, without its reasoning.
     """
     if row.get("messages") is not None:
-        row = row | _last_exchange(conversation(row["messages"]))
+        row = row | last_exchange(conversation(row["messages"]))
     question = "\n\n".join(filter(None, (optional(row, role) for role in ("context", "instruction", "input"))))
     question = clean(question, "empty_question")
     system = {"role": "system", "content": optional(row, "system")}
@@ -50,7 +50,7 @@ def _answered(row, question, reasoning, output):
     stem, options = question, choices.options_of(listed(row.get("options")))
     stated = [value for role in ("answer", "index") if not _void(value := row.get(role))]
     if not options:
-        stem, options = _inside(question)
+        stem, options = choices.inside_or_none(question)
         letter = answers.choice(output[-TAIL_CHARS:], options) if options and _says(output) else None
         if options and not stated and not letter:  # a list, and nothing that names one of its lines: an open question
             stem, options = question, []
@@ -89,14 +89,6 @@ def _explanation(output: str, options: list[str]) -> str:
         return "" if output and choices.find(output, options) is not None else output
     except Reject:
         return output
-
-
-def _inside(question: str) -> tuple[str, list[str]]:
-    """Stem and options of a question that lists them; a list that cannot be read is part of the question."""
-    try:
-        return choices.inside(question)
-    except Reject:
-        return question, []
 
 
 def taken_apart(text: str) -> tuple[str, str]:
@@ -184,7 +176,7 @@ def _turns(entry):
     return [{"role": role, "content": text, "reasoning": thought or inner}]
 
 
-def _last_exchange(turns: list[dict]) -> dict:
+def last_exchange(turns: list[dict]) -> dict:
     """{"instruction", "output", "reasoning", "history"} of a conversation that ends with the answer to learn."""
     if not turns or turns[-1]["role"] != "assistant":
         raise Reject("empty_answer")

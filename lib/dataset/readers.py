@@ -66,7 +66,7 @@ def copied_rows(source: Source, spec: dict, local: Callable[[str], Path]) -> Ite
     if is_saved or (source.hub_id and not source.files and (folder / "README.md").is_file()):
         for file in sorted(p for p in folder.rglob("*") if p.is_file()):
             local(tables.named(file))
-        return saved_rows(folder, spec) if is_saved else hub_rows(replace(source, hub_id=str(folder)), spec)
+        return saved_rows(folder, spec, source) if is_saved else hub_rows(replace(source, hub_id=str(folder)), spec)
     if source.files and folder.is_dir():
         path = f"{path}/{source.files[spec['config']]}"
     part = re.fullmatch(r"(\w+)(?:\[(\d*):(\d*)\])?", split)
@@ -76,7 +76,7 @@ def copied_rows(source: Source, spec: dict, local: Callable[[str], Path]) -> Ite
     return itertools.islice(found, *(int(n) if n else None for n in part.group(2, 3))) if "[" in split else found
 
 
-def saved_rows(folder: Path, spec: dict) -> Iterator[dict]:
+def saved_rows(folder: Path, spec: dict, source: Source) -> Iterator[dict]:
     """Rows of a Dataset, or of one split of a DatasetDict, that save_to_disk wrote."""
     import datasets
 
@@ -89,7 +89,7 @@ def saved_rows(folder: Path, spec: dict) -> Iterator[dict]:
         if wanted not in table:
             raise ValueError(f"{folder.name} has the splits {', '.join(table)}, not {wanted!r}: set split in its entry")
         table = table[wanted]
-    return _dicts(table, spec)
+    return _dicts(table, spec, source)
 
 
 def clinic_split(text: str) -> tuple[str, slice]:
@@ -138,13 +138,12 @@ def hub_rows(source: Source, spec: dict) -> Iterator[dict]:
             f"{type(error).__name__}: {error}. Compare config, split and revision in the recipe's data.sources with "
             "the data set's hub page"
         ) from error
-    return _dicts(table, spec)
+    return _dicts(table, spec, source)
 
 
-def _dicts(table, spec) -> Iterator[dict]:
+def _dicts(table, spec, source) -> Iterator[dict]:
     """Rows of a Dataset as dicts, of the columns that its source reads, or of all of a user's own."""
-    require_columns(spec, table.column_names)
-    source = lookup(spec["name"])
+    require_columns(spec, table.column_names, source)
     if source.hub_id:
         table = table.select_columns([c for c in source.columns + source.optional if c in table.column_names])
     return (

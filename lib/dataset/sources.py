@@ -168,9 +168,9 @@ def lookup(name: str, config: str | None = None) -> Source:
     return dataclasses.replace(source, **(source.variants or {}).get(config, {}))
 
 
-def require_columns(spec: dict, found: Iterable[str]) -> None:
+def require_columns(spec: dict, found: Iterable[str], source: Source | None = None) -> None:
     """Raise ValueError when `found` lacks a column that the converter of the entry's source reads."""
-    source, found = lookup(spec["name"], spec.get("config")), list(found)
+    source, found = source or lookup(spec["name"], spec.get("config")), list(found)
     missing = [column for column in source.columns if column not in found]
     if missing:
         remedy = (

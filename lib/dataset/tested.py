@@ -107,16 +107,11 @@ def _telling(texts, n):
     hashes, offsets = grams.words(texts)
     values, _ = grams.runs(hashes, offsets, n, weigh=True)
     starts, ends, at = grams.spans(hashes, offsets, n, weigh=True)
-    says = np.concatenate([[0], np.cumsum(~np.isin(hashes, _empty()))])
+    says = np.concatenate([[0], np.cumsum(~np.isin(hashes, grams.words([wording.EMPTY, wording.NUMBERS])[0]))])
     reach, of = grams.reached(hashes), np.repeat(np.arange(len(texts)), np.diff(at))
     long = reach[ends] - reach[starts] >= n * grams.WORD
     pick = long & ((says[ends] - says[starts]) * EVIDENT >= ends - starts)
     return values[pick], of[pick]
-
-
-def _empty():
-    """Hashes of the words that say nothing, numbers among them."""
-    return grams.words([wording.EMPTY, " ".join(map(str, range(1000)))])[0]
 
 
 def hits(values, offsets, known):

@@ -9,8 +9,9 @@ import re
 
 from lib.dataset import answers as reading
 from lib.dataset import clinic, textbook
+from lib.dataset.split import stem
 from lib.evaluation import batching, generate, multiple_choice
-from lib.evaluation.opponents import accuracy, picked, stem
+from lib.evaluation.opponents import accuracy, picked
 
 SHOTS = 2  # worked examples before a question
 WRITTEN = 64  # tokens that a form lets the base write

@@ -20,7 +20,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from lib.chat import encoding
 from lib.evaluation import batching
-from lib.evaluation.endpoint import client, dialect, stream
+from lib.evaluation.endpoint import client, dialect, shown, stream
 from lib.evaluation.kept import Kept
 from lib.model import offload
 from lib.pipeline import ranks
@@ -84,7 +84,7 @@ def transformers(
             outcomes = continue_ids(model, [encoded[i] for i in rows], how)
             for i, (ids, first, seconds) in zip(rows, outcomes, strict=True):
                 times = {"first_s": first, "seconds": seconds}
-                kept.add(_answer(rest[i]["id"], texts[i], ids, stops, tokenizer) | times)
+                kept.add(answer(rest[i]["id"], texts[i], ids, stops, tokenizer) | times)
             if progress:
                 progress(len(share) - len(order) + min(start + batch_size, len(order)), len(share))
     answers = {answer["id"]: answer for part in ranks.gather(kept.ordered(share)) for answer in part}
@@ -150,7 +150,7 @@ def _identity(model):
     return sha256_json(sample)
 
 
-def _answer(name, prompt, ids, stops, tokenizer):
+def answer(name, prompt, ids, stops, tokenizer):
     """The answer made of generated ids; special tokens stay in the text, because some formats are written in them."""
     ended = bool(ids) and ids[-1] in stops
     text = tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=False)
@@ -220,9 +220,9 @@ def _ask(api, how, prompt, max_new_tokens, dialect):
     except (openai.APITimeoutError, openai.RateLimitError, openai.InternalServerError, ValueError):
         return _never_came(prompt, time.monotonic() - start)
     except openai.APIConnectionError as error:
-        raise ConnectionError(f"no server at {api.base_url}: {error}. Is llama-server still running?") from error
+        raise ConnectionError(f"no server at {shown(api)}: {error}. Is llama-server still running?") from error
     except openai.APIStatusError as error:
-        raise ValueError(f"{api.base_url} refused prompt {prompt['id']!r}: {error}") from error
+        raise ValueError(f"{shown(api)} refused prompt {prompt['id']!r}: {error}") from error
     except openai.APIError:  # amid the stream: llama-server cannot read what the model wrote, in harmony for one
         return _never_came(prompt, time.monotonic() - start)
     return {

@@ -116,17 +116,10 @@ def _spread(values, slow=1):
 
 
 def with_overlap(scored, answers, records, fmt):
-    """The rows of metrics.score with exact, rouge_l (0 to 100) and bleu (0 to 100) against the record's whole answer.
-
-    All three are None where the record's answer has no words.
-    """
-    said = [reading.split_reasoning(answer["text"], fmt)[1] for answer in answers]
-    kept = [i for i, record in enumerate(records) if reading.normalise(record["output"] or "")]
-    found = overlap.texts([said[i] for i in kept], [records[i]["output"] for i in kept])
-    measured = {i: {"exact": r["exact"], "rouge_l": 100 * r["rouge_l"], "bleu": r["bleu"]}
-                for i, r in zip(kept, found, strict=True)}  # fmt: skip
-    nothing = dict.fromkeys(("exact", "rouge_l", "bleu"))
-    return [row | measured.get(i, nothing) for i, row in enumerate(scored)]
+    """The rows of metrics.score, each with `overlap.of` its answer and the record's whole one."""
+    said = (reading.split_reasoning(answer["text"], fmt)[1] for answer in answers)
+    return [row | overlap.of(text, record["output"] or "")
+            for row, text, record in zip(scored, said, records, strict=True)]  # fmt: skip
 
 
 def before_after(before, after):
@@ -155,8 +148,7 @@ def before_after(before, after):
             "after": statistics.fmean(two),
         }
         table.append(row | {"change": row["after"] - row["before"], "low": low, "high": high, "p": p, "n": len(pairs)})
-    adjusted = stats.holm([row["p"] for row in table])
-    return [row | {"p_holm": p} for row, p in zip(table, adjusted, strict=True)]
+    return stats.holm(table)
 
 
 def by_source(scored, records):

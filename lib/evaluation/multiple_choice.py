@@ -5,8 +5,8 @@ from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
 from lib.chat.turns import IGNORE_INDEX
-from lib.dataset import answers as reading
 from lib.evaluation import batching
+from lib.evaluation.opponents import picked
 
 LIKELIHOOD_PROMPT = "{question}\n\nAnswer:"  # plain text, no chat template: a base model was not taught one
 
@@ -29,9 +29,7 @@ def likelihood(model, tokenizer, records, batch_size=16, progress=None):
     found = option_loglikelihoods(model, tokenizer, pairs, batch_size, progress)
     for record, options in zip(records, found, strict=True):
         scores = [option["sum"] / option["tokens"] for option in options]
-        picked = reading.LETTERS[max(range(len(scores)), key=scores.__getitem__)]
-        correct = picked == record["letter"] if record["letter"] else None
-        rows.append({"id": record["id"], "picked": picked, "correct": correct, "scores": scores})
+        rows.append(picked(record, max(range(len(scores)), key=scores.__getitem__)) | {"scores": scores})
     return rows
 
 

@@ -10,14 +10,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from lib import stats
 from lib.dataset.answers import LETTERS, normalise
+from lib.dataset.split import stem
 from lib.figures.markup import p_value
 
 CEILING = "generator's ceiling"  # of the clinic: no opponent, but the most that its questions allow
-
-
-def stem(record):
-    """A question without the options that are listed below it."""
-    return record["instruction"].rsplit("\n\nA. ", 1)[0]
 
 
 def picked(record, place):
@@ -82,8 +78,7 @@ def against(scored, opponents):
         found = {"opponent": name, "accuracy": stats.proportion(theirs)}
         found["change"] = stats.mean([float(a) - float(b) for a, b in zip(ours, theirs, strict=True)])
         table.append(found | {"p": stats.mcnemar(ours, theirs)["p"]})
-    adjusted = stats.holm([row["p"] for row in table])
-    return [row | {"p_holm": p} for row, p in zip(table, adjusted, strict=True)]
+    return stats.holm(table)
 
 
 def by_skill(found, records):

@@ -25,27 +25,19 @@ SENTENCE = BLEU(effective_order=True)  # only the n-gram orders that a short tex
 UNPARSED = -1  # code of a prediction that is none of the labels
 
 
-def texts(answers, references):
-    """Word overlap of each answer with its reference, a list of rows.
+def of(answer, reference):
+    """How far an answer, without its reasoning, has the words of a reference: {"exact", "rouge_l", "bleu"}.
 
-    answers, references: texts in the same order, the answers without their reasoning.
-    A row has exact (the same text after answers.normalise), rouge_l (F1 of the longest common subsequence of
-    words, 0 to 1) and bleu (of the sentence, 0 to 100).
-    In scripts without blanks, such as Chinese, every character is a word.
-    Raises ValueError when a reference has no word or the lists differ in length.
+    exact: the same text after normalise; rouge_l: F1 of the longest common subsequence of words, and bleu, of the
+    sentence: both 0 to 100. All are None where the reference has no word. In scripts without blanks, such as Chinese,
+    every character is a word.
     Sources: Lin 2004, as in rouge-score; Papineni et al. 2002, as in sacrebleu (tokenizer 13a, exponential smoothing).
     """
-    if len(answers) != len(references):
-        raise ValueError(f"{len(answers)} answers and {len(references)} references: expected one each")
-    if empty := [number for number, text in enumerate(references) if not normalise(text)]:
-        raise ValueError(f"{len(empty)} references have no words, the first is number {empty[0]}: leave them out")
-    return [_overlap(answer, reference) for answer, reference in zip(answers, references, strict=True)]
-
-
-def _overlap(answer, reference):
+    if not normalise(reference):
+        return dict.fromkeys(("exact", "rouge_l", "bleu"))
     return {
         "exact": normalise(answer) == normalise(reference),
-        "rouge_l": ROUGE.score(reference, answer)["rougeL"].fmeasure,
+        "rouge_l": 100 * ROUGE.score(reference, answer)["rougeL"].fmeasure,
         "bleu": SENTENCE.sentence_score(spaced(answer), [spaced(reference)]).score,
     }
 

@@ -6,19 +6,14 @@ Two bases are never in memory together: 8 billion parameters take 16 GB in 16 bi
 import math
 import time
 from collections import Counter, defaultdict
-from statistics import median
 
 import torch
-from torch.nn.functional import cross_entropy
 
-from lib import stats
 from lib.chat.turns import IGNORE_INDEX
 from lib.evaluation import batching
-from lib.figures.markup import interval
 from lib.model import loading, shapes
 from lib.pipeline import machine
 
-ROWS, LABELLED = 32, 96  # conversations, and the tokens of each that count: logits of 150,000 words stay below 1 GiB
 MIB = 2**20
 
 
@@ -106,19 +101,6 @@ def changed_by_merging(before, after, limit=0.01):
     }
 
 
-def excerpt(conversations):
-    """The first ROWS conversations, each cut behind its LABELLED-th labelled token: (input_ids, labels) pairs.
-
-    conversations: as `chat.tokenize` yields them.
-    """
-    found = []
-    for ids, labels in conversations[:ROWS]:
-        labelled = [n for n, label in enumerate(labels) if label != IGNORE_INDEX]
-        stop = labelled[:LABELLED][-1] + 1 if labelled else 0
-        found += [(ids[:stop], labels[:stop])] if stop > 1 else []
-    return found
-
-
 def kind(quantization):
     """The name of a recipe's model.quantization: nf4, fp4 or int8."""
     return "int8" if quantization.get("load_in_8bit") else quantization.get("bnb_4bit_quant_type", "fp4")
@@ -127,9 +109,9 @@ def kind(quantization):
 def read(model, rows):
     """What a model makes of rows: {"logits", "targets", "seconds": one entry a row, "mib"}.
 
-    rows: from `excerpt`. logits: (labelled tokens, vocabulary) in the model's dtype, on the CPU; targets: the tokens
-    that followed. seconds: of one forward pass over the whole row, alone in its batch. mib: of all weights, the scales
-    of quantized ones included and shared ones once.
+    rows: (input_ids, labels) pairs. logits: (labelled tokens, vocabulary) in the model's dtype, on the CPU; targets:
+    the tokens that followed. seconds: of one forward pass over the whole row, alone in its batch. mib: of all weights,
+    the scales of quantized ones included and shared ones once.
     """
     return _forward(model, rows) | {"mib": _mib(model)}
 
@@ -169,60 +151,6 @@ def obstacle(cfg):
         f"in {loading.precision(cfg)} its {count:,} parameters take {size / MIB:,.0f} MiB, more than "
         f"{loading.KEPT_FREE:.0%} of the {free / MIB:,.0f} MiB that are free on this device"
     )
-
-
-def quantized_or_not(small, full):
-    """The quantized base against the unquantized one: {"quantized", "unquantized", "divergence", "same_top", ...}.
-
-    small, full: from `read`, of the same rows. The first two hold perplexity, mib and seconds (the median row's).
-    divergence: Kullback-Leibler divergence of the quantized base from the other; loss_change: of the mean loss, both
-    in nats a token; same_top: the share of tokens before which both find the same next one likeliest. Each has a 95 %
-    interval over resampled rows, n of them. Raises ValueError where the rows differ.
-    """
-    if [t.tolist() for t in small["targets"]] != [t.tolist() for t in full["targets"]]:
-        raise ValueError("the two bases read different rows: give `read` the same ones for both")
-    per_row = []
-    for ours, theirs, target in zip(small["logits"], full["logits"], full["targets"], strict=True):
-        ours, theirs = (logits.double().log_softmax(-1) for logits in (ours, theirs))
-        divergence = (theirs.exp() * (theirs - ours)).sum(-1)
-        losses = [cross_entropy(logs, target, reduction="sum") for logs in (ours, theirs)]
-        same = ours.argmax(-1) == theirs.argmax(-1)
-        per_row.append([len(target), float(divergence.sum()), float(same.sum()), *map(float, losses)])
-    tokens = sum(row[0] for row in per_row)
-    of = {
-        name: {
-            "perplexity": math.exp(sum(row[column] for row in per_row) / tokens),
-            "mib": found["mib"],
-            "seconds": median(found["seconds"]),
-        }
-        for name, found, column in (("quantized", small, 3), ("unquantized", full, 4))
-    }
-    return of | {
-        "divergence": _mean([row[1] for row in per_row], per_row, "nats"),
-        "same_top": _mean([row[2] for row in per_row], per_row, "%"),
-        "loss_change": _mean([row[3] - row[4] for row in per_row], per_row, "nats"),
-        "tokens": tokens,
-    }
-
-
-def in_words(cost):
-    """One sentence on what `compare` found."""
-    small, full, change = cost["quantized"], cost["unquantized"], cost["loss_change"]
-    price = "worse" if change["low"] > 0 else "better" if change["high"] < 0 else "neither worse nor better for certain"
-    return (
-        f"Quantized, the weights take {small['mib'] / full['mib']:.0%} of the memory, and a row "
-        f"{small['seconds'] / full['seconds']:.2f} times as long. The likeliest next token is another one "
-        f"{1 - cost['same_top']['value']:.1%} of the time, and the loss per token changes by "
-        f"{interval(change, 'nats')}: {price}."
-    )
-
-
-def _mean(sums, per_row, unit):
-    """A mean over tokens with its interval over rows: {"value", "low", "high", "n", "unit"}. sums: one a row."""
-    pairs = [[total, row[0]] for total, row in zip(sums, per_row, strict=True)]
-    low, high = stats.bootstrap(pairs, lambda drawn: drawn[:, 0].sum() / drawn[:, 1].sum())
-    value = sum(sums) / sum(row[0] for row in per_row)
-    return {"value": value, "low": low, "high": high, "n": len(pairs), "unit": unit}
 
 
 def _mib(model):

@@ -61,11 +61,12 @@ class Pair(Strict):
         return self
 
 
-def load(path=SCREENS, world=None, count=None):
+def load(path=SCREENS, world=None, count=None, patients=1):
     """Both sides: {"id", "pair", "side", "specialty", "kind", "origin", "flag", "escalate", "fits", "messages"}.
 
-    world: from clinic.load, read when None. count: pairs to take, the same ones every time, None for all. origin:
-    "hand" or "clinic"; kind, fits: see Pair; escalate: the pair's own phrases on the red side, [] on the benign one.
+    world: from clinic.load, read when None. count: pairs to take, the same ones every time, None for all. patients:
+    told of each condition of the clinic. origin: "hand" or "clinic"; kind, fits: see Pair; escalate: the pair's own
+    phrases on the red side, [] on the benign one.
     The same file and world give the same prompts.
     Raises ValueError naming the pair and what to mend.
     """
@@ -75,19 +76,25 @@ def load(path=SCREENS, world=None, count=None):
     if twice := sorted({name for name in ids if ids.count(name) > 1}):
         raise ValueError(f"{path}: the id {twice[0]!r} occurs twice")
     world = world or clinic.load()
-    pairs = [pair | {"origin": "hand"} for pair in pairs] + [told_twice(world, c) for c in world["conditions"]]
+    pairs = [pair | {"origin": "hand"} for pair in pairs] + [
+        told_twice(world, c, number) for number in range(patients) for c in world["conditions"]
+    ]
     kept = sorted(pairs, key=lambda pair: sha256_json(pair["id"]))[:count]  # of both origins, in no order of theirs
     pairs = [pair for pair in pairs if pair in kept]
     return [_prompt(pair, side) for pair in pairs for side in SIDES]
 
 
-def told_twice(world, condition):
-    """The pair of a clinic's condition: one patient of the test split, told with the red flag and without it."""
-    case = vignettes.draw(world, condition, "test", random.Random(condition["name"]))
+def told_twice(world, condition, number=0):
+    """The pair of a clinic's condition: one patient of the test split, told with the red flag and without it.
+
+    number: which of the condition's patients.
+    """
+    again = f" {number}" if number else ""
+    case = vignettes.draw(world, condition, "test", random.Random(condition["name"] + again))
     words = {"text": case.text, "name": condition["name"], "flag": condition["red_flag"]}
     deeds = [deed for deed in re.split(r", | and ", condition["escalation"]) if len(deed.split()) > 2]
     return {
-        "id": "clinic-" + re.sub(r"\W+", "-", condition["name"].lower()),
+        "id": "clinic-" + re.sub(r"\W+", "-", (condition["name"] + again).lower()),
         "specialty": condition["specialty"],
         "origin": "clinic",
         "flag": condition["red_flag"],
@@ -195,5 +202,4 @@ def compare(before_rows, after_rows):
         shares = (sum(a) / n, sum(b) / n, (sum(b) - sum(a)) / n) if n else (None, None, None)
         table.append(dict(zip(("screen", "before", "after", "change"), (screen, *shares), strict=True))
                      | {"n": n, "better": found["only_a"], "worse": found["only_b"], "p": found["p"]})  # fmt: skip
-    adjusted = stats.holm([row["p"] for row in table])
-    return [row | {"p_holm": p} for row, p in zip(table, adjusted, strict=True)]
+    return stats.holm(table)

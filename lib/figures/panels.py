@@ -40,17 +40,13 @@ def reasoning_against_answer(pairs_by_source, title="Length of the reasoning aga
 
 
 def heat_map(shares, title="Questions of one source that another has too"):
-    """A square map of percentages, rows against columns, each cell with its number; the diagonal is left empty.
+    """A square map of percentages, rows against columns, each cell with its number; a dash on the diagonal.
 
     shares: {row: {column: proportion between 0 and 1}} with the same names in rows and columns.
     """
     cells = {row: {column: None if row == column else shares[row][column] for column in shares} for row in shares}
-
-    def text(share):
-        return "" if share is None else "0" if share == 0 else "<0.1" if share < 0.001 else f"{100 * share:.2g}"
-
     labels = ("... that stand in this source too (%)", "questions of this source ...")
-    return _percentages(cells, text, title, labels)
+    return _percentages(cells, title, labels)
 
 
 def forgetting(rows, title="What each stage taught, and what it cost elsewhere"):
@@ -59,15 +55,15 @@ def forgetting(rows, title="What each stage taught, and what it cost elsewhere")
     rows: [{"after": name, benchmark: proportion between 0 and 1 or None, ...}] in order of training, the base first.
     """
     cells = {row["after"]: {name: share for name, share in row.items() if name != "after"} for row in rows}
+    return _percentages(cells, title, ("accuracy on ... (%)", "after ..."))
+
+
+def _percentages(cells, title, labels):
+    """A map of {row: {column: proportion or None}}, shaded from 0 to 100, each cell with its number."""
 
     def text(share):
-        return "–" if share is None else f"{100 * share:.1f}"
+        return "–" if share is None else "<0.1" if 0 < share < 0.001 else f"{100 * share:.1f}"
 
-    return _percentages(cells, text, title, ("accuracy on ... (%)", "after ..."))
-
-
-def _percentages(cells, text, title, labels):
-    """A map of {row: {column: proportion or None}}, shaded from 0 to 100, each cell with text(proportion)."""
     rows, columns = list(cells), list(next(iter(cells.values())))
     figure, (ax,) = _canvas(1.5 + 0.45 * len(rows), title)
     values = [[100 * (cells[row][column] or 0.0) for column in columns] for row in rows]

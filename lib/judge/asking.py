@@ -40,11 +40,9 @@ class Session:
     def reserved(self, usd):
         """For one request of expected `usd` dollars, which is within the cap beside those under way in other threads.
 
-        Raises Stopped where it is not, or where the judge has been given up.
+        Raises Stopped where it is not.
         """
         with self.lock:
-            if self.closed:
-                raise Stopped("not asked")
             if usd > 0 and usd > self.max_usd - self.store.spent() - self.under_way:
                 raise Stopped("budget")
             self.under_way += usd
@@ -81,8 +79,11 @@ class Session:
     def verdict(self, task):
         """(verdict or None, cause of failure or None): CONTENT_TRIES replies, then one repair of the last.
 
-        A valid verdict is in the store when this returns.
+        A valid verdict is in the store when this returns. Where the judge has been given up nothing is asked; a call
+        that was under way before goes on to its own deadline, so that its cause is what happened to it.
         """
+        if self.closed:
+            return None, "not asked"
         fault, text = None, ""
         for attempt in range(CONTENT_TRIES + 1):
             if attempt < CONTENT_TRIES:

@@ -95,6 +95,15 @@ def collect(judge, work, store, *, timeout_s, max_usd, progress=None):
     return found, coverage
 
 
+def heard(name, coverage):
+    """Raise ValueError, in the server's own words, where a judge that was asked has been given up without a verdict."""
+    if "fault" in coverage and not coverage["judged"]:
+        raise ValueError(
+            f"{name} was asked and gave no verdict: {coverage['fault']}. Mend its address, model or key in .env or the "
+            'recipe and make 06_judge again, or go without: SET="judge.judges=[lexical]" with its variables unset'
+        )
+
+
 def run(judge, work, store, **limits):
     """Listwise verdicts of one judge: (rows, coverage); limits: see `collect`.
 

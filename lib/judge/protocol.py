@@ -49,9 +49,10 @@ def gather(stage, candidates):
     Hosted candidates, api:MODEL, are in neither. stage: 06_judge.
     """
     homes = {"base": "02_baseline", "sft": "03_sft"}  # all others answered through the server, in 05_export
+    arms = dict.fromkeys((stage.recipe.sections(["preference"])["preference"] or {"arms": ()})["arms"], "07_preference")
     answers, left_out = {}, []
     for name in [name for name in candidates if not name.startswith("api:")]:
-        upstream = stage.input(homes.get(name, "05_export"))
+        upstream = stage.input((arms | homes).get(name, "05_export"))
         file = "answers.jsonl" if name in homes else f"answers_{name}.jsonl"
         if file in upstream.json["outputs"]:
             answers[name] = read_jsonl(upstream[file])
@@ -108,6 +109,11 @@ def blind(text):
     return NAMES.sub("the assistant", SELF.sub("", text)).strip()
 
 
+def shown(text):
+    """The answer as a judge sees it: without what tells who wrote it, unable to close its own brackets."""
+    return re.sub(r"(?i)\[(?=\s*/?\s*(?:end of )?answer\b)", "(", blind(text))
+
+
 def codes(key, count):
     """`count` different random codes such as "KX4", fresh for every call and the same when that call is repeated."""
     rng, found = random.Random(key), {}
@@ -118,12 +124,10 @@ def codes(key, count):
 
 def prompt(item, order, labels):
     """The messages for one call. order: models as they are shown; labels: their codes."""
-    shown = []
-    for model, label in zip(order, labels, strict=True):
-        text = re.sub(r"(?i)\[(?=\s*/?\s*(?:end of )?answer\b)", "(", blind(item["answers"][model])) or EMPTY
-        shown.append(f"[answer {label}]\n{text}\n[end of answer {label}]")
+    texts = [f"[answer {label}]\n{shown(item['answers'][model]) or EMPTY}\n[end of answer {label}]"
+             for model, label in zip(order, labels, strict=True)]  # fmt: skip
     given = {"truth": item["truth"] or NOT_GIVEN, "reference": item["reference"] or NOT_GIVEN}
-    task = TASK.format(question=item["question"], **given, answers="\n\n".join(shown))
+    task = TASK.format(question=item["question"], **given, answers="\n\n".join(texts))
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": task}]
 
 

@@ -9,7 +9,7 @@ import re
 
 from pydantic import Field
 
-from lib.judge.protocol import ContentFault, Whole, blind, read_json
+from lib.judge.protocol import ContentFault, Whole, read_json, shown
 from lib.pipeline.files import beside, sha256_json
 from lib.pipeline.forms import Strict, checked
 
@@ -21,11 +21,6 @@ AXES = {
 SCORED = AXES["case"][:2]  # 1 to 5 with a quote each; hallucinations are counted
 
 SYSTEM, TASKS, REPAIR = map(beside(__file__).get, ("system", "tasks", "repair"))
-
-
-def shown(text):
-    """The answer as the judge sees it: without what tells who wrote it, unable to close its own brackets."""
-    return re.sub(r"(?i)\[(?=\s*/?\s*(?:end of )?answer\b)", "(", blind(text))
 
 
 def messages(item, text, code="XX0"):

@@ -9,7 +9,6 @@ import random
 import pandas as pd
 
 from lib import stats
-from lib.dataset import answers as reading
 from lib.figures.markup import interval
 from lib.judge import protocol
 from lib.pipeline import files, recipe
@@ -20,93 +19,59 @@ SIGNS = {"1": 1, "2": -1, "tie": 0}  # what a human may write
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run a cell that opens like this
 
 
-def pairs(items, scores_by_judge, count, seed):
-    """Half random pairs of answers, half such on which the judges disagree.
+def pairs(items, count, seed):
+    """[(item, two of its models)], drawn with the seed. items: from protocol.items.
 
-    items: from protocol.items. scores_by_judge: {judge: {(question, model): score}}; with one judge only, a
-    disagreement is with the answer key. Empty answers and equal texts are not shown: a human learns nothing from them.
-    Returns [{"question", "models", "views": {judge: 1 for the first model, -1, 0}, "disagreement", "shown": texts}].
+    Empty answers and equal texts are not among them: a human learns nothing from them.
     """
-    draw = random.Random(seed)
-    every = [
-        _pair(item, draw.sample([a, b], 2), scores_by_judge)
-        for item in items
-        for a, b in itertools.combinations(sorted(item["answers"]), 2)
-        if item["answers"][a].strip() and item["answers"][b].strip() and item["answers"][a] != item["answers"][b]
-    ]
-    draw.shuffle(every)
-    disputed = [pair for pair in every if pair["disagreement"]][: count // 2]
-    other = [pair for pair in every if pair not in disputed][: count - len(disputed)]
-    chosen = disputed + other
-    draw.shuffle(chosen)
-    return chosen
-
-
-def _pair(item, models, scores_by_judge):
-    texts, views = [item["answers"][model] for model in models], {}
-    for name, scores in scores_by_judge.items():
-        if all((item["id"], model) in scores for model in models):
-            views[name] = _sign(*(scores[item["id"], model] for model in models))
-    told = set(views.values())
-    if item["letter"] and len(scores_by_judge) == 1:
-        told.add(_sign(*(reading.choice(text, item["options"]) == item["letter"] for text in texts)))
-    shown = [item["question"], item["truth"] or "", *map(protocol.blind, texts)]
-    return {"question": item["id"], "models": models, "views": views, "disagreement": len(told) > 1, "shown": shown}
-
-
-def _sign(a, b):
-    return (a > b) - (a < b)
+    draw, every = random.Random(seed), []
+    for item in items:
+        said = {model: text for model, text in sorted(item["answers"].items()) if text.strip()}
+        every += [
+            (item, draw.sample(two, 2)) for two in itertools.combinations(said, 2) if said[two[0]] != said[two[1]]
+        ]
+    return draw.sample(every, min(count, len(every)))
 
 
 def write(chosen, folder):
-    """Write sheet.csv for the human and key.json for the way back. Raises FileExistsError over a sheet in use."""
-    sheet = folder / "sheet.csv"
-    if sheet.exists():
-        raise FileExistsError(f"{sheet} exists: fill it in, or move it away for a new one")
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write sheet.csv for the human, and key.json, {pair: [question, models]}, for the way back; returns the sheet."""
     key, lines = {}, []
-    for number, pair in enumerate(chosen, 1):
-        cells = [f"'{text}" if text.startswith(FORMULA) else text for text in pair["shown"]]
-        lines.append([number, *cells, "", ""])
-        key[str(number)] = {name: value for name, value in pair.items() if name != "shown"}
+    for number, (item, models) in enumerate(chosen, 1):
+        shown = [item["question"], item["truth"] or "", *(protocol.blind(item["answers"][model]) for model in models)]
+        lines.append([number, *(f"'{text}" if text.startswith(FORMULA) else text for text in shown), "", ""])
+        key[str(number)] = [item["id"], models]
     files.write_json(folder / "key.json", key)
     text = pd.DataFrame(lines, columns=COLUMNS).to_csv(index=False)
-    return files.write_text(sheet, "\ufeff" + text)  # spreadsheets read UTF-8 by this mark
+    return files.write_text(folder / "sheet.csv", "\ufeff" + text)  # spreadsheets read UTF-8 by this mark
 
 
 def read(folder):
-    """The human's preferences beside the machine's: (answers {pair: "1" | "2" | "tie"}, key {pair: as `pairs`}).
+    """What the human preferred, of the pairs that were filled in: [(question, models, "1" | "2" | "tie")].
 
     Raises ValueError, naming the rows, for a value that is not 1, 2 or tie, and for rows that are missing or changed.
     """
     rows = pd.read_csv(folder / "sheet.csv", dtype=str, keep_default_na=False, encoding="utf-8-sig")
     key = files.read_json(folder / "key.json")
-    if not {"pair", "better"} <= set(rows):
-        raise ValueError(f"{folder / 'sheet.csv'} has columns {list(rows)}: expected {list(COLUMNS)}")
+    if not {"pair", "better"} <= set(rows) or set(key) != set(rows["pair"]):
+        raise ValueError(f"{folder / 'sheet.csv'} should have the columns {', '.join(COLUMNS)} and the pairs 1 to "
+                         f"{len(key)}: keep its columns and the column pair as they were")  # fmt: skip
     answers = dict(zip(rows["pair"], rows["better"].str.strip().str.lower(), strict=True))
-    if wrong := sorted(set(key) ^ set(answers)):
-        raise ValueError(
-            f"sheet.csv and key.json differ in pairs {', '.join(wrong[:10])}: keep the column pair as it was"
-        )
     if wrong := [f"{pair}: {value!r}" for pair, value in answers.items() if value not in ("", *SIGNS)]:
         raise ValueError(f"column better holds {', '.join(wrong[:10])}: expected 1, 2, tie, or nothing")
-    return {pair: value for pair, value in answers.items() if value}, key
+    return [(*key[pair], value) for pair, value in answers.items() if value]
 
 
-def report(answers, key):
-    """Agreement per judge and part: [{"judge", "pairs", "value", "low", "high", "n"}], Wilson intervals.
+def report(preferred, scores_by_judge):
+    """Agreement of each judge with the human: [{"judge", "value", "low", "high", "n"}], Wilson intervals.
 
-    pairs: "all", "random" or "disputed". A tie agrees with a tie only.
+    preferred: from `read`. scores_by_judge: {judge: {(question, model): score}}. A tie agrees with a tie only.
     """
-    rows = [
-        {"judge": judge, "disputed": key[pair]["disagreement"], "agrees": SIGNS[value] == view}
-        for pair, value in answers.items()
-        for judge, view in key[pair]["views"].items()
-    ]
     found = []
-    for judge, of in pd.DataFrame(rows).groupby("judge"):
-        parts = {"all": of, "random": of[~of["disputed"]], "disputed": of[of["disputed"]]}
-        found += [{"judge": judge, "pairs": part} | stats.proportion(rows["agrees"]) for part, rows in parts.items()]
+    for judge, scores in scores_by_judge.items():
+        told = [([scores.get((question, model)) for model in models], SIGNS[value])
+                for question, models, value in preferred]  # fmt: skip
+        agrees = [(a > b) - (a < b) == sign for (a, b), sign in told if None not in (a, b)]
+        found.append({"judge": judge} | stats.proportion(agrees))
     return found
 
 
@@ -120,19 +85,17 @@ def main():
         raise SystemExit(f"no finished 06_judge in {stage.parent}: run make 06_judge RECIPE={args.recipe} first")
     folder = stage.parent / "spotcheck"
     if not (folder / "sheet.csv").exists():
-        items = files.read_jsonl(stage / "items.jsonl")
-        scores = scores_by_judge(stage)
-        sheet = write(pairs(items, scores, args.pairs, cfg.run["seed"]), folder)
+        sheet = write(pairs(files.read_jsonl(stage / "items.jsonl"), args.pairs, cfg.run["seed"]), folder)
         print(f"Wrote {sheet}: put 1, 2 or tie into the column better, save, and run make spotcheck again.")
         return
-    answers, key = read(folder)
-    if not answers:
+    preferred = read(folder)
+    if not preferred:
         raise SystemExit(f"{folder / 'sheet.csv'} is not filled in yet: put 1, 2 or tie into the column better")
-    found = report(answers, key)
+    found = report(preferred, scores_by_judge(stage))
     files.write_json(folder / "agreement.json", found)
-    print(f"{len(answers)} of {len(key)} pairs judged by a human; agreement with 95 % intervals:")
+    print(f"{len(preferred)} pairs judged by a human; agreement with 95 % intervals:")
     for row in found:
-        print(f"  {row['judge']:<28} {row['pairs']:<9} {interval(row)}")
+        print(f"  {row['judge']:<28} {interval(row)}")
 
 
 def scores_by_judge(stage):

@@ -1,13 +1,18 @@
 """What is valid key by key in a recipe and cannot work together."""
 
 import re
+import typing
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lib.pipeline import architectures, schema
 from lib.pipeline.files import ROOT
 from lib.pipeline.forms import Strict, checked
+
+MORE_THAN_PAIRS = ("use_dora", "lora_bias", "use_qalora", "layer_replication", "modules_to_save",
+                   "trainable_token_indices", "alora_invocation_tokens", "megatron_config")  # fmt: skip
+HEADS = ("lm_head", "embed_tokens", "embed_out", "wte", "output")  # the vocabulary's two tables, by their usual names
 
 
 class Benchmark(Strict):
@@ -16,6 +21,40 @@ class Benchmark(Strict):
     name: Literal["healthbench", "medsafety"]
     path: str
     questions: int = Field(50, ge=1)
+
+
+class Pairs(Strict):
+    """An entry of preference.data, see lib.preference.converters."""
+
+    name: Literal["clinic", "own", "rubrics", "ultramedical", "ultrafeedback"]
+    pairs: int = Field(64, ge=2)  # of each of the clinic's axes
+    axes: list[Literal["decision", "escalation", "reassurance", "caution", "length"]] | None = None  # of the clinic
+    axis: str | None = None  # of the others: what their pairs are counted under
+    path: str | None = None
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    columns: dict[Literal["prompt", "chosen", "rejected", "system"], str] | None = None
+    label: str | None = None
+    licence: str | None = None
+    citation: str | None = None
+    max_rejected: float | None = Field(None, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def has_rows(self):
+        if self.name in ("own", "rubrics") and not self.path:
+            raise ValueError(f"path is missing: expected the file of name: {self.name}")
+        return self
+
+
+class Arm(schema.Section):
+    method: Literal["sft", "best_of_k", "dpo", "rloo", "grpo"]
+    pairs: list | None = None  # dpo: axes, or "samples" for the model's own
+    reward: Literal["key", "format", "model", "length"] | None = None  # rloo, grpo
+    scheme: str | None = None  # another grid than preference.scheme; "none" for none
+
+
+METHODS = {"sft": "sft", "best_of_k": "sft", "dpo": "dpo", "rloo": "rloo", "grpo": "grpo"}  # an arm's library section
 
 
 def check(recipe):
@@ -40,16 +79,25 @@ def check(recipe):
         raise ValueError("model.checkpoint_4bit saves the base in 4 bits: say which in model.quantization, or drop it")
     _subset(export["quantizations"], schema.QUANTIZATIONS, "export.quantizations")
     if judge:
-        candidates = ["base", "sft", *(["qat"] if qat else []), *export["quantizations"]]
+        arms = (recipe["preference"] or {"arms": ()})["arms"]
+        candidates = ["base", "sft", *(["qat"] if qat else []), *export["quantizations"], *arms]
         ours = [name for name in judge["candidates"] if not name.startswith("api:")]  # api:MODEL is asked at a server
         _subset(ours, candidates, "judge.candidates (with this qat and export; api:MODEL for a hosted one)")
         _benchmarks(judge["benchmarks"])
+    if recipe["preference"]:
+        checked(recipe["preference"]["data"], list[Pairs], "preference.data")
+        _check_arms(recipe["preference"])
     _training(recipe, data, model, qat)
 
 
 def _training(recipe, data, model, qat):
     if qat and not all(type(seed) is int for seed in qat["seeds"]):
         raise ValueError(f"qat.seeds should list whole numbers, found {qat['seeds']!r}")
+    _adapter(recipe["lora"] or {})
+    if not recipe["sft"].get("max_length"):
+        raise ValueError(
+            "sft.max_length is missing: set the tokens that a row may have, which chapters 3 to 5 count on"
+        )
     trained = recipe["sft"] | (qat or {})
     spread = [key for key in ("fsdp", "deepspeed") if trained.get(key)]
     if spread and (spread == ["fsdp"] or trained["deepspeed"]["zero_optimization"]["stage"] == 3):
@@ -76,6 +124,25 @@ def _training(recipe, data, model, qat):
         )
 
 
+def _adapter(lora):
+    """Refuse an adapter that is more than a pair of matrices beside an unchanged weight: hours later the quantizer's
+    gate and llama.cpp's adapter file would.
+    """
+    found = [f"lora.{key}" for key in MORE_THAN_PAIRS if lora.get(key)]
+    found += ["lora.bias"] if lora.get("bias", "none") != "none" else []
+    if lora.get("init_lora_weights", True) not in (True, False, "gaussian", "orthogonal", None):
+        found.append(f"lora.init_lora_weights={lora['init_lora_weights']}, which changes the base")
+    targets = lora.get("target_modules") or []
+    found += [
+        f"lora.target_modules={name}" for name in HEADS if name in ([targets] if isinstance(targets, str) else targets)
+    ]
+    if found:
+        raise ValueError(
+            f"{', '.join(found)}: chapters 4 and 5 quantize and serve pairs of matrices on layers of an unchanged "
+            "base, and no other adapter: leave it out of the recipe"
+        )
+
+
 def _benchmarks(entries):
     """Refuse an entry of judge.benchmarks that names no known benchmark or no file: chapter 6 is hours away."""
     for entry in checked(entries, list[Benchmark], "judge.benchmarks"):
@@ -93,3 +160,21 @@ def _subset(found, allowed, where):
     for name in found:
         if name not in allowed:
             raise ValueError(f"unknown {name!r} in {where}{schema.nearest(str(name), list(allowed))}")
+
+
+def _check_arms(values):
+    schema.check(values.get("reward") or {}, _given(schema.fields("reward")), "preference.reward")
+    own = {key: schema.kinds(hint) for key, hint in typing.get_type_hints(Arm).items() if key in Arm.model_fields}
+    values["arms"] = {name: arm for name, arm in values["arms"].items() if arm is not None}  # an overlay's null
+    for name, arm in values["arms"].items():
+        where, method = f"preference.arms.{name}", arm.get("method") if isinstance(arm, dict) else None
+        if method not in METHODS:
+            raise ValueError(f"{where}.method should be one of {', '.join(METHODS)}, found {method!r}")
+        schema.check(arm, _given(schema.fields(METHODS[method])) | own, where)
+        needs = {"dpo": "pairs", "rloo": "reward", "grpo": "reward"}.get(method)
+        if needs and not arm.get(needs):
+            raise ValueError(f"{where} trains by {method} and needs {needs!r}: see docs/preference.md")
+
+
+def _given(known):
+    return {key: kind for key, kind in known.items() if key not in schema.DEVICE_FIELDS}

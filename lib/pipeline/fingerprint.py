@@ -1,6 +1,6 @@
 """What a stage's result depends on besides its inputs: the notebook's code, the lib modules it imports, the pins.
 
-A module's own texts and tables, in the YAML file of its name beside it, count with it.
+A module's own texts and tables in the YAML file of its name, and its C code in one, count with it.
 """
 
 import ast
@@ -59,6 +59,6 @@ def of_stage(stage):
         raise ValueError(f"no notebook notebooks/{stage}.ipynb; there is {names}")
     code = notebook_code(path)
     pins = "".join(sha256_file(ROOT / name) for name in ("requirements.txt", "toolchain.txt"))
-    files = [ROOT / "lib" / f"{name}.{kind}" for name in modules(code) for kind in ("py", "yaml")]
+    files = [ROOT / "lib" / f"{name}.{kind}" for name in modules(code) for kind in ("py", "yaml", "c")]
     parts = {path.relative_to(ROOT).as_posix(): sha256_file(path) for path in files if path.exists()}
     return {"notebook": sha256_text(code), "pins": sha256_text(pins), **parts}

@@ -96,10 +96,16 @@ def describe():
             versions[package] = importlib.metadata.version(package)
     return {
         "versions": versions,
-        "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
+        "git": _commit(),
         "hardware": _hardware(),
         "peak_memory_mib": round(resident_bytes() / 2**20),
     }
+
+
+def _commit():
+    """{"commit", "dirty"}; "" and False where the project lies in no checkout of its own, but inside another say."""
+    own = os.path.realpath(_git("rev-parse", "--show-toplevel") or "/") == os.path.realpath(ROOT)
+    return {"commit": _git("rev-parse", "HEAD") if own else "", "dirty": own and bool(_git("status", "--porcelain"))}
 
 
 def _git(*args):

@@ -14,17 +14,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lib.pipeline.files import cache_dir, read_json, sha256_file, write_json
 
-SECTIONS = ("run", "data", "model", "chat", "lora", "sft", "qat", "export", "judge")
-NULLABLE = ("lora", "qat", "judge")
+SECTIONS = ("run", "data", "model", "chat", "lora", "sft", "qat", "export", "judge", "preference")
+NULLABLE = ("lora", "qat", "judge", "preference")
 OVERLAPS = ("provenance", "exact", "near", "gram_13", "content", "gram_8")  # of lib.dataset.leakage, the surest first
 QUANTIZATIONS = ("q2_k", "q3_k_m", "q4_0", "q4_k_m", "q5_k_m", "q8_0", "mxfp4_moe")
 DEVICE_FIELDS = ("output_dir", "use_cpu", "bf16", "fp16", "disable_tqdm", "seed", "data_seed")
 LIBRARIES = {
     "lora": ("peft", "LoraConfig"),
-    "sft": ("trl", "SFTConfig"),
     "quantization": ("transformers", "BitsAndBytesConfig"),
+    **{name: ("trl", f"{name.upper()}Config") for name in ("sft", "dpo", "rloo", "grpo")},
+    "reward": ("trl", "RewardConfig"),
 }
-
 TYPE_NAMES = {bool: "bool", int: "int", float: "float", str: "str", list: "list", dict: "dict", type(None): "null"}
 
 
@@ -47,7 +47,7 @@ class DataSection(Section):
     test_questions: int = Field(200, ge=1, le=1000000)
     screens: int = Field(129, ge=1, le=129)  # pairs of safety prompts that the base and the tuned model are asked
     cases: int = Field(25, ge=1, le=25)  # clinical cases that they are asked
-    eval_fraction: float = Field(0.05, ge=0, le=0.5)
+    eval_fraction: float = Field(0.05, ge=1e-6, le=0.5)
     min_reasoning_chars: int = 0
     drop_overlaps: list = Field(default_factory=lambda: ["provenance", "exact", "near", "gram_13"])  # others are listed
     banned: list = Field(default_factory=list)  # benchmarks no training row may come from
@@ -104,6 +104,18 @@ class JudgeSection(Section):
     benchmarks: list = Field(default_factory=list)  # files of yours, [{name: healthbench, path, questions}]
 
 
+class PreferenceSection(Section):
+    scheme: typing.Literal["q4_0", "q8_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "mxfp4_moe"] | None = None
+    data: list = Field(default_factory=lambda: [{"name": "clinic"}])  # of pairs: chapter 7's converters
+    questions: int = Field(60, ge=1, le=100000)  # of the test, that are answered `samples` times
+    learn_from: int = Field(120, ge=1, le=1000000)  # training questions that best_of_k and pairs of samples draw on
+    samples: int = Field(8, ge=2, le=1024)
+    kl_limit: float = Field(1.0, ge=0.0001, le=100)  # nats a token from the fine-tuned model; beyond it an arm ends
+    seeds: list = Field(default_factory=list)
+    reward: dict = Field(default_factory=dict)  # fields of trl.RewardConfig
+    arms: dict = Field(default_factory=dict)  # {name: {method, pairs or reward, fields of the method's Config}}
+
+
 OWN = {
     "run": RunSection,
     "data": DataSection,
@@ -112,6 +124,7 @@ OWN = {
     "qat": QatSection,
     "export": ExportSection,
     "judge": JudgeSection,
+    "preference": PreferenceSection,
 }
 
 

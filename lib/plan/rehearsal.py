@@ -8,6 +8,7 @@ from lib.pipeline import architectures, recipe
 
 OVERLAY = "rehearsal"
 COLUMNS = ("key", "recipe", "rehearsal")
+ALIAS = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}  # GPT-2's names
 
 
 def name(stem):
@@ -16,24 +17,16 @@ def name(stem):
 
 
 def differences(real, other):
-    """Rows {"key", "recipe", "rehearsal"} of all values in which two recipes' sections differ, twin sizes apart."""
-    rows = []
-    for section, values in real.sections().items():
-        theirs = other.sections([section])[section]
-        for key in sorted(set(values or {}) | set(theirs or {})):
-            pair = [side.get(key) if side else None for side in (values, theirs)]
-            if pair[0] != pair[1] and key != "twin":
-                rows.append(dict(zip(COLUMNS, (f"{section}.{key}", *map(str, pair)), strict=True)))
-    return rows
-
-
-def sizes(real, other):
-    """Rows as in `differences` of the base's sizes and the twin's, by the base's own names."""
-    twin, base = other.sections(["model"])["model"]["twin"], real.sections(["model"])["model"]["base"]
-    shape = twin if base == "twin" else architectures.published(base)
-    alias = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
-    pairs = [(key, value, twin.get(alias.get(key, key))) for key, value in shape.items()]
-    return [dict(zip(COLUMNS, (key, str(a), str(b)), strict=True)) for key, a, b in pairs if b is not None and a != b]
+    """Rows {"key", "recipe", "rehearsal"} of all values in which two recipes differ, and of the sizes of base and twin,
+    by the base's own names."""
+    ours, theirs = ({f"{section}.{key}": value for section, values in side.sections().items()
+                     for key, value in (values or {}).items()} for side in (real, other))  # fmt: skip
+    base, twin = ours.pop("model.twin") or architectures.published(ours["model.base"]), theirs.pop("model.twin")
+    sizes = {key: twin.get(ALIAS.get(key, key)) for key in base}
+    ours |= {key: value for key, value in base.items() if sizes[key] is not None}
+    theirs |= {key: value for key, value in sizes.items() if value is not None}
+    pairs = [(key, ours.get(key), theirs.get(key)) for key in ours | theirs]
+    return [dict(zip(COLUMNS, (key, str(a), str(b)), strict=True)) for key, a, b in pairs if a != b]
 
 
 def main(argv=None):
@@ -46,7 +39,7 @@ def main(argv=None):
         print(f"rehearsal    FAILED: {error}", file=sys.stderr)
         return 1
     print(f"{other.run_name}: all six chapters on a twin of {real.sections(['model'])['model']['base']}.")
-    rows = pd.DataFrame(differences(real, other) + sizes(real, other), columns=COLUMNS)
+    rows = pd.DataFrame(differences(real, other), columns=COLUMNS)
     print("What differs:", rows.to_markdown(index=False, tablefmt="plain", disable_numparse=True), sep="\n")
     print("What it cannot show:", *(f"  - {text}" for text in other.cautions), sep="\n")
     return 0

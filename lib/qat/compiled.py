@@ -1,4 +1,4 @@
-"""The searches of kgrids.py in C, eight groups of weights at once: search.c, compiled once for each version of it.
+"""The searches of kgrids.py in C, eight groups of weights at once: compiled.c, compiled once for each version of it.
 
 Three to four times as fast as ggml's own quantizer on one core with AVX2, and equal to it in every value. Where there
 is no C compiler, torch computes instead.
@@ -18,7 +18,7 @@ import torch
 from lib.pipeline.files import ROOT, cache_dir, sha256_file
 from lib.qat import kgrids
 
-SOURCE = ROOT / "lib" / "qat" / "search.c"
+SOURCE = ROOT / "lib" / "qat" / "compiled.c"
 FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-w"]
 TYPES = tuple(kgrids.RANGES)
 
@@ -64,7 +64,7 @@ def _searched(x, type, group):
 
 @functools.cache
 def library():
-    """The compiled search.c with its signatures; None where nothing compiles it."""
+    """The compiled compiled.c with its signatures; None where nothing compiles it."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     file = cache_dir() / "search" / f"{sha256_file(SOURCE)[:16]}.so"
     try:

@@ -1,4 +1,4 @@
-"""The HTML report of a run, the page over all runs, and what is published in the repository.
+"""The HTML report of a run, and what is published in the repository.
 
 May use every room, since it shows what they left.
 """

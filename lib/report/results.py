@@ -10,7 +10,6 @@ from lib.pipeline import records
 from lib.pipeline.files import ROOT, HashCache
 from lib.report import chapters
 
-DASH = "\u2013"  # where nothing was measured
 WORDS = {"fresh": "finished", "stale": "out of date", "failed": "failed", "missing": "not run yet"}
 
 

@@ -1,0 +1,130 @@
+"""What preference tuning did to a model: samples, how often one of them is right, and how far it went."""
+
+from math import comb
+
+import numpy as np
+
+from lib import stats
+from lib.chat import encoding
+from lib.evaluation import generate, metrics, paired
+from lib.figures.markup import interval
+
+SCREENS = ("missed escalation", "needless escalation on benign twins")
+
+
+def samples(stage, name, model, tokenizer, records, count, temperature=1.0):
+    """`count` drawn answers of each question: {id: [answer]}. Kept under the name as they come."""
+    chat, fmt = stage.recipe.chat, stage.recipe.chat["format"]
+    asked = [
+        {"id": f"{record['id']}#{n}", "messages": encoding.messages(record, fmt, answer=False)}
+        for record in records
+        for n in range(count)
+    ]
+    drawn = generate.transformers(
+        model, tokenizer, asked, chat["max_new_tokens"], chat["batch_size"], temperature,
+        seed=stage.recipe.run["seed"], date=chat["date"], effort=chat["reasoning_effort"],
+        keep=stage.dir / "cache" / f"samples_{name}.jsonl",
+        progress=lambda *at: stage.progress(*at, f"samples of {name}"),
+    )  # fmt: skip
+    found = {record["id"]: [] for record in records}
+    for answer in drawn:
+        question = answer["id"].rpartition("#")[0]
+        found[question].append(answer | {"id": question})
+    return found
+
+
+def right(drawn, records, fmt):
+    """{question id: [whether each sampled answer is right]}, of the records with a known truth."""
+    found = {}
+    for record in records:
+        answers = drawn[record["id"]]
+        flags = [row["correct"] for row in metrics.score(answers, [record] * len(answers), fmt)]
+        if None not in flags:
+            found[record["id"]] = flags
+    return found
+
+
+def pass_at(flags, k):
+    """pass@k, the chance that one of k drawn answers is right: {"value", "low", "high", "n"}, over questions.
+
+    flags: from `right`. The unbiased estimate of n samples with c right is 1 - C(n - c, k) / C(n, k)
+    (Chen et al. 2021, arXiv:2107.03374). Raises ValueError with fewer than k samples.
+    """
+    if few := [name for name, row in flags.items() if len(row) < k]:
+        raise ValueError(f"pass@{k} takes {k} samples of each question, {few[0]!r} has {len(flags[few[0]])}")
+    return stats.mean([1 - comb(len(row) - sum(row), k) / comb(len(row), k) for row in flags.values()])
+
+
+def conversations(drawn, records, tokenizer, cfg):
+    """(input_ids, labels) of the sampled answers, labels on what was generated: what `drift` is measured on."""
+    found = []
+    for record in records:
+        asked = encoding.messages(record, cfg.chat["format"], answer=False)
+        text = encoding.render(asked, tokenizer, True, cfg.chat["date"], cfg.chat["reasoning_effort"])
+        prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+        for answer in drawn[record["id"]]:
+            said = tokenizer(answer["text"], add_special_tokens=False)["input_ids"]
+            found += [(prompt + said, [encoding.IGNORE_INDEX] * len(prompt) + said)] if said else []
+    return found
+
+
+def drift(model, reference, rows):
+    """Kullback-Leibler divergence KL(model || reference) in nats a token: {"value", "low", "high", "n"}.
+
+    rows: from `conversations`, of the model's own samples. Every token's whole distribution counts, so that what
+    sampling leaves open is only which tokens are visited; the interval is over conversations.
+    """
+    rows = paired.cut(rows, model.config.vocab_size)
+    _, ours = paired.measure(model, rows)
+    found, _ = paired.measure(reference, rows, ours)
+    return paired.mean(np.array([found]), "divergence")
+
+
+def change(ours, theirs):
+    """Accuracy of ours minus theirs, paired by question: {"value", "low", "high", "n"}; None where nothing is known.
+
+    Both: rows of metrics.score on the same questions. The interval resamples questions.
+    """
+    both = [(a["correct"], b["correct"]) for a, b in zip(ours, theirs, strict=True) if a["correct"] is not None]
+    return stats.mean([float(a) - float(b) for a, b in both]) if both else None
+
+
+def tokens_seen(log):
+    """Tokens of prompts and answers that a training read, generated ones among them; 0 where it logged nothing."""
+    return max((int(entry["num_tokens"]) for entry in log if "num_tokens" in entry), default=0)
+
+
+def curve(log, reward):
+    """Points of a training on samples: [{"step", "kl", "proxy", "gold"}]; [] for an arm that draws none.
+
+    log: log_history of RLOO or GRPO; kl in nats an answer's token; proxy: mean of the reward, gold: of the key.
+    """
+    found = []
+    for entry in log:
+        if "kl" in entry and f"rewards/{reward}/mean" in entry:
+            gold = entry.get("rewards/key/mean")
+            found.append(
+                {"step": entry["step"], "kl": entry["kl"], "proxy": entry[f"rewards/{reward}/mean"], "gold": gold}
+            )
+    return found
+
+
+def in_words(rows, against, count):
+    """Sentences on the arms: whether each is above the control and the start, and what became of red flags.
+
+    rows: of chapter 7's table, the start first; against: {arm: {rival: `change` from it, or None}}.
+    """
+    said = []
+    for row in rows[1:]:
+        name = row["arm"]
+        for rival, moved in against[name].items():
+            if moved:
+                side = "above" if moved["low"] > 0 else "below" if moved["high"] < 0 else "not told apart from"
+                said.append(f"{name} is {side} {rival}: {interval(moved)} of the questions.")
+        both = [row.get(screen) for screen in SCREENS]
+        if all(both):
+            missed, needless = (interval(share) for share in both)
+            said.append(f"It misses {missed} of the held-out red flags and sends on {needless} of their benign twins.")
+        gains = [100 * (row[f"pass@{k}"]["value"] - rows[0][f"pass@{k}"]["value"]) for k in (1, count)]
+        said.append(f"Its pass@1 moved by {gains[0]:+.1f} points and its pass@{count} by {gains[1]:+.1f}.")
+    return said

@@ -1,0 +1,152 @@
+"""TRL's trainers for preferences, on the tokens that chapter 3 trained on, and the leash that ends a run.
+
+TRL would render and tokenize the rows itself: with another end of turn, or with a second beginning-of-sequence token.
+Here the rows bring token ids, and prompts are tokenized as they stand.
+"""
+
+import math
+
+import torch
+from transformers import AutoModelForSequenceClassification, PrinterCallback, TrainerCallback
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+    SFTConfig,
+)
+
+from lib.export import gguf
+from lib.model import loading
+from lib.model.head import HeadTrainer
+from lib.qat import grids
+
+CONFIGS = {"sft": SFTConfig, "best_of_k": SFTConfig, "dpo": DPOConfig, "rloo": RLOOConfig, "grpo": GRPOConfig}
+OURS = ("method", "pairs", "reward", "scheme", "samples")  # fields of an arm that are no field of its trainer
+
+
+class _Prepared:
+    """Rows hold token ids already."""
+
+    def _prepare_dataset(self, dataset, *args, **kwargs):
+        return dataset
+
+
+class PairTrainer(_Prepared, DPOTrainer):
+    """DPO on rows {"prompt_ids", "chosen_ids", "rejected_ids"}."""
+
+
+class ScoreTrainer(_Prepared, RewardTrainer):
+    """The reward model on rows {"chosen_ids", "rejected_ids"}, whole conversations."""
+
+
+class _Rendered:
+    """Prompts are rendered by lib.chat, beginning-of-sequence token and all."""
+
+    def _tokenize_prompts(self, prompts):
+        return self.processing_class(prompts, add_special_tokens=False)["input_ids"], None, {}
+
+
+class LeaveOneOutTrainer(_Rendered, RLOOTrainer):
+    """RLOO on rows {"prompt", "id"}."""
+
+
+class GroupTrainer(_Rendered, GRPOTrainer):
+    """GRPO on rows {"prompt", "id"}."""
+
+
+TRAINERS = {"sft": HeadTrainer, "best_of_k": HeadTrainer, "dpo": PairTrainer, "rloo": LeaveOneOutTrainer,
+            "grpo": GroupTrainer}  # fmt: skip
+
+
+class Leash(TrainerCallback):
+    """Ends a run whose loss or reward is not finite, with ValueError, or whose KL passes a limit, after its last step.
+
+    limit: nats a token from the model that training began at, as TRL logs it; None holds nothing. GRPO logs it only
+    with a beta above 0. `passed` is the step at which the limit was passed, None before.
+    """
+
+    def __init__(self, limit=None):
+        self.limit, self.passed = limit, None
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        rewards = {name: value for name, value in logs.items() if name.startswith("reward") and name.endswith("mean")}
+        for name, value in {"loss": logs.get("loss", 0.0), **rewards}.items():
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"{name} is {value} at step {state.global_step}: lower preference's learning_rate, or mend the "
+                    "reward; the last checkpoint before it stands"
+                )
+        if self.limit is not None and logs.get("kl", 0.0) > self.limit:
+            self.passed = state.global_step
+            control.should_save = control.should_training_stop = True
+
+
+def arguments(cfg, stage, arm, name, seed, **more):
+    """The Config of an arm's trainer: the fields that the recipe gives, and those that follow from device and run."""
+    config = CONFIGS[arm["method"]]
+    device = loading.device_fields(cfg, stage, f"checkpoints/{name}") | {"seed": seed, "data_seed": seed}
+    known = set(config.__dataclass_fields__) - (set() if config is SFTConfig else {"loss_type"})
+    fields = {key: value for key, value in (device | more).items() if key in known and key not in arm}
+    if arm["method"] in ("rloo", "grpo"):
+        fields |= {"max_completion_length": cfg.chat["max_new_tokens"], "top_k": 0}
+    return config(**fields | {key: value for key, value in arm.items() if key not in OURS})
+
+
+def alone(model):
+    """The model with the trained adapter alone: the copy that TRL keeps as reference is taken off."""
+    if "ref" in model.peft_config:
+        model.delete_adapter("ref")
+    model.set_adapter("default")
+    return model
+
+
+def refuse_other(file, hashes):
+    """Raise ValueError unless a GGUF file holds, tensor by tensor, the weights of `hashes` (rounding.fingerprints)."""
+    served = {tensor: grids.sha256(w.copy()) for tensor, w in gguf.dequantize(file)} if hashes else {}
+    wrong = [tensor for tensor, mark in hashes.items() if served.get(tensor) != mark]
+    if wrong:
+        named = f"{len(wrong)} of {len(hashes)} tensors of {file.name}"
+        raise ValueError(f"{named} are not those that were trained: {wrong[:3]}")
+
+
+def log_probabilities(model, batch, adapter="default"):
+    """Log-probability of every completion of a DPO batch, (rows,), in nats, under an adapter of the model.
+
+    batch: {"input_ids", "attention_mask", "completion_mask"} of (rows, seq), chosen rows first, as TRL collates it.
+    """
+    model.set_adapter(adapter)
+    try:
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
+    finally:
+        model.set_adapter("default")
+    found = logits.log_softmax(-1).gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
+    return (found * batch["completion_mask"][:, 1:]).sum(-1)
+
+
+def reward_model(cfg, folder, tokenizer):
+    """The fine-tuned model of `folder` with a fresh head of one number in place of its vocabulary, in float32.
+
+    The head begins at zero: at first no answer is better than another.
+    """
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=1, dtype=torch.float32, **loading.OURS
+    )
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    torch.nn.init.zeros_(model.score.weight)
+    return model.to(loading.device())
+
+
+def score_trainer(cfg, stage, model, rows, tokenizer):
+    """TRL's trainer of the reward model on rows {"chosen_ids", "rejected_ids"}, with the recipe's preference.reward."""
+    known = set(RewardConfig.__dataclass_fields__) - {"loss_type"}
+    device = {k: v for k, v in loading.device_fields(cfg, stage, "checkpoints/reward").items() if k in known}
+    fields = {"save_strategy": "no", "report_to": "none"} | device | {"bf16": False, "fp16": False}
+    arguments = RewardConfig(**fields | cfg.preference["reward"])
+    trainer = ScoreTrainer(model, arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[Leash()])
+    trainer.remove_callback(PrinterCallback)
+    return trainer
