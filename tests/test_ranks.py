@@ -54,6 +54,15 @@ def test_a_launch_that_is_none_or_torchruns_is_let_in(monkeypatch, launch, size)
     ranks.check(launch)
 
 
+@pytest.mark.parametrize(("given", "size", "left"), [(None, None, "0"), ("2,3", None, "2"), ("2,3", "2", "2,3")])
+def test_a_process_without_a_launcher_sees_one_gpu(monkeypatch, given, size, left):
+    for name, value in (("CUDA_VISIBLE_DEVICES", given), ("WORLD_SIZE", size)):
+        monkeypatch.setenv(name, value or "")
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
+    ranks.one_device()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == left
+
+
 def test_the_runner_refuses_before_anything_runs(tmp_path):
     project = Project(tmp_path)
     project.notebook("01_a", FINISH)

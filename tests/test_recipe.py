@@ -89,6 +89,11 @@ def test_each_set_has_its_own_run_folder():
         ({"judge.benchmarks": [HEALTHBENCH | {"questions": 0}]}, "0.questions: .* equal to 1, found .0."),
         ({"judge.benchmarks": [HEALTHBENCH, HEALTHBENCH]}, "judge.benchmarks names healthbench twice"),
         (FSDP2, "qat needs whole weight .* set qat: null"),
+        (
+            FSDP2 | ALONE | {"sft.optim": "paged_adamw_8bit"},
+            "Set model.quantization=null .* sft.optim=adamw_t",
+        ),
+        (FSDP2 | ALONE | {"model.quantization": {"load_in_4bit": True}}, "accelerate leaves 4-bit weights whole"),
         (ALONE | {"sft.deepspeed": "zero3", "data.stages": STAGES}, "set data.stages: "),
         (ALONE | {"sft.fsdp": "full_shard", "sft.fsdp_config": WRAPPED}, "an adapter without tensors: set it to false"),
     ],

@@ -22,6 +22,7 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 
 from lib.export.serve import LAUNCH, environment
+from lib.pipeline import machine
 from lib.pipeline.files import ROOT
 from lib.pipeline.programs import toolchain
 
@@ -195,6 +196,7 @@ def _vocab_size(file):
 
 def _run(args, what):
     """Run one program and return its output. Raises ValueError when it refuses, RuntimeError when it crashes."""
+    machine.release()
     args = [str(arg) for arg in args]
     text = {"encoding": "utf-8", "errors": "replace"}
     result = subprocess.run(

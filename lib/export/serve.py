@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from lib.pipeline import machine
 from lib.pipeline.programs import toolchain
 from lib.pipeline.toolchain import tail
 
@@ -42,6 +43,7 @@ def running(file, slots=1, ctx=2048, threads=1, log=None, adapters=()):
     args += ["--cors-origins", "none", "--no-cors-credentials"]
     for adapter in adapters:
         args += ["--lora", adapter]
+    machine.release()
     command = [sys.executable, "-c", LAUNCH, *map(str, [toolchain().server, *args])]
     with tempfile.TemporaryDirectory() as scratch:
         log = Path(log or Path(scratch, "server.log"))

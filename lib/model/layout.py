@@ -21,7 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from lib.model import addresses, shapes
+from lib.model import addresses, offload, shapes
 from lib.pipeline.files import ROOT, cache_dir, read_json, sha256_file, sha256_json, write_json
 from lib.pipeline.programs import toolchain
 
@@ -72,7 +72,7 @@ def of(model):
     own in the file.
     """
     places, found = _probed(model.config), {}
-    for name, weight in model.named_parameters():
+    for name, weight in offload.parameters(model).items():
         if ".lora_" not in name:
             plain = plain_name(name)
             try:

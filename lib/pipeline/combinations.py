@@ -1,5 +1,6 @@
 """What is valid key by key in a recipe and cannot work together."""
 
+import re
 import typing
 from typing import Literal
 
@@ -106,6 +107,12 @@ def _training(recipe, data, model, qat):
                 f"{remedy.partition(':')[0]} needs whole weight matrices on each rank, which sft.{spread[0]} spreads "
                 f"over them: set {remedy}"
             )
+    if trained.get("fsdp") and (model["quantization"] or re.match("paged_|.*8bit", str(trained.get("optim")))):
+        raise ValueError(
+            "sft.fsdp spreads 16-bit weights and torch's own optimizers: accelerate leaves 4-bit weights whole, and "
+            "bitsandbytes' optimizers know no spread tensors. Set model.quantization=null model.checkpoint_4bit=false "
+            "sft.optim=adamw_torch_fused"
+        )
     if (trained.get("fsdp_config") or {}).get("activation_checkpointing"):
         raise ValueError(
             "fsdp_config.activation_checkpointing wraps layers, and PEFT then saves an adapter without tensors: set it "

@@ -1,6 +1,7 @@
 """The machine a stage runs on: silenced libraries, seeds and threads, and what to record about it."""
 
 import contextlib
+import gc
 import importlib.metadata
 import logging
 import os
@@ -63,6 +64,16 @@ def free_bytes():
     import torch
 
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
+
+
+def release():
+    """Give back memory that no name refers to any more, also what torch keeps of the GPU for itself; returns None.
+
+    Another process, llama-server say, gets only what torch does not keep.
+    """
+    gc.collect()
+    if "torch" in sys.modules:
+        sys.modules["torch"].cuda.empty_cache()
 
 
 def resident_bytes():

@@ -39,6 +39,15 @@ def check(launch):
         raise ValueError(f"LAUNCH is {launch!r} and WORLD_SIZE is unset: use torchrun, which starts what is asked for")
 
 
+def one_device():
+    """Show a process that no launcher started one GPU: with several, the trainer would silently use DataParallel.
+
+    Call it before torch looks for GPUs. The first of CUDA_VISIBLE_DEVICES stays, where that is set.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+
+
 def join():
     """Enter the process group of the launch, on this rank's own device. Raises RuntimeError when it is not whole."""
     if world() == 1 or _joined:

@@ -181,6 +181,7 @@ def start(stage, recipe_name="tiny", overrides=None):
 
     Works from any working directory. Raises ValueError on a bad recipe, RuntimeError when the stage is running.
     """
+    ranks.one_device()
     cfg = recipe.load(recipe_name, overrides)
     folder = outputs_dir() / cfg.run_name / stage
     folder.mkdir(parents=True, exist_ok=True)

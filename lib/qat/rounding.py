@@ -8,7 +8,7 @@ Gradients are straight-through (Bengio et al. 2013, arXiv:1308.3432): those of t
 import torch
 from peft.tuners.lora import LoraLayer
 
-from lib.model import layout
+from lib.model import layout, offload
 from lib.model.layout import plain_name
 from lib.qat import grids
 from lib.qat.sites import LoraSite, site_of, target
@@ -17,8 +17,8 @@ KEPT = "f32"  # llama.cpp's type for what it does not quantize: norms, biases, r
 
 
 def base_parameters(model):
-    """{name in the merged model: parameter}, adapter parameters left out, tied parameters once."""
-    return {plain_name(name): p for name, p in model.named_parameters() if ".lora_" not in name}
+    """{name in the merged model: parameter, wherever its numbers are}, adapters left out, tied parameters once."""
+    return {plain_name(name): p for name, p in offload.parameters(model).items() if ".lora_" not in name}
 
 
 def type_of(model, plan):
@@ -112,8 +112,6 @@ def quantize_model(model, types):
     """Post-training quantization of a plain model in place; types as for `prepare`. Returns the model."""
     parameters, places = base_parameters(model), layout.of(model)
     _refuse_unknown(types, parameters)
-    if any(parameters[name].is_meta for name in types):
-        raise ValueError("parts of the model are not on the GPU, which is too small to hold it: use a larger one")
     for name, kind in types.items():
         parameters[name].copy_(fake_quantize(parameters[name], kind, places[name]))
     return model
