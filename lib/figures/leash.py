@@ -1,5 +1,7 @@
 """The leash of preference tuning: what is rewarded and what is wanted, against the distance from the start."""
 
+from matplotlib.colors import to_rgba
+
 from lib.figures.plots import INK, _canvas, colour
 
 
@@ -13,11 +15,12 @@ def drift(curves, title="What is rewarded, what is wanted, and how far the model
     for ax, (name, points) in zip(axes, curves.items(), strict=True):
         x = [max(point["kl"], 0.0) ** 0.5 for point in points]
         strength = [0.25 + 0.75 * n / len(points) for n in range(1, len(points) + 1)]
+        ink, own = ([to_rgba(shade, alpha) for alpha in strength] for shade in (INK, colour(name)))
         proxy, gold = ([point[field] for point in points] for field in ("proxy", "gold"))
         if proxy != gold:
-            ax.scatter(x, proxy, facecolors="none", edgecolors=INK, alpha=strength, label="rewarded")
+            ax.scatter(x, proxy, facecolors="none", edgecolors=ink, label="rewarded")
         if None not in gold:
-            ax.scatter(x, gold, color=colour(name), alpha=strength, label="right by the key")
+            ax.scatter(x, gold, color=own, label="right by the key")
         ax.set_title(name, loc="left", fontsize=10)
         ax.set_ylabel("mean of samples")
         ax.grid(color="#EEEEEE", linewidth=0.7)
