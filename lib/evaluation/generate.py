@@ -22,6 +22,7 @@ from lib.chat import encoding
 from lib.evaluation import batching
 from lib.evaluation.endpoint import client, dialect, stream
 from lib.evaluation.kept import Kept
+from lib.model import layout
 from lib.pipeline import ranks
 from lib.pipeline.files import sha256_json
 
@@ -142,9 +143,10 @@ def continue_ids(model, prompts, how):
 
 def _identity(model):
     """Hash of a sample of every parameter, 64 values each: another training gives another hash."""
-    sample = {
-        name: p.detach().flatten()[:: max(1, p.numel() // 64)].double().tolist() for name, p in model.named_parameters()
-    }
+    sample = {}
+    for name, parameter in model.named_parameters():
+        values = layout.stored(model, name).detach().flatten()
+        sample[name] = values[:: max(1, parameter.numel() // 64)].double().tolist()
     return sha256_json(sample)
 
 

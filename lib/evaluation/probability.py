@@ -3,7 +3,6 @@
 Two bases are never in memory together: 8 billion parameters take 16 GB in 16 bits. What is kept of each is its logits.
 """
 
-import gc
 import math
 import time
 from collections import Counter, defaultdict
@@ -139,8 +138,7 @@ def obstacle(cfg):
 
     Call it when the quantized one has been given up: what no name refers to any more is freed first.
     """
-    gc.collect()
-    torch.cuda.empty_cache()
+    machine.release()
     config = loading.config(cfg)
     if getattr(config, "quantization_config", None):
         return f"{cfg.model['base']} is kept quantized itself: the weights that it was made from are not at hand"

@@ -65,6 +65,19 @@ def plain_name(name):
     return re.sub(r"\.base_layer(?=\.)", "", name.removeprefix("base_model.model."))
 
 
+def stored(model, name):
+    """A parameter's numbers: itself, or what accelerate keeps of it in main memory or on disk, where it has no room.
+
+    What is on disk is read anew each time, so that nothing can be written there.
+    """
+    parameter = model.get_parameter(name)
+    if not parameter.is_meta:
+        return parameter
+    owner, _, own = name.rpartition(".")
+    hook = model.get_submodule(owner)._hf_hook
+    return next(h for h in getattr(hook, "hooks", [hook]) if h.weights_map).weights_map[own]
+
+
 def of(model):
     """{parameter name in the merged model: Layout} of a transformers or PEFT model; adapters left out.
 

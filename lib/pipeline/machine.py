@@ -1,6 +1,7 @@
 """The machine a stage runs on: silenced libraries, seeds and threads, and what to record about it."""
 
 import contextlib
+import gc
 import importlib.metadata
 import logging
 import os
@@ -63,6 +64,14 @@ def free_bytes():
     import torch
 
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
+
+
+def release():
+    """Give back the memory of what no name refers to any more: trainers and models refer to themselves."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def resident_bytes():

@@ -110,12 +110,11 @@ def without_dropout(model):
 @torch.no_grad()
 def quantize_model(model, types):
     """Post-training quantization of a plain model in place; types as for `prepare`. Returns the model."""
-    parameters, places = base_parameters(model), layout.of(model)
-    _refuse_unknown(types, parameters)
-    if any(parameters[name].is_meta for name in types):
-        raise ValueError("parts of the model are not on the GPU, which is too small to hold it: use a larger one")
+    places = layout.of(model)
+    _refuse_unknown(types, base_parameters(model))
     for name, kind in types.items():
-        parameters[name].copy_(fake_quantize(parameters[name], kind, places[name]))
+        weight = _writable(model, name)
+        weight.copy_(fake_quantize(weight, kind, places[name]))
     return model
 
 
@@ -126,15 +125,24 @@ def read_file(model, tensors):
     tensors: (tensor name, float32 array) of the tensors to read, as gguf.dequantize yields them. Where a number belongs
     is found by sending the numbers of all places through the parameter's layout.
     """
-    parameters, found = base_parameters(model), layout.of(model)
+    found = layout.of(model)
     owners = {tensor: (name, part) for name, place in found.items() for part, tensor in enumerate(place.tensors)}
     for tensor, values in tensors:
         name, part = owners[tensor]
-        flat = parameters[name].flatten()
-        places = torch.arange(len(flat), device=flat.device).view(parameters[name].shape)
+        weight = _writable(model, name)
+        flat = weight.flatten()
+        places = torch.arange(len(flat), device=flat.device).view(weight.shape)
         flat[found[name].parts(places)[part].flatten()] = torch.from_numpy(values).flatten().to(flat)
-        parameters[name].copy_(flat.view(places.shape))
+        weight.copy_(flat.view(places.shape))
     return model
+
+
+def _writable(model, name):
+    """The numbers of a parameter to change in place, on the GPU or in main memory."""
+    weight = layout.stored(model, name)
+    if weight is not layout.stored(model, name):
+        raise ValueError(f"{name} is on disk, for want of memory: expected room for the whole model in GPU and main")
+    return weight
 
 
 def fake_quantize(weight, kind, place):
