@@ -1,5 +1,7 @@
 """What goes out beside a GGUF file, and whether two served models say the same."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -26,6 +28,16 @@ class Tokenizer:
 
     def __call__(self, text, add_special_tokens):
         return {"input_ids": [ord(c) for c in text]}
+
+
+def test_a_server_starts_when_this_process_has_given_back_what_it_no_longer_needs_of_the_gpu(tmp_path, monkeypatch):
+    program = tmp_path / "server"
+    program.write_text(f"#!/bin/sh\n[ -e {tmp_path}/given_back ] && exit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(serve, "toolchain", lambda: SimpleNamespace(server=program))
+    monkeypatch.setattr(torch.cuda, "empty_cache", (tmp_path / "given_back").touch)
+    with pytest.raises(RuntimeError, match="llama-server ended with status 3"), serve.running(tmp_path / "x.gguf"):
+        pass
 
 
 def test_parity_counts_equal_prompts_and_shows_the_first_difference():

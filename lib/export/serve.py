@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from lib.pipeline import machine
 from lib.pipeline.programs import toolchain
 from lib.pipeline.toolchain import tail
 
@@ -46,6 +47,8 @@ def running(file, slots=1, ctx=2048, threads=1, log=None, adapters=()):
     with tempfile.TemporaryDirectory() as scratch:
         log = Path(log or Path(scratch, "server.log"))
         with open(log, "w", encoding="utf-8") as sink:
+            if "torch" in sys.modules:  # what this process has left over on the GPU, the server may need
+                machine.release()
             process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=environment())
         try:
             url = _wait_until_healthy(process, log, Path(file).name)
