@@ -39,6 +39,18 @@ def test_ranks_share_gather_and_leave_writing_to_the_first(tmp_path):
     assert "fresh" in launched(project, "01_a").stdout and "fresh" in project.execute("01_a").stdout
 
 
+@pytest.mark.parametrize(
+    ("launched", "seen", "left"), [(None, None, "0"), (None, "2,3", "2"), (None, "", ""), ("2", "2,3", "2,3")]
+)
+def test_a_process_without_a_launcher_sees_one_gpu(launched, seen, left, monkeypatch):
+    for name, value in (("WORLD_SIZE", launched), ("CUDA_VISIBLE_DEVICES", seen)):
+        monkeypatch.setenv(name, value or "")
+        if value is None:
+            monkeypatch.delenv(name)
+    ranks.one_device()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == left
+
+
 def test_a_lost_rank_fails_the_stage(tmp_path):
     project = Project(tmp_path)
     lose = "import os, signal\nif ranks.rank() == 1: os.kill(os.getpid(), signal.SIGKILL)"

@@ -1,8 +1,11 @@
 """Recipes: what loads, what is refused, and what the refusal says."""
 
+import re
+
 import pytest
 
 from lib.pipeline import recipe, schema
+from lib.pipeline.files import ROOT
 
 HEALTHBENCH = {"name": "healthbench", "path": "data/samples/healthbench.jsonl"}
 FSDP2 = {"sft.fsdp": "full_shard", "sft.fsdp_config": "fsdp2"}  # weights in parts on the ranks
@@ -80,6 +83,8 @@ def test_each_set_has_its_own_run_folder():
         ({"judge.benchmarks": [HEALTHBENCH | {"questions": 0}]}, "0.questions: .* equal to 1, found .0."),
         ({"judge.benchmarks": [HEALTHBENCH, HEALTHBENCH]}, "judge.benchmarks names healthbench twice"),
         (FSDP2, "qat needs whole weight .* set qat: null"),
+        (ALONE | FSDP2 | {"model.quantization": {"load_in_4bit": True}}, "set model.quantization: null"),
+        (ALONE | FSDP2 | {"sft.optim": "paged_adamw_8bit"}, "'paged_adamw_8bit' .*: adamw_torch_fused does"),
         (ALONE | {"sft.deepspeed": "zero3", "data.stages": STAGES}, "set data.stages: "),
         (ALONE | {"sft.fsdp": "full_shard", "sft.fsdp_config": WRAPPED}, "an adapter without tensors: set it to false"),
     ],
@@ -92,6 +97,14 @@ def test_what_cannot_work_is_refused_at_load(overrides, said):
 @pytest.mark.parametrize("spread", [FSDP2, {"sft.deepspeed": "zero3", "data.stages": []}])
 def test_weights_in_parts_train_where_no_rank_needs_them_whole(spread):
     assert recipe.load("tiny", spread | ALONE).sft
+
+
+def test_the_commands_of_params_launch_load():
+    text = (ROOT / "params" / "launch" / "README.md").read_text()
+    found = re.findall(r'RECIPE=(\w+) [^`|]*SET="([^"]*)"', text)
+    assert len(found) == 2 and "sft.fsdp=full_shard" in found[1][1]
+    for name, given in found:
+        assert recipe.load(name, recipe.parse_set(given))
 
 
 def test_reading_a_section_is_recorded():

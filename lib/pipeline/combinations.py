@@ -97,6 +97,7 @@ def _training(recipe, data, model, qat):
                 f"{remedy.partition(':')[0]} needs whole weight matrices on each rank, which sft.{spread[0]} spreads "
                 f"over them: set {remedy}"
             )
+    _unshardable(trained, model)
     if (trained.get("fsdp_config") or {}).get("activation_checkpointing"):
         raise ValueError(
             "fsdp_config.activation_checkpointing wraps layers, and PEFT then saves an adapter without tensors: set it "
@@ -105,6 +106,20 @@ def _training(recipe, data, model, qat):
     if recipe["lora"] and qat and model["quantization"]:
         raise ValueError(
             "qat over a 4-bit base (model.quantization) is not supported: set qat: null or load the base in 16 bits"
+        )
+
+
+def _unshardable(trained, model):
+    """Refuse what FSDP2 cannot spread: accelerate leaves uint8 parameters whole, bitsandbytes has no DTensor code."""
+    if trained.get("fsdp") and model["quantization"]:
+        raise ValueError(
+            "sft.fsdp does not spread 4- and 8-bit weights: set model.quantization: null and model.checkpoint_4bit: "
+            "false, or train without fsdp, each rank with the whole base"
+        )
+    optim = str(trained.get("optim") or "")
+    if trained.get("fsdp") and any(word in optim for word in ("paged", "8bit", "bnb")):
+        raise ValueError(
+            f"sft.fsdp and sft.optim {optim!r} of bitsandbytes do not work together: adamw_torch_fused does"
         )
 
 

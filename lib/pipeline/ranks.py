@@ -39,6 +39,15 @@ def check(launch):
         raise ValueError(f"LAUNCH is {launch!r} and WORLD_SIZE is unset: use torchrun, which starts what is asked for")
 
 
+def one_device():
+    """Let this process see one GPU, unless a launcher started it: TRL would spread each batch over all of them.
+
+    Call it before torch looks for GPUs. Of those that CUDA_VISIBLE_DEVICES names the first is kept.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+
+
 def join():
     """Enter the process group of the launch, on this rank's own device. Raises RuntimeError when it is not whole."""
     if world() == 1 or _joined:

@@ -176,6 +176,7 @@ def start(stage, recipe_name="tiny", overrides=None):
     cfg = recipe.load(recipe_name, overrides)
     folder = outputs_dir() / cfg.run_name / stage
     folder.mkdir(parents=True, exist_ok=True)
+    ranks.one_device()
     if folder in _open:  # the cell was run again in the same kernel
         _open.pop(folder).close()
     if os.environ.get("MEDTUNE_STAGE_NONCE"):
