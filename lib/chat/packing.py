@@ -42,7 +42,9 @@ def small(config, attn_implementation, seed=0, dtype=torch.float32):
 
 
 def exact(config, attn_implementation, device="cpu", seed=0, dtype=None) -> dict:
-    """{"difference", "limit", "exact", "architecture", "attention", "dtype"}: the largest change of a token's loss by packing, in nats.
+    """{"difference", "limit", "exact", "architecture", "attention", "dtype"}.
+
+    The difference is the largest change of a token's loss by packing, in nats.
 
     Three conversations in one row, told apart by position numbers that start again, as TRL's collator passes them,
     against each by itself. config: the model's, whose sizes are replaced by small ones. dtype: float32, and bfloat16
@@ -85,6 +87,6 @@ def fields(sft: dict, gate: dict) -> tuple[dict, str]:
         )
     changes = {"packing": False, "padding_free": False, "train_sampling_strategy": "group_by_length"}
     return changes, (
-        f"{measured}, above the limit of {gate['limit']:.0e}: conversations would read each other. Rows hold one conversation "
-        f"instead, and batches take rows of similar length to save padding."
+        f"{measured}, above the limit of {gate['limit']:.0e}: conversations would read each other. Rows hold one "
+        "conversation instead, and batches take rows of similar length to save padding."
     )
