@@ -11,6 +11,7 @@ import torch
 
 from lib.chat import packing
 from lib.model import shapes, unsloth
+from lib.model.loading import KEPT_FREE
 from lib.pipeline.schema import nearest
 from lib.plan import trace
 
@@ -153,6 +154,8 @@ def memory(sections, shape, gpu, assumed, stage="sft", phases=PHASES):
         found["merge"] = held | {"one matrix's sum": 14 * counts["largest"]}  # W, BA, their sum, and it in bfloat16
     if "generation" in phases:
         kept = {"merged weights": total * dtype.itemsize}  # the notebook has freed the trainer, a merge what it merged
+        if sections["model"]["quantization"] and total * dtype.itemsize >= KEPT_FREE * gpu["memory_gib"] * GIB:
+            kept = base | {"adapter": counts["adapter"] * width}  # what answers then, as in chapter 3
         found["generation"] = kept | _answering(sections, shape, gpu, assumed, fields)
     return {phase: parts | kernels for phase, parts in found.items()}
 
