@@ -21,8 +21,6 @@ from lib.pipeline.programs import toolchain
 
 PAUSE_S = (0.5, 30.0)  # first and longest wait before a restart
 WATCH_S, DEAF = 5.0, 3  # seconds between two looks at /health; so many without an answer, and it is started anew
-IDLE_S = 2.0  # llama-server closes what was idle for 5, and a POST sent into that moment would be lost
-ONCE = {"Connection": "close"}  # an idle connection holds one of llama-server's threads: answers alone may keep theirs
 LOAD_S = 900.0  # 20 billion parameters from a slow disk take minutes
 AWAY = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError, OSError)
 
@@ -83,7 +81,7 @@ class Backend:
             self.folder = Path(tempfile.mkdtemp(prefix="medtune-"))  # mode 700
             await self._spawn()
         else:
-            self._connect(aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S))
+            self._connect(aiohttp.TCPConnector(limit=0, force_close=True))
         await self._healthy()
         self._tasks = [asyncio.create_task(self._watch())]
 
@@ -99,6 +97,7 @@ class Backend:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _connect(self, connector):
+        # a connection for each request: llama-server closes kept ones, and a POST sent into that moment is lost
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         self.session = aiohttp.ClientSession(
             connector=connector, headers=headers, timeout=aiohttp.ClientTimeout(total=None), read_bufsize=2**16
@@ -125,7 +124,7 @@ class Backend:
             *self.command(socket), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
             env=environment() | {"LLAMA_API_KEY": self.key}, start_new_session=True,
         )  # fmt: skip
-        self._connect(aiohttp.UnixConnector(str(socket), limit=0, keepalive_timeout=IDLE_S))
+        self._connect(aiohttp.UnixConnector(str(socket), limit=0, force_close=True))
         self._reader = asyncio.create_task(self._drain(self.process.stdout))
 
     async def _drain(self, pipe):
@@ -159,7 +158,7 @@ class Backend:
     async def answers(self, seconds):
         """Whether /health says yes in this time."""
         try:
-            async with asyncio.timeout(seconds), self.session.get(self.url + "/health", headers=ONCE) as reply:
+            async with asyncio.timeout(seconds), self.session.get(self.url + "/health") as reply:
                 return reply.status == 200
         except (*AWAY, TimeoutError):
             return False
@@ -198,8 +197,7 @@ class Backend:
         """One JSON request: the decoded reply. Raises Problem where it does not come."""
         try:
             method = "GET" if body is None else "POST"
-            asked = self.session.request(method, self.url + path, json=body, headers=ONCE)
-            async with asyncio.timeout(10), asked as reply:
+            async with asyncio.timeout(10), self.session.request(method, self.url + path, json=body) as reply:
                 data = json.loads(await reply.read())
         except (*AWAY, TimeoutError, ValueError) as error:
             raise self.away() from error

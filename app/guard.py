@@ -59,7 +59,7 @@ class Guard:
 
     @cached_property
     def patterns(self):
-        """{part: [(id, what must be found, what must not)]}."""
+        """{part: [(id, searches that must find, one that must not)]}."""
         made, words = {}, self.rules["words"]
 
         def compiled(text):
@@ -67,7 +67,7 @@ class Guard:
                 text = re.sub(r"\{([a-z_]+)\}", lambda m: f"(?:{words[m[1]]})", text)
             if text not in made:
                 small = re.sub(r"\\.|[A-Z]", lambda m: m[0] if m[0][0] == "\\" else m[0].lower(), text)
-                made[text] = re.compile(rf" (?:{small})(?!\w)" if small[0] != "^" else small)
+                made[text] = re.compile(rf" (?:{small})(?!\w)" if small[0] != "^" else small).search
             return made[text]
 
         def rule(r):
@@ -197,7 +197,10 @@ def words(text):
 
 def _found(text, finds, unless):
     """Whether every part is found and nothing that excuses it."""
-    return all(find.search(text) for find in finds) and not (unless and unless.search(text))
+    for find in finds:
+        if not find(text):
+            return False
+    return not (unless and unless(text))
 
 
 def _texts(rules):

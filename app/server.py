@@ -7,7 +7,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from app import catalogue, edge, settings
@@ -77,7 +77,7 @@ def _routes(app, desk):
             {"ready": fine, "models": states}, 200 if fine else 503, {} if fine else {"Retry-After": "2"}
         )
 
-    @app.get("/metrics", responses=told)
+    @app.get("/metrics", responses=told, response_class=PlainTextResponse)
     async def metrics():
         """Meters in Prometheus' text format."""
         return Response(desk.meters.text(desk.backends), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -105,9 +105,8 @@ def _errors(app):
     async def refused(request, error):
         if isinstance(error, Problem):
             return _told(error)
-        return _told(
-            Problem(error.status_code, str(error.detail), "not_found" if error.status_code == 404 else "refused")
-        )
+        code = "not_found" if error.status_code == 404 else "refused"
+        return _told(Problem(error.status_code, str(error.detail), code), error.headers)
 
     @app.exception_handler(Exception)
     async def fault(request, error):
@@ -115,8 +114,8 @@ def _errors(app):
         return _told(Problem(500, "this server has a fault; the log has it under the request id", "internal"))
 
 
-def _told(problem):
-    headers = {name.decode(): value.decode() for name, value in problem.fields()}
+def _told(problem, more=None):
+    headers = {name.decode(): value.decode() for name, value in problem.fields()} | (more or {})
     return JSONResponse(problem.envelope(), problem.status, headers)
 
 

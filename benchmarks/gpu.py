@@ -12,7 +12,6 @@ is 1 when a check failed or a value differed.
 """
 
 import argparse
-import gc
 import importlib
 import os
 import sys
@@ -59,8 +58,7 @@ def attempt(row, job, keep):
         keep()
         if row["error"].startswith(type(error).__name__):  # unforeseen: whoever mends it needs the place
             traceback.print_exc()
-    gc.collect()
-    torch.cuda.empty_cache()
+    machine.release()
     print(f"{row['part']}, {row['what']}: {cells(row)['measured']}", flush=True)
 
 

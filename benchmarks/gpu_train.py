@@ -7,7 +7,6 @@ that the FLOPs count is computed.
 """
 
 import functools
-import gc
 import itertools
 import statistics
 import tempfile
@@ -31,7 +30,7 @@ from trl import SFTConfig, SFTTrainer
 from benchmarks.common import now
 from lib.chat import packing
 from lib.model import adapter, loading, shapes
-from lib.pipeline import recipe
+from lib.pipeline import machine, recipe
 from lib.plan import budget, fit, memory
 
 GIB = memory.GIB
@@ -158,8 +157,7 @@ def measure(trainer, shape, length):
     document = length // PACKED if trainer.args.packing else length
     trainer.add_callback(clock)
     if cuda:
-        gc.collect()
-        torch.cuda.empty_cache()  # what loading in 16 bits has left behind is not training's
+        machine.release()  # what loading in 16 bits has left behind is not training's
         torch.cuda.reset_peak_memory_stats()
     trainer.train()
     steps = [end - start for start, end in itertools.pairwise(clock.ends[WARM_UP - 1 :])]

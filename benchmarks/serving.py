@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import json
 import os
+import secrets
 import socket
 import statistics
 import subprocess
@@ -24,8 +25,8 @@ from app import catalogue, settings
 from lib.export import serve
 from lib.pipeline import recipe
 
+LITELLM_KEY = "sk-" + secrets.token_hex(32)  # it does not start without one
 QUESTION = "A 54-year-old has pale skin and is always tired. What is the most likely diagnosis? ({})"
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 async def stream(session, url, key, model, number, tokens):
@@ -82,52 +83,6 @@ async def load(target, streams, requests, tokens):
             "lost": lost, "texts": texts}  # fmt: skip
 
 
-async def paced(reader, writer, rate):
-    """A backend that answers everything with 64 pieces, `rate` of them a second."""
-    try:
-        while line := await reader.readline():
-            length = 0
-            while (header := await reader.readline()).strip():
-                if header.lower().startswith(b"content-length:"):
-                    length = int(header.split(b":")[1])
-            await reader.readexactly(length)
-            if b"chat/completions" not in line:
-                writer.write(
-                    b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n{"status":"ok"}'
-                )
-                continue
-            writer.write(HEAD)
-            start = time.perf_counter()
-            for number in range(64):
-                await asyncio.sleep(max(0.0, start + number / rate - time.perf_counter()))
-                _event(writer, {"content": f" w{number}"}, None)
-            _event(writer, {}, "length")
-            usage = {
-                "choices": [],
-                "usage": {"prompt_tokens": 20, "completion_tokens": 64, "total_tokens": 84},
-                **FRAME,
-            }
-            _chunk(writer, b"data: " + json.dumps(usage).encode() + b"\n\ndata: [DONE]\n\n")
-            writer.write(b"0\r\n\r\n")
-            await writer.drain()
-    except (ConnectionError, asyncio.IncompleteReadError):
-        pass
-    finally:
-        writer.close()
-
-
-FRAME = {"created": 1, "id": "chatcmpl-x", "model": "paced", "object": "chat.completion.chunk"}
-
-
-def _event(writer, delta, finish):
-    choice = {"choices": [{"finish_reason": finish, "index": 0, "delta": delta}]}
-    _chunk(writer, b"data: " + json.dumps(choice | FRAME, separators=(",", ":")).encode() + b"\n\n")
-
-
-def _chunk(writer, data):
-    writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-
-
 def port():
     """A free port of this machine."""
     with socket.socket() as probe:
@@ -157,7 +112,8 @@ def litellm(program, url, folder):
     """LiteLLM's proxy before the same backend: (process, address)."""
     here, config = port(), Path(folder, f"litellm{port()}.yaml")
     config.write_text(json.dumps({"model_list": [{"model_name": "m", "litellm_params": {
-        "model": "openai/m", "api_base": url + "/v1", "api_key": "none"}}]}))  # fmt: skip
+        "model": "openai/m", "api_base": url + "/v1", "api_key": "none"}}],
+        "general_settings": {"master_key": LITELLM_KEY}}))  # fmt: skip
     command = [program, "--config", str(config), "--port", str(here), "--host", "127.0.0.1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     ready = launcher.healthy(f"http://127.0.0.1:{here}/health/liveliness")
@@ -194,17 +150,19 @@ async def compare(targets, how):
     return all(c["lost"] == 0 for crowds in many.values() for c in crowds)
 
 
-async def cost(target, pid, how):
-    """Processor time that the API takes, which other load on the machine does not change: an answer of 1 and of n."""
-    tick, took = os.sysconf("SC_CLK_TCK"), []
-    for tokens in (1, how.tokens):
-        before = sum(int(n) for n in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])
-        found = await load(target, how.streams, how.requests, tokens)
-        after = sum(int(n) for n in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])
-        took.append((1000 * (after - before) / tick / how.requests, len(found["first"]) and found["tokens_s"]))
-    print(
-        f"processor time of the API: {took[0][0]:.2f} ms for an answer of 1 token, {took[1][0]:.2f} ms for {how.tokens}"
-    )
+def processor(pid):
+    """Milliseconds of processor time, user and system, that a process has taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return 1000 * (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def cost(targets, pids, how):
+    """Processor time a streamed token, which other load on the machine does not change: {"name": milliseconds}."""
+    for name, pid in pids.items():
+        before = processor(pid)
+        await load(targets[name], how.streams, how.requests, how.tokens)
+        took = (processor(pid) - before) / how.requests
+        print(f"processor time of {name}: {took:.2f} ms an answer, {1000 * took / how.tokens:.0f} us a token")
 
 
 async def soak(target, pid, seconds, streams):
@@ -224,8 +182,8 @@ async def soak(target, pid, seconds, streams):
     print(f"question; memory {memory[0]:.0f} MiB after the first round, {memory[-1]:.0f} MiB at the end")
 
 
-def against(url, direct, how, pid_wanted=False):
-    """All servers before one backend, compared."""
+def against(url, direct, pid, how):
+    """All servers before one backend, of process `pid`, compared."""
     with tempfile.TemporaryDirectory() as folder:
         child, ours = our(url, max(how.streams, 4))
         targets = {direct: (url, "none", "m"), "the API": (ours, "none", "")}
@@ -233,9 +191,10 @@ def against(url, direct, how, pid_wanted=False):
         try:
             if how.litellm:
                 other, address = litellm(how.litellm, url, folder)
-                targets["LiteLLM proxy"] = (address, "none", "m")
+                targets["LiteLLM proxy"] = (address, LITELLM_KEY, "m")
             asyncio.run(compare(targets, how))
-            asyncio.run(cost(targets["the API"], child.process.pid, how))
+            pids = {direct: pid, "the API": child.process.pid} | ({"LiteLLM proxy": other.pid} if other else {})
+            asyncio.run(cost(targets, pids, how))
             if how.soak:
                 asyncio.run(soak(targets["the API"], child.process.pid, how.soak, how.soak_streams))
         finally:
@@ -259,23 +218,17 @@ def main(args=None):
         model = catalogue.models(cfg, settings.load())[0]
         print(f"before llama-server with {model.name}, {how.streams} streams of {how.tokens} tokens")
         with serve.running(model.path, slots=max(how.streams, 4), ctx=256, threads=how.threads) as url:
-            against(url, "llama-server", how)
+            (pid,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+            against(url, "llama-server", pid, how)
     here = port()
-    code = f"import asyncio; from benchmarks import serving; asyncio.run(serving.pace({here}, {how.rate}))"
-    with subprocess.Popen([sys.executable, "-c", code]) as backend:
+    with subprocess.Popen([sys.executable, "-m", "benchmarks.paced", str(here), str(how.rate)]) as backend:
         while not launcher.healthy(f"http://127.0.0.1:{here}/health")():
             time.sleep(0.1)
         print(f"before a backend that sends {how.rate} tokens a second to each stream")
         try:
-            against(f"http://127.0.0.1:{here}", "the backend", how)
+            against(f"http://127.0.0.1:{here}", "the backend", backend.pid, how)
         finally:
             backend.terminate()
-
-
-async def pace(here, rate):
-    """Serve `paced` until it is ended."""
-    server = await asyncio.start_server(lambda r, w: paced(r, w, rate), "127.0.0.1", here, backlog=1024)
-    await server.serve_forever()
 
 
 if __name__ == "__main__":

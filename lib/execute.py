@@ -6,13 +6,12 @@ python -m lib.execute verify | accept | clean --recipe tiny
 
 import contextlib
 import os
-import shutil
 import sys
 import time
 
 from lib.dataset import curriculum, entries
 from lib.pipeline import fingerprint, notebook, ranks, recipe, records, run, terminal
-from lib.pipeline.files import ROOT, HashCache, outputs_dir, sha256_file
+from lib.pipeline.files import ROOT, HashCache, outputs_dir, remove, sha256_file
 
 
 def main(argv=None):
@@ -37,7 +36,7 @@ def main(argv=None):
         where = error.filename or outputs_dir()
         return notebook.fail(
             args.stage,
-            f"cannot write or read {where}: {error.strerror}. Free space or mend permissions, then make again",
+            f"cannot write or read {where}: {error.strerror or error}. Free space or mend permissions, then make again",
         )
 
 
@@ -55,6 +54,9 @@ def check_data(data):
 def execute(stage, cfg, force=False):
     """Run one stage unless it is fresh. Returns a process exit status: 0 only when stage.json stands."""
     fingerprint.of_stage(stage)  # an unknown stage fails before a folder is made
+    if why := cfg.left_out(stage):
+        print(f"{stage:12} {cfg.run_name}: left out, {why}")
+        return 0
     folder = outputs_dir() / cfg.run_name / stage
     folder.mkdir(parents=True, exist_ok=True)
     if not ranks.leads():
@@ -118,6 +120,7 @@ def _changed_output(folder, record, hashes):
 def verify(cfg):
     """Read every byte of a finished run again. Returns 1 and names each file that is missing, changed or unknown."""
     stages = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    stages = [stage for stage in stages if not cfg.left_out(stage)]
     checked, wrong = records.verify(outputs_dir() / cfg.run_name, stages)
     if not any((outputs_dir() / cfg.run_name).glob("*/stage.json")):
         raise ValueError(f"run {cfg.run_name} has no finished stage: make all RECIPE={cfg.name}")
@@ -153,7 +156,7 @@ def clean(cfg):
     """Remove the outputs of a recipe, of all its SETs; caches and .venv stay."""
     for folder in outputs_dir().glob("*"):
         if folder.name == cfg.name or folder.name.startswith(f"{cfg.name}+"):
-            shutil.rmtree(folder)
+            remove(folder)
             print(f"clean        {folder}")
     return 0
 

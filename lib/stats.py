@@ -89,17 +89,16 @@ def paired_permutation(a, b, B=10_000, seed=42):
     return (hits + 1) / (B + 1)
 
 
-def holm(p_values):
-    """Holm's step-down adjustment: adjusted p values in the order given.
+def holm(rows):
+    """The rows with "p_holm": their "p", adjusted over all of them by Holm's step-down rule.
 
-    Controls the chance of any false positive among all comparisons. Source: Holm 1979.
+    It controls the chance of any false positive among all comparisons. Source: Holm 1979.
     """
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    adjusted, running = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        running = max(running, (len(p_values) - rank) * p_values[index])
-        adjusted[index] = min(1.0, running)
-    return adjusted
+    found, running = [dict(row) for row in rows], 0.0
+    for rank, row in enumerate(sorted(found, key=lambda row: row["p"])):
+        running = max(running, (len(found) - rank) * row["p"])
+        row["p_holm"] = min(1.0, running)
+    return found
 
 
 def mcnemar(a, b):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -10,16 +11,7 @@ from pipeline import LAUNCH, SHARED, STAGES, folder, make
 from lib.evaluation import endpoint
 from lib.judge import verdicts
 
-for name in (
-    "RECIPE",
-    "SET",
-    "OVERLAY",
-    "OUTPUTS",
-    "GPU",
-    "LAUNCH",
-    "MAKEFLAGS",
-    "MAKELEVEL",
-):
+for name in "RECIPE SET OVERLAY OUTPUTS GPU LAUNCH MAKEFLAGS MAKELEVEL".split():
     os.environ.pop(name, None)  # make exports what it was given
 
 
@@ -87,3 +79,15 @@ def short_pauses(monkeypatch):
 def store(tmp_path):
     """An empty store of verdicts."""
     return verdicts.Store(tmp_path / "verdicts.jsonl")
+
+
+@pytest.fixture
+def rendered(tmp_path):
+    """Function of a page's path: its HTML once chromium has run it, as text. Skips where there is no chromium."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("chromium is not installed: no browser looks at the page")
+    quiet = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+    command = [chromium, "--headless", *quiet, "--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'user'}",
+               "--virtual-time-budget=4000", "--dump-dom"]  # fmt: skip
+    return lambda page: subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120).stdout

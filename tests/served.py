@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 import threading
 import time
 
@@ -63,6 +64,20 @@ def said(found, field="content", index=0):
     """What the events say in one field of one choice."""
     choices = [choice for event in found for choice in event.get("choices", ()) if choice["index"] == index]
     return "".join(choice["delta"].get(field) or "" for choice in choices)
+
+
+def raw(client, data, wait_s=5):
+    """What the API sends back to raw bytes, until it closes the connection or says nothing for so long."""
+    with socket.create_connection(("127.0.0.1", client.port)) as link:
+        link.settimeout(wait_s)
+        link.sendall(data)
+        found = b""
+        try:
+            while part := link.recv(65536):
+                found += part
+        except TimeoutError:
+            return found, False
+        return found, True
 
 
 class Backend:
@@ -130,9 +145,9 @@ def piece(text, index=0):
     ).encode()
 
 
-def ending(tokens, reason="stop"):
+def ending(tokens, reason="stop", index=0):
     """Its last events."""
-    last = {"choices": [{"finish_reason": reason, "index": 0, "delta": {}}]}
+    last = {"choices": [{"finish_reason": reason, "index": index, "delta": {}}]}
     usage = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": tokens}}
     return b"".join(f"data: {json.dumps(event)}\n\n".encode() for event in (last, usage)) + b"data: [DONE]\n\n"
 

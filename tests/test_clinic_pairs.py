@@ -65,7 +65,7 @@ def test_no_red_flag_of_the_test_stands_in_a_training_pair():
 
 
 def test_held_out_questions_leave_the_guards_third_alone_and_are_scored_by_the_screens():
-    assert not {q["pair"] for q in QUESTIONS} & {q["pair"] for q in guard.questions() if q["held_out"]}
+    assert not {q["pair"] for q in QUESTIONS} & {q["pair"] for q in guard.questions() if q["part"] != "development"}
     everyone = {q["id"]: "This is an emergency. Go to hospital now." for q in QUESTIONS}
     missed, needless = screens.summary(screens.rows(QUESTIONS, everyone, WORLD))
     assert (missed["value"], needless["value"]) == (0, 1)

@@ -126,6 +126,27 @@ def test_other_ways_of_training_on_a_grid(run, tmp_path, changed, compared):
     assert (export["tensors_compared"], export["qat_tensors_differing"]) == (compared, 0)
 
 
+def test_what_was_preferred_is_what_the_file_holds(run):
+    found = record(run, "07_preference")
+    assert found["metrics"]["tensors_compared"] == {"longer": 35, "dpo": 35, "rloo": 35}
+    assert {"gguf/dpo-q4_0.gguf", "gguf/dpo-adapter.gguf", "adapter_dpo/adapter_model.safetensors"} <= set(
+        found["outputs"]
+    )
+    for row in found["metrics"]["pairs"]["ledger"]:
+        assert row["kept to train"] and row["kept to test"]
+
+
+@pytest.mark.slow
+def test_preferences_are_trained_on_a_k_grid_too(run, tmp_path):
+    copy, settings = tmp_path / "outputs", f"{SMALL} preference.scheme=q4_k_m"
+    for stage in ("01_dataset", "03_sft"):
+        shutil.copytree(folder(run) / stage, folder(copy, settings) / stage)
+    done = make(copy, "07_preference", settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    compared = record(copy, "07_preference", settings)["metrics"]["tensors_compared"]
+    assert set(compared.values()) == {35}
+
+
 def test_the_loss_mask_of_the_trainers_own_batch(run):
     shares = record(run, "03_sft")["metrics"]["audit"]["shares"]
     assert shares == {"prompt": 0.0, "reasoning": 1.0, "answer": 1.0, "end": 1.0}
@@ -159,8 +180,10 @@ def test_questions_without_a_ground_truth_are_answered_and_not_scored(tmp_path):
     rows = [{"instruction": r["instruction"], "reasoning": r["reasoning"], "output": text} for r, text in said if text]
     write_jsonl(tmp_path / "mine.jsonl", rows[:30])
     settings = SMALL.replace("data.test_questions=8", "data.test_questions=2").replace("0.01", "0.2")
-    settings += f" 'data.sources=[{{name: jsonl, path: {tmp_path / 'mine.jsonl'}}}]' data.test_sources=[] judge=null"
-    settings += " sft.max_length=4096"  # the rows kept aside are shorter than two windows of that
+    settings += f" 'data.sources=[{{name: jsonl, path: {tmp_path / 'mine.jsonl'}}}]' data.test_sources=[]"
+    settings += (
+        " judge=null preference=null sft.max_length=4096"  # the rows kept aside are shorter than two windows of that
+    )
     for stage in STAGES:
         done = make(tmp_path, stage, settings)
         assert done.returncode == 0, f"{stage}:\n{done.stdout}\n{done.stderr}"

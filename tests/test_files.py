@@ -2,10 +2,11 @@
 
 import json
 import os
+import subprocess
 
 import pytest
 
-from lib.pipeline import files, fingerprint
+from lib.pipeline import files, fingerprint, machine
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -81,6 +82,37 @@ def test_the_texts_beside_a_module_make_its_stages_stale_as_its_code_does():
     parts = fingerprint.of_stage("06_judge")
     assert {"lib/judge/rubric.py", "lib/judge/rubric.yaml", "lib/pipeline/architectures.yaml"} <= set(parts)
     assert {"lib/qat/compiled.py", "lib/qat/compiled.c"} <= set(fingerprint.of_stage("04_qat"))
+
+
+def test_of_a_link_the_link_alone_is_removed(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "kept").write_text("x")
+    for name in ("link", "folder"):
+        (tmp_path / name).symlink_to(tmp_path / "mine")
+    files.remove(tmp_path / "link")
+    with files.whole_folder(tmp_path / "folder") as partial:
+        partial.mkdir()
+    assert not (tmp_path / "link").exists() and (tmp_path / "mine" / "kept").exists()
+    assert not (tmp_path / "folder").is_symlink() and os.listdir(tmp_path / "folder") == []
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
+    with pytest.raises(RuntimeError, match="user id 4000000000 has no home folder: set HOME, or XDG_CACHE_HOME"):
+        files.cache_dir()
+
+
+def test_a_commit_is_recorded_of_an_own_checkout_only(monkeypatch, tmp_path):
+    (tmp_path / "inside").mkdir()
+    git = ["git", "-c", "user.name=n", "-c", "user.email=n@n", "-C", tmp_path]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    assert len(machine._commit()["commit"]) == 40
+    monkeypatch.setattr(machine, "ROOT", tmp_path / "inside")
+    assert machine._commit() == {"commit": "", "dirty": False}
 
 
 def test_a_damaged_memory_of_hashes_is_none(tmp_path):

@@ -1,8 +1,6 @@
 import itertools
-from functools import partial
 from types import SimpleNamespace
 
-import accelerate
 import pytest
 import torch
 from loopback import Endpoint, completion
@@ -118,7 +116,7 @@ def test_stop_ids_name_all_ends_of_a_turn(model, tokenizer):
 
 def test_reasoning_opened_by_the_template_belongs_to_the_text(tokenizer):
     ids = tokenizer("hm</think>C", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-    answer = generate.answer("q", "<|im_start|>assistant\n<think>\n", ids, {tokenizer.eos_token_id}, tokenizer)
+    answer = generate._answer("q", "<|im_start|>assistant\n<think>\n", ids, {tokenizer.eos_token_id}, tokenizer)
     assert answer["text"] == "<think>\nhm</think>C" and answer["finish"] == "stop"
 
 
@@ -213,18 +211,6 @@ def test_answers_are_kept_as_they_come_and_a_second_run_asks_for_the_rest(tmp_pa
         assert len(server.bodies) == 4 - kept
         generate.server(server.url, asked, 9, keep=file, identity="another model")
         assert len(server.bodies) == 8 - kept
-
-
-def test_a_model_with_a_layer_in_main_memory_or_on_disk_answers_as_the_whole_one(model, tokenizer, tmp_path):
-    for way, off in (("cpu", accelerate.cpu_offload), ("disk", partial(accelerate.disk_offload, offload_dir=tmp_path))):
-        parted = random_model(tokenizer, seed=3)
-        off(parted.model.layers[1], execution_device=torch.device("cpu"))
-        assert any(p.is_meta for p in parted.parameters())
-        assert generate._identity(parted) == generate._identity(model) != generate._identity(random_model(tokenizer, 4))
-        given = (tokenizer, QUESTIONS[:3], 8)
-        kept = generate.transformers(parted, *given, keep=tmp_path / f"{way}.jsonl")
-        expected = generate.transformers(model, *given)
-        assert [a["text"] for a in kept] == [a["text"] for a in expected]
 
 
 def test_a_killed_generation_goes_on_with_the_same_answers(model, tokenizer, tmp_path):

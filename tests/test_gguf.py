@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM, XGLMConfig
 
 from lib.export import gguf, serve
 from lib.model import gguf_convert, layout
-from lib.pipeline import programs
+from lib.pipeline import notebook, programs
 from lib.qat import rounding
 
 CORPUS = [f"A patient aged {n} with fever, chest pain and {n % 7} days of cough isn't well." for n in range(200)]
@@ -236,11 +237,15 @@ def test_an_importance_matrix_changes_the_rounding_and_the_file_says_so(bf16, te
         gguf.importance(bf16, ["short"], tmp_path / "none.gguf", ctx=64)
 
 
-def test_an_adapter_is_served_beside_its_base_and_switched(twin, bf16, tmp_path):
+PATTERNS = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"down_proj": 20, "layers.0.self_attn.q_proj": 3}}
+
+
+@pytest.mark.parametrize("scaled", [{}, {"use_rslora": True}, PATTERNS, PATTERNS | {"use_rslora": True}])
+def test_an_adapter_is_served_beside_its_base_and_switched(twin, bf16, tmp_path, scaled):
     folder, plain, tokenizer = twin
     torch.manual_seed(3)
-    config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
-    model = get_peft_model(copy.deepcopy(plain), config)
+    fields = {"target_modules": ["q_proj", "down_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM"} | scaled
+    model = get_peft_model(copy.deepcopy(plain), LoraConfig(r=4, **fields))
     model.save_pretrained(tmp_path / "adapter")
     adapter = gguf.convert_lora(tmp_path / "adapter", folder, tmp_path / "adapter.gguf")
     ids = list(range(260, 280))
@@ -255,6 +260,18 @@ def test_an_adapter_is_served_beside_its_base_and_switched(twin, bf16, tmp_path)
             reply = serve.request(url, "/completion", body)
             for entry in reply["completion_probabilities"][0]["top_logprobs"]:
                 assert expected[entry["id"]].item() == pytest.approx(entry["logprob"], abs=0.05)
+
+
+def test_a_file_that_finds_no_room_is_said_to(bf16, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(ValueError) as error:
+            gguf.quantize(bf16, tmp_path / "x.gguf", "q8_0")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert any(said in str(error.value) for said in notebook.FULL_SAYS), error.value
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_adapter_of_another_architecture_is_refused(tmp_path, twin):

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import families
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -20,8 +21,10 @@ from transformers import Qwen3ForCausalLM
 from trl import SFTConfig
 
 from lib.chat import encoding
-from lib.model import adapter, loading, unsloth
+from lib.evaluation import generate
+from lib.model import adapter, loading, offload, unsloth
 from lib.pipeline import machine
+from lib.qat import rounding
 
 ROW = torch.arange(5, 45).unsqueeze(0)
 RECORDS = [{"instruction": "Which test?", "reasoning": "Step one.", "output": "Two."}] * 2
@@ -82,6 +85,22 @@ def test_a_merged_model_larger_than_the_gpu_is_placed_in_parts(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     assert loading._placement(16, None) == loading._placement(16, 100) == {}
     assert loading._placement(160, 100) == {"device_map": "auto", "max_memory": {0: 80, "cpu": 160}}
+
+
+def test_weights_that_wait_in_main_memory_are_read_and_rounded_as_others(small_base):
+    """accelerate's own offload, with the CPU in the GPU's place: parameters are without numbers between two passes."""
+    whole, parts = (loading.base(over(small_base)) for _ in range(2))
+    cpu_offload(parts.model.layers[1], execution_device="cpu")
+    assert offload.in_parts(parts) and not offload.in_parts(whole)
+    assert generate._identity(parts) == generate._identity(whole)
+    types = {name: "q4_0" for name in rounding.base_parameters(whole) if "_proj" in name}
+    exact = whole(ROW).logits
+    expected = rounding.quantize_model(whole, types)(ROW).logits
+    with torch.inference_mode():
+        assert torch.equal(parts(ROW).logits, exact)
+        assert torch.equal(rounding.quantize_model(parts, types)(ROW).logits, expected)
+    assert not torch.equal(expected, exact)
+    assert rounding.fingerprints(parts, types) == rounding.fingerprints(whole, types)
 
 
 def test_a_cpu_trains_with_transformers_and_says_why(small_base, monkeypatch, capsys):

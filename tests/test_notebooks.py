@@ -135,3 +135,21 @@ def test_prose_about_a_section_that_the_recipe_leaves_out_is_in_no_copy(tmp_path
 def test_prose_that_may_be_left_out_names_a_section():
     tags = {tag for path in NOTEBOOKS for cell in load(path)["cells"] for tag in cell["metadata"].get("tags", [])}
     assert {tag for tag in tags if tag.startswith("needs ")} <= {f"needs {name}" for name in recipe.SECTIONS}
+
+
+def test_a_chapter_gives_a_model_up_before_it_loads_the_next():
+    """Two of 39 GiB fit no common GPU; what chapter 4's arms load is local to functions."""
+    for path in NOTEBOOKS:
+        cells = [c for c in code(load(path)) if COLAB not in c["metadata"].get("tags", [])]
+        held = set()
+        for node in ast.parse("\n".join("".join(c["source"]) for c in cells)).body:
+            loads = isinstance(node, ast.Assign) and re.match(
+                r"loading\.(saved|base)\(|adapter\.trainable\(", ast.unparse(node.value)
+            )
+            if loads:
+                assert not held, f"{path.stem}: {held} in memory at {ast.unparse(node)}"
+                held.add(ast.unparse(node.targets[0]))
+            if isinstance(node, ast.Assign) and ast.unparse(node.value) == "None":
+                held -= {ast.unparse(target) for target in node.targets}
+            held -= {ast.unparse(t) for n in ast.walk(node) if isinstance(n, ast.Delete) for t in n.targets}
+        assert path.stem != "04_qat" or not held

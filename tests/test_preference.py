@@ -1,5 +1,6 @@
 """Chapter 7's trainers, rewards and measures, on a tiny model with a trained adapter."""
 
+import json
 import math
 from collections import Counter
 from itertools import combinations
@@ -7,13 +8,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tiny_qwen import byte_tokenizer, random_model
 from transformers import TrainerControl, TrainerState
 
+from lib import execute
 from lib.evaluation import generate, probability
+from lib.figures import leash
 from lib.pipeline import recipe
+from lib.pipeline.files import ROOT
 from lib.preference import material, measure, pairs, rewards, training
 from lib.qat import rounding
 
@@ -23,8 +28,15 @@ RECORDS = [
      "answer": None, "reasoning": "", "output": f"Answer: {'AB'[n % 2]}", "source": "own"}
     for n in range(4)
 ]  # fmt: skip
-COMMON = {"per_device_train_batch_size": 2, "max_steps": 1, "learning_rate": 0.05, "logging_steps": 1, "report_to": "none",
-          "save_strategy": "no", "gradient_checkpointing": False}  # fmt: skip
+COMMON = {
+    "per_device_train_batch_size": 2,
+    "max_steps": 1,
+    "learning_rate": 0.05,
+    "logging_steps": 1,
+    "report_to": "none",
+    "save_strategy": "no",
+    "gradient_checkpointing": False,
+}
 
 
 def model(trained=True):
@@ -50,7 +62,7 @@ def arms(tmp_path, rows=None, scored=None, **preference):
     rows = rows or [pairs.tokens(pair, TOKENIZER, cfg) for pair in kept]
     asked = material.prompts(RECORDS, TOKENIZER, cfg)
     return material.Material(
-        cfg, stage, TOKENIZER, RECORDS, kept, rows, asked, scored or rewards.scored(RECORDS, "instruction")
+        cfg, stage, TOKENIZER, RECORDS, kept, rows, asked, scored or rewards.scored(RECORDS, "instruction", 8)
     )
 
 
@@ -230,6 +242,42 @@ def test_a_file_of_other_weights_is_refused(tmp_path, monkeypatch):
         training.refuse_other(tmp_path / "f.gguf", {"a": "other"})
 
 
+@pytest.mark.parametrize(
+    "rows", [None, [{"prompt": f"Why {n}?", "chosen": "Rest.", "rejected": "Run."} for n in range(40)]]
+)
+def test_pairs_are_read_once_and_every_row_is_accounted_for(tmp_path, rows):
+    made, entry = arms(tmp_path), {"name": "clinic", "pairs": 4, "axes": ["decision", "escalation"]}
+    made.cfg.sft["max_length"], made.cfg.data = 2048, {"drop_overlaps": ["exact"], "banned": []}
+    if rows:
+        (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        entry = {"name": "own", "path": str(tmp_path / "mine.jsonl"), "licence": "CC0"}
+    made.cfg.preference["data"] = [entry]
+    question = RECORDS[0] | {"instruction": "Why 3?", "options": [], "letter": None}
+    train, test, (row,) = material.load(made.cfg, TOKENIZER, [question], lambda name: ROOT / name)
+    counts = {key: value for key, value in row.items() if key not in ("source", "licence")}
+    assert (counts["kept to train"], counts["kept to test"]) == (len(train), len(test)) and test
+    assert sum(counts.values()) == (40 if rows else 2 * (4 + 20))
+    assert counts.get("asks a test question", 0) == (1 if rows else 0)
+    assert not {p["question"] for p in train} & {p["question"] for p in test}
+
+
+def test_the_commented_sections_of_the_large_recipes_are_valid():
+    found = 0
+    for path in (ROOT / "params").glob("*.yaml"):
+        text = path.read_text(encoding="utf-8")
+        if "# preference:" in text:
+            section = text[text.index("# preference:") :].replace("\n# ", "\n")[2:]
+            recipe.load(path.stem, {"preference": yaml.safe_load(section)["preference"]})
+            found += 1
+    assert found == 6
+
+
+def test_a_recipe_without_the_section_leaves_the_chapter_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OUTPUTS", str(tmp_path))
+    assert execute.main(["07_preference", "--recipe", "tiny", "--set", "preference=null"]) == 0
+    assert "left out, the recipe has no section preference" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
 def test_samples_keep_their_question_and_are_as_many_as_asked(tmp_path):
     made = arms(tmp_path)
     stage = SimpleNamespace(dir=tmp_path, recipe=made.cfg, progress=lambda *_: None)
@@ -239,3 +287,28 @@ def test_samples_keep_their_question_and_are_as_many_as_asked(tmp_path):
     rows = measure.conversations(drawn, RECORDS[:2], TOKENIZER, made.cfg)
     stops = generate.stop_ids(random_model(TOKENIZER, 1), TOKENIZER)
     assert all(labels.count(-100) < len(ids) and not set(labels[-1:]) & stops for ids, labels in rows)
+
+
+def test_the_curve_of_an_arm_holds_what_was_rewarded_and_what_was_right():
+    log = [
+        {"step": 1, "kl": 0.0, "rewards/format/mean": 0.5, "rewards/key/mean": 0.4, "num_tokens": 100.0},
+        {"step": 2, "kl": 0.04, "rewards/format/mean": 0.9, "rewards/key/mean": 0.2, "num_tokens": 250.0},
+        {"train_loss": 0.1},
+    ]
+    points = measure.curve(log, "format")
+    assert [(p["kl"], p["proxy"], p["gold"]) for p in points] == [(0.0, 0.5, 0.4), (0.04, 0.9, 0.2)]
+    assert measure.curve(log, None) == [] and measure.tokens_seen(log) == 250 and measure.tokens_seen([]) == 0
+    dots = leash.drift({"format": points, "key": [p | {"proxy": p["gold"]} for p in points]}).axes
+    assert [len(ax.collections) for ax in dots] == [2, 1]
+    assert dots[0].collections[0].get_offsets().tolist() == [[0.0, 0.5], [0.2, 0.9]]
+
+
+def test_the_sentences_say_which_side_an_interval_lies_on():
+    share = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}
+    rows = [{"arm": name, "pass@1": share, "pass@8": share} for name in ("sft", "up", "level")]
+    rows[1] = rows[1] | {"pass@1": share | {"value": 0.7}} | dict.fromkeys(measure.SCREENS, share)
+    moved = {"up": {"sft": {"value": 0.1, "low": 0.02, "high": 0.2, "n": 10}}}
+    moved |= {"level": {"sft": {"value": 0.1, "low": -0.02, "high": 0.2, "n": 10}}, "sft": {}}
+    said = " ".join(measure.in_words(rows, moved, 8))
+    assert "up is above sft: 10.0 %" in said and "level is not told apart from sft" in said
+    assert "It misses 50.0 %" in said and "Its pass@1 moved by +20.0 points and its pass@8 by +0.0." in said

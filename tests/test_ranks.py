@@ -39,18 +39,6 @@ def test_ranks_share_gather_and_leave_writing_to_the_first(tmp_path):
     assert "fresh" in launched(project, "01_a").stdout and "fresh" in project.execute("01_a").stdout
 
 
-@pytest.mark.parametrize(
-    ("launched", "seen", "left"), [(None, None, "0"), (None, "2,3", "2"), (None, "", ""), ("2", "2,3", "2,3")]
-)
-def test_a_process_without_a_launcher_sees_one_gpu(launched, seen, left, monkeypatch):
-    for name, value in (("WORLD_SIZE", launched), ("CUDA_VISIBLE_DEVICES", seen)):
-        monkeypatch.setenv(name, value or "")
-        if value is None:
-            monkeypatch.delenv(name)
-    ranks.one_device()
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == left
-
-
 def test_a_lost_rank_fails_the_stage(tmp_path):
     project = Project(tmp_path)
     lose = "import os, signal\nif ranks.rank() == 1: os.kill(os.getpid(), signal.SIGKILL)"
@@ -64,6 +52,15 @@ def test_a_lost_rank_fails_the_stage(tmp_path):
 def test_a_launch_that_is_none_or_torchruns_is_let_in(monkeypatch, launch, size):
     monkeypatch.setenv("WORLD_SIZE", size) if size else monkeypatch.delenv("WORLD_SIZE", raising=False)
     ranks.check(launch)
+
+
+@pytest.mark.parametrize(("given", "size", "left"), [(None, None, "0"), ("2,3", None, "2"), ("2,3", "2", "2,3")])
+def test_a_process_without_a_launcher_sees_one_gpu(monkeypatch, given, size, left):
+    for name, value in (("CUDA_VISIBLE_DEVICES", given), ("WORLD_SIZE", size)):
+        monkeypatch.setenv(name, value or "")
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
+    ranks.one_device()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == left
 
 
 def test_the_runner_refuses_before_anything_runs(tmp_path):

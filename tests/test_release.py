@@ -1,6 +1,6 @@
 """What goes out beside a GGUF file, and whether two served models say the same."""
 
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,16 +28,6 @@ class Tokenizer:
 
     def __call__(self, text, add_special_tokens):
         return {"input_ids": [ord(c) for c in text]}
-
-
-def test_a_server_starts_when_this_process_has_given_back_what_it_no_longer_needs_of_the_gpu(tmp_path, monkeypatch):
-    program = tmp_path / "server"
-    program.write_text(f"#!/bin/sh\n[ -e {tmp_path}/given_back ] && exit 3\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(serve, "toolchain", lambda: SimpleNamespace(server=program))
-    monkeypatch.setattr(torch.cuda, "empty_cache", (tmp_path / "given_back").touch)
-    with pytest.raises(RuntimeError, match="llama-server ended with status 3"), serve.running(tmp_path / "x.gguf"):
-        pass
 
 
 def test_parity_counts_equal_prompts_and_shows_the_first_difference():
@@ -109,3 +99,11 @@ def test_tokens_and_leads_are_those_of_torch(twin, bf16, monkeypatch):  # noqa: 
             assert token == likeliest
             assert lead is None or lead == pytest.approx(float(first - second), abs=0.05)
             prompt = [*prompt, token]
+
+
+def test_an_adapter_that_says_something_else_stops_the_chapter():
+    file, near = Path("sft-adapter.gguf"), {"asked": 20, "equal": 17, "lead": 0.4}
+    release.same_adapter(file, near)
+    release.same_adapter(file, near | {"equal": 20, "lead": None})
+    with pytest.raises(ValueError, match="of 20 answers 0 are .* its token led by 5.30 nats"):
+        release.same_adapter(file, near | {"equal": 0, "lead": 5.3})

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import pytest
 import yaml
@@ -111,6 +112,19 @@ def test_files_for_docker_are_valid_and_publish_on_loopback_only(file):
         assert all(set(service) <= known for service in found["services"].values())
         given = set(found["x-ours"]["environment"]) - {"RECIPE"}
         assert given <= {f"SERVE_{name.upper()}" for name in settings.Settings.model_fields}
+
+
+@pytest.mark.skipif(not find_spec("check_jsonschema"), reason="check-jsonschema is not installed: make setup")
+def test_the_compose_file_keeps_the_compose_specification(tmp_path):
+    def valid(path):
+        command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    ours = ROOT / "app" / "compose.yaml"
+    assert (done := valid(ours)).returncode == 0, done.stdout
+    wrong = tmp_path / "compose.yaml"
+    wrong.write_text(ours.read_text().replace("healthcheck:", "healthchek:"))
+    assert "healthchek" in valid(wrong).stdout
 
 
 def test_the_dashboard_asks_for_meters_that_exist():

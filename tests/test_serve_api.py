@@ -110,20 +110,35 @@ def test_unknown_fields_are_ignored_and_no_json_is_no_fault(client):
     assert client.get("/v1/chat/completions").status_code == 405
 
 
-# The shapes in which other clients ask, from memory of them, not recorded: langchain-openai and Open WebUI.
-TERSE = {"content": "You are terse.", "role": "system"}
-LANGCHAIN = {"model": "tiny/x", "stream": False, "temperature": 0.7, "max_completion_tokens": 8, "n": 1,
-             "messages": [TERSE, {"content": "Fever?", "role": "user"}]}  # fmt: skip
+TURNS = [{"content": "You are terse.", "role": "system"}, {"content": "Fever?", "role": "user"},
+         {"content": "Yes.", "role": "assistant"}, {"content": "Since when?", "role": "user"}]  # fmt: skip
 PARTS = [{"role": "user", "content": [{"type": "text", "text": "Fever?"}]}]
-WEBUI = {"stream": True, "model": "tiny/x", "messages": PARTS, "params": {}, "features": {"web_search": False},
-         "session_id": "s", "chat_id": "c", "stream_options": {"include_usage": True}, "max_tokens": 8}  # fmt: skip
+LANGCHAIN = [  # recorded from ChatOpenAI of langchain-openai 1.7.4: invoke, stream, and parts with n, seed and stop
+    {"model": "tiny/x", "stream": False, "messages": TURNS, "max_completion_tokens": 8, "temperature": 0.7},
+    {"model": "tiny/x", "stream": True, "messages": TURNS, "max_completion_tokens": 8, "temperature": 0.7},
+    {"model": "tiny/x", "stream": False, "messages": [{"content": PARTS[0]["content"], "role": "user"}], "n": 1,
+     "seed": 3, "stop": ["x"]},
+]  # fmt: skip
+STAINLESS = {"user-agent": "OpenAI/Python 3.57.0", "x-stainless-lang": "python", "x-stainless-retry-count": "0",
+             "accept-encoding": "gzip, deflate", "x-stainless-raw-response": "true"}  # fmt: skip
+WEBUI = [  # read in Open WebUI's routers/openai.py, not recorded: a chat, then the title it asks for behind it
+    {"stream": True, "model": "tiny/x", "messages": PARTS, "params": {}, "features": {"web_search": False},
+     "session_id": "s", "chat_id": "c", "stream_options": {"include_usage": True}, "max_tokens": 8},
+    {"model": "tiny/x", "messages": [{"role": "user", "content": "Name this talk."}], "stream": False},
+]  # fmt: skip
 
 
-def test_requests_of_langchain_and_open_webui(client):
-    whole = client.post("/v1/chat/completions", json=LANGCHAIN).json()
-    assert whole["choices"][0]["message"]["content"] and whole["usage"]["completion_tokens"] <= 8
-    text = client.post("/v1/chat/completions", json=WEBUI).text
-    assert text.endswith("data: [DONE]\n\n") and events(text)[-1]["usage"]["completion_tokens"] <= 8
+@pytest.mark.parametrize("body", LANGCHAIN + WEBUI)
+def test_requests_of_langchain_and_open_webui(client, body):
+    reply = client.post("/v1/chat/completions", json=body, headers=STAINLESS)
+    assert reply.status_code == 200
+    if body["stream"]:
+        assert reply.text.endswith("data: [DONE]\n\n") and said(events(reply.text))
+        last = events(reply.text)[-1]
+        assert ("usage" in last) == ("stream_options" in body)
+    else:
+        message = reply.json()["choices"][0]["message"]
+        assert message["role"] == "assistant" and message["content"] is not None and reply.json()["usage"]
 
 
 def test_health_ready_docs_and_meters(client):

@@ -7,7 +7,7 @@ import socket
 import time
 
 import pytest
-from served import ASK, HEADERS, Backend, api, ending, events, model, piece, said, wait, writes
+from served import ASK, HEADERS, Backend, api, ending, events, model, piece, raw, said, wait, writes
 from test_gguf import bf16, twin  # noqa: F401 (fixtures)
 
 STREAM = ASK | {"stream": True}
@@ -193,20 +193,6 @@ def test_slots_of_the_real_server_are_free_after_a_client_has_left(bf16):  # noq
             return any(slot["is_processing"] for slot in json.loads(data.partition(b"\r\n\r\n")[2]))
 
         wait(lambda: not busy(), seconds=10)
-
-
-def raw(client, data, wait_s=5):
-    """What the API sends back to raw bytes, until it closes the connection or says nothing for so long."""
-    with socket.create_connection(("127.0.0.1", client.port)) as link:
-        link.settimeout(wait_s)
-        link.sendall(data)
-        found = b""
-        try:
-            while part := link.recv(65536):
-                found += part
-        except TimeoutError:
-            return found, False
-        return found, True
 
 
 def test_slow_headers_slow_bodies_huge_ones_and_smuggled_ones():

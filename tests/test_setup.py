@@ -86,6 +86,8 @@ def test_requirements_are_exact_pins_with_the_build_tools_among_them():
 
 
 def test_a_failing_install_shows_its_reason_and_is_not_ready(clone):
+    (clone / ".venv").mkdir(exist_ok=True)
+    (clone / ".venv/.ready").write_text("of other pins: back to these, it would be believed")
     (clone / "requirements.txt").write_text("no-such-package==1\n")
     failed = run_setup(clone, PIP_ARGS="--no-index", PIP_FIND_LINKS="")
     assert failed.returncode == 1

@@ -89,9 +89,10 @@ def test_permutation_wants_pairs():
 
 
 def test_holm_by_hand():
-    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert stats.holm([0.6, 0.9]) == [1.0, 1.0]
-    assert stats.holm([]) == []
+    found = stats.holm([{"name": n, "p": p} for n, p in enumerate([0.01, 0.04, 0.03, 0.005])])
+    assert [row["p_holm"] for row in found] == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert [row["name"] for row in found] == [0, 1, 2, 3]
+    assert [row["p_holm"] for row in stats.holm([{"p": 0.6}, {"p": 0.9}])] == [1.0, 1.0] and stats.holm([]) == []
 
 
 def test_mcnemar_by_hand():

@@ -68,7 +68,7 @@ def cpu_trainer(model, tokenizer, rows, folder, kind=SFTTrainer, callbacks=None,
     """TRL's trainer on a CPU, silent, without checkpoints; four steps unless `fields`, of SFTConfig, say otherwise."""
     given = {"use_cpu": True, "bf16": False, "max_steps": 4, "per_device_train_batch_size": 2}
     given |= {"save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "report_to": "none"}
-    more = {"teacher": teacher} if teacher is not None else {}
+    more = {"eval_dataset": fields.pop("eval_dataset", None)} | ({"teacher": teacher} if teacher is not None else {})
     args = SFTConfig(output_dir=str(folder), **given | fields)
     return kind(model, args, train_dataset=rows, processing_class=tokenizer, callbacks=callbacks, **more)
 

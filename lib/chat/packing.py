@@ -42,9 +42,8 @@ def small(config, attn_implementation, seed=0, dtype=torch.float32):
 
 
 def exact(config, attn_implementation, device="cpu", seed=0, dtype=None) -> dict:
-    """{"difference", "limit", "exact", "architecture", "attention", "dtype"}.
-
-    The difference is the largest change of a token's loss by packing, in nats.
+    """The largest change of a token's loss by packing, in nats: {"difference", "limit", "exact", "architecture",
+    "attention", "dtype"}.
 
     Three conversations in one row, told apart by position numbers that start again, as TRL's collator passes them,
     against each by itself. config: the model's, whose sizes are replaced by small ones. dtype: float32, and bfloat16

@@ -107,7 +107,7 @@ def _require(shape, found):
     said = f"{shape.where} has the columns {_quoted(found)}"
     if shape.name == "preference pairs" and "output" not in shape.roles:
         raise Unread(
-            f"{said}: preference pairs (prompt, chosen, rejected), which are for preference training. To "
+            f"{said}: preference pairs (prompt, chosen, rejected), which chapter 7 reads from preference.data. To "
             "train on the chosen answers here, write columns: {output: chosen, ignore: [rejected]}"
         )
     if found and "messages" not in shape.roles:

@@ -12,6 +12,7 @@ import httpx2  # the client library that openai 3 is built on
 import openai
 
 from lib.evaluation.connection import Transport
+from lib.pipeline import credentials
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SHORTEST_S = 0.05  # less than this is no attempt
@@ -158,9 +159,14 @@ def stream(api, request, deadline_s, dialect=None):
         try:
             return _read_stream(api, fit(request), timeout_s)
         except (AttributeError, TypeError, RecursionError) as error:
-            raise ValueError(f"{api.base_url} sent what is no piece of a chat completion: {error}") from error
+            raise ValueError(f"{shown(api)} sent what is no piece of a chat completion: {error}") from error
 
     return persist(once, deadline_s, dialect)
+
+
+def shown(api):
+    """The address of a client, without a password that it may hold."""
+    return credentials.scrub(str(api.base_url))
 
 
 def _read_stream(api, request, timeout_s):
@@ -178,7 +184,7 @@ def _read_stream(api, request, timeout_s):
                     parts["reasoning"] += reasoning
                     parts["content"] += choice.delta.content or ""
     if not isinstance(finish, str):
-        raise ValueError(f"{api.base_url} ended its stream without a finish_reason")
+        raise ValueError(f"{shown(api)} ended its stream without a finish_reason")
     seconds = time.monotonic() - start
     parts = {name: whole(text) for name, text in parts.items()} | {"tokens": tokens or pieces}
     return parts | {"finish": ENDS.get(finish, finish), "first_s": first or seconds, "seconds": seconds}

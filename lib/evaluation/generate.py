@@ -20,9 +20,9 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from lib.chat import encoding
 from lib.evaluation import batching
-from lib.evaluation.endpoint import client, dialect, stream
+from lib.evaluation.endpoint import client, dialect, shown, stream
 from lib.evaluation.kept import Kept
-from lib.model import layout
+from lib.model import offload
 from lib.pipeline import ranks
 from lib.pipeline.files import sha256_json
 
@@ -143,10 +143,10 @@ def continue_ids(model, prompts, how):
 
 def _identity(model):
     """Hash of a sample of every parameter, 64 values each: another training gives another hash."""
-    sample = {}
-    for name, parameter in model.named_parameters():
-        values = layout.stored(model, name).detach().flatten()
-        sample[name] = values[:: max(1, parameter.numel() // 64)].double().tolist()
+    sample = {
+        name: p.detach().flatten()[:: max(1, p.numel() // 64)].double().tolist()
+        for name, p in offload.parameters(model).items()
+    }
     return sha256_json(sample)
 
 
@@ -220,9 +220,9 @@ def _ask(api, how, prompt, max_new_tokens, dialect):
     except (openai.APITimeoutError, openai.RateLimitError, openai.InternalServerError, ValueError):
         return _never_came(prompt, time.monotonic() - start)
     except openai.APIConnectionError as error:
-        raise ConnectionError(f"no server at {api.base_url}: {error}. Is llama-server still running?") from error
+        raise ConnectionError(f"no server at {shown(api)}: {error}. Is llama-server still running?") from error
     except openai.APIStatusError as error:
-        raise ValueError(f"{api.base_url} refused prompt {prompt['id']!r}: {error}") from error
+        raise ValueError(f"{shown(api)} refused prompt {prompt['id']!r}: {error}") from error
     except openai.APIError:  # amid the stream: llama-server cannot read what the model wrote, in harmony for one
         return _never_came(prompt, time.monotonic() - start)
     return {

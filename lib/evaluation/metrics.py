@@ -148,8 +148,7 @@ def before_after(before, after):
             "after": statistics.fmean(two),
         }
         table.append(row | {"change": row["after"] - row["before"], "low": low, "high": high, "p": p, "n": len(pairs)})
-    adjusted = stats.holm([row["p"] for row in table])
-    return [row | {"p_holm": p} for row, p in zip(table, adjusted, strict=True)]
+    return stats.holm(table)
 
 
 def by_source(scored, records):

@@ -78,8 +78,7 @@ def against(scored, opponents):
         found = {"opponent": name, "accuracy": stats.proportion(theirs)}
         found["change"] = stats.mean([float(a) - float(b) for a, b in zip(ours, theirs, strict=True)])
         table.append(found | {"p": stats.mcnemar(ours, theirs)["p"]})
-    adjusted = stats.holm([row["p"] for row in table])
-    return [row | {"p_holm": p} for row, p in zip(table, adjusted, strict=True)]
+    return stats.holm(table)
 
 
 def by_skill(found, records):

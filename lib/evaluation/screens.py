@@ -202,5 +202,4 @@ def compare(before_rows, after_rows):
         shares = (sum(a) / n, sum(b) / n, (sum(b) - sum(a)) / n) if n else (None, None, None)
         table.append(dict(zip(("screen", "before", "after", "change"), (screen, *shares), strict=True))
                      | {"n": n, "better": found["only_a"], "worse": found["only_b"], "p": found["p"]})  # fmt: skip
-    adjusted = stats.holm([row["p"] for row in table])
-    return [row | {"p_holm": p} for row, p in zip(table, adjusted, strict=True)]
+    return stats.holm(table)

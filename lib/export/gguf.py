@@ -18,9 +18,11 @@ from pathlib import Path
 
 from gguf import GGUFReader
 from gguf.quants import dequantize as to_float32
+from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 
-from lib.export.serve import environment
+from lib.export.serve import LAUNCH, environment
+from lib.pipeline import machine
 from lib.pipeline.files import ROOT
 from lib.pipeline.machine import LOGITS_BYTES
 from lib.pipeline.programs import toolchain
@@ -59,19 +61,23 @@ def convert_lora(adapter_dir, base_dir, out):
 def _turned(adapter_dir, scratch):
     """The folder of an adapter as the converter reads it.
 
+    llama.cpp multiplies every pair by lora_alpha / rank. Where PEFT has another factor for a layer (use_rslora,
+    alpha_pattern), what is between the two goes into B.
     GPT-2 stores its weights input by output, and the converter turns them, the adapter's too; PEFT's, with
     fan_in_fan_out, is not stored so. Each pair is therefore turned beforehand: (BA)' = A'B'.
     """
     config = json.loads((adapter_dir / "adapter_config.json").read_text(encoding="utf-8"))
-    if not config.get("fan_in_fan_out"):
+    turned, alphas = config.get("fan_in_fan_out"), config.get("alpha_pattern") or {}
+    if not (turned or alphas or config.get("use_rslora")):
         return adapter_dir
-    other = {".lora_A.": ".lora_B.", ".lora_B.": ".lora_A."}
-    swapped = {
-        name.replace(side, other[side]): weight.t().contiguous()
-        for name, weight in load_file(adapter_dir / "adapter_model.safetensors").items()
-        for side in other
-        if side in name
-    }
+    other, swapped = {".lora_A.": ".lora_B.", ".lora_B.": ".lora_A."}, {}
+    for name, weight in load_file(adapter_dir / "adapter_model.safetensors").items():
+        side = next(side for side in other if side in name)
+        if side == ".lora_B.":
+            layer, rank = name.partition(side)[0].removeprefix("base_model.model."), weight.shape[1]
+            alpha = alphas.get(get_pattern_key(alphas.keys(), layer), config["lora_alpha"])
+            weight = weight * (alpha / config["lora_alpha"] * (rank**0.5 if config.get("use_rslora") else 1))
+        swapped[name.replace(side, other[side]) if turned else name] = weight.t().contiguous() if turned else weight
     save_file(swapped, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
     (scratch / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     return scratch
@@ -189,9 +195,16 @@ def _vocab_size(file):
 
 def _run(args, what):
     """Run one program and return its output. Raises ValueError when it refuses, RuntimeError when it crashes."""
+    machine.release()
     args = [str(arg) for arg in args]
     text = {"encoding": "utf-8", "errors": "replace"}
-    result = subprocess.run(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment(), **text)
+    result = subprocess.run(
+        [sys.executable, "-c", LAUNCH, *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment(),
+        **text,
+    )
     if result.returncode < 0:
         raise RuntimeError(f"{what}: {Path(args[0]).name} died of signal {-result.returncode}:\n{_last(result.stdout)}")
     if result.returncode > 0:

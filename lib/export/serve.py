@@ -43,12 +43,11 @@ def running(file, slots=1, ctx=2048, threads=1, log=None, adapters=()):
     args += ["--cors-origins", "none", "--no-cors-credentials"]
     for adapter in adapters:
         args += ["--lora", adapter]
+    machine.release()
     command = [sys.executable, "-c", LAUNCH, *map(str, [toolchain().server, *args])]
     with tempfile.TemporaryDirectory() as scratch:
         log = Path(log or Path(scratch, "server.log"))
         with open(log, "w", encoding="utf-8") as sink:
-            if "torch" in sys.modules:  # what this process has left over on the GPU, the server may need
-                machine.release()
             process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=environment())
         try:
             url = _wait_until_healthy(process, log, Path(file).name)

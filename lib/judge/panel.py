@@ -106,6 +106,17 @@ def run(judge, work, store, **limits):
     return sorted(rows, key=lambda row: (row["question"], row["order"], row["repeat"], row["model"])), coverage
 
 
+def heard(judge, work, store, **limits):
+    """As `run`. Raises ValueError, in the server's own words, where it has been given up without any verdict."""
+    rows, coverage = run(judge, work, store, **limits)
+    if "fault" in coverage and not coverage["judged"]:
+        raise ValueError(
+            f"{judge.name} was asked and gave no verdict ({coverage['fault']}): mend its address, model or key in "
+            '.env or the recipe and make 06_judge again, or unset its variables and set SET="judge.judges=[lexical]"'
+        )
+    return rows, coverage
+
+
 def _rows(judge, task, verdict):
     """One row per model: question, judge, is_llm_judge, order, repeat, model, position (from 0), score, rank, correct,
     safety_issue, raw_score, raw_rank, length (words).

@@ -21,7 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from lib.model import addresses, shapes
+from lib.model import addresses, offload, shapes
 from lib.pipeline.files import ROOT, cache_dir, read_json, sha256_file, sha256_json, write_json
 from lib.pipeline.programs import toolchain
 
@@ -65,19 +65,6 @@ def plain_name(name):
     return re.sub(r"\.base_layer(?=\.)", "", name.removeprefix("base_model.model."))
 
 
-def stored(model, name):
-    """A parameter's numbers: itself, or what accelerate keeps of it in main memory or on disk, where it has no room.
-
-    What is on disk is read anew each time, so that nothing can be written there.
-    """
-    parameter = model.get_parameter(name)
-    if not parameter.is_meta:
-        return parameter
-    owner, _, own = name.rpartition(".")
-    hook = model.get_submodule(owner)._hf_hook
-    return next(h for h in getattr(hook, "hooks", [hook]) if h.weights_map).weights_map[own]
-
-
 def of(model):
     """{parameter name in the merged model: Layout} of a transformers or PEFT model; adapters left out.
 
@@ -85,7 +72,7 @@ def of(model):
     own in the file.
     """
     places, found = _probed(model.config), {}
-    for name, weight in model.named_parameters():
+    for name, weight in offload.parameters(model).items():
         if ".lora_" not in name:
             plain = plain_name(name)
             try:

@@ -151,11 +151,6 @@ def _placement(size, free):
     return {"device_map": "auto", "max_memory": {torch.cuda.current_device(): int(KEPT_FREE * free), "cpu": size}}
 
 
-def offloaded(model):
-    """Whether part of a model stays off its device, as `saved` leaves it where there is no room."""
-    return any(parameter.is_meta for parameter in model.parameters())
-
-
 def _load(path, cfg, quantization, **changes):
     if unsloth.active(cfg):
         revision = changes.get("revision", cfg.model["revision"])

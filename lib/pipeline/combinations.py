@@ -1,5 +1,6 @@
 """What is valid key by key in a recipe and cannot work together."""
 
+import re
 import typing
 from typing import Literal
 
@@ -8,6 +9,10 @@ from pydantic import Field, model_validator
 from lib.pipeline import architectures, schema
 from lib.pipeline.files import ROOT
 from lib.pipeline.forms import Strict, checked
+
+MORE_THAN_PAIRS = ("use_dora", "lora_bias", "use_qalora", "layer_replication", "modules_to_save",
+                   "trainable_token_indices", "alora_invocation_tokens", "megatron_config")  # fmt: skip
+HEADS = ("lm_head", "embed_tokens", "embed_out", "wte", "output")  # the vocabulary's two tables, by their usual names
 
 
 class Benchmark(Strict):
@@ -45,7 +50,7 @@ class Pairs(Strict):
 class Arm(schema.Section):
     method: Literal["sft", "best_of_k", "dpo", "rloo", "grpo"]
     pairs: list | None = None  # dpo: axes, or "samples" for the model's own
-    reward: Literal["key", "format", "model", "padded"] | None = None  # rloo, grpo
+    reward: Literal["key", "format", "model", "length"] | None = None  # rloo, grpo
     scheme: str | None = None  # another grid than preference.scheme; "none" for none
 
 
@@ -88,6 +93,11 @@ def check(recipe):
 def _training(recipe, data, model, qat):
     if qat and not all(type(seed) is int for seed in qat["seeds"]):
         raise ValueError(f"qat.seeds should list whole numbers, found {qat['seeds']!r}")
+    _adapter(recipe["lora"] or {})
+    if not recipe["sft"].get("max_length"):
+        raise ValueError(
+            "sft.max_length is missing: set the tokens that a row may have, which chapters 3 to 5 count on"
+        )
     trained = recipe["sft"] | (qat or {})
     spread = [key for key in ("fsdp", "deepspeed") if trained.get(key)]
     if spread and (spread == ["fsdp"] or trained["deepspeed"]["zero_optimization"]["stage"] == 3):
@@ -97,7 +107,12 @@ def _training(recipe, data, model, qat):
                 f"{remedy.partition(':')[0]} needs whole weight matrices on each rank, which sft.{spread[0]} spreads "
                 f"over them: set {remedy}"
             )
-    _unshardable(trained, model)
+    if trained.get("fsdp") and (model["quantization"] or re.match("paged_|.*8bit", str(trained.get("optim")))):
+        raise ValueError(
+            "sft.fsdp spreads 16-bit weights and torch's own optimizers: accelerate leaves 4-bit weights whole, and "
+            "bitsandbytes' optimizers know no spread tensors. Set model.quantization=null model.checkpoint_4bit=false "
+            "sft.optim=adamw_torch_fused"
+        )
     if (trained.get("fsdp_config") or {}).get("activation_checkpointing"):
         raise ValueError(
             "fsdp_config.activation_checkpointing wraps layers, and PEFT then saves an adapter without tensors: set it "
@@ -109,17 +124,22 @@ def _training(recipe, data, model, qat):
         )
 
 
-def _unshardable(trained, model):
-    """Refuse what FSDP2 cannot spread: accelerate leaves uint8 parameters whole, bitsandbytes has no DTensor code."""
-    if trained.get("fsdp") and model["quantization"]:
+def _adapter(lora):
+    """Refuse an adapter that is more than a pair of matrices beside an unchanged weight: hours later the quantizer's
+    gate and llama.cpp's adapter file would.
+    """
+    found = [f"lora.{key}" for key in MORE_THAN_PAIRS if lora.get(key)]
+    found += ["lora.bias"] if lora.get("bias", "none") != "none" else []
+    if lora.get("init_lora_weights", True) not in (True, False, "gaussian", "orthogonal", None):
+        found.append(f"lora.init_lora_weights={lora['init_lora_weights']}, which changes the base")
+    targets = lora.get("target_modules") or []
+    found += [
+        f"lora.target_modules={name}" for name in HEADS if name in ([targets] if isinstance(targets, str) else targets)
+    ]
+    if found:
         raise ValueError(
-            "sft.fsdp does not spread 4- and 8-bit weights: set model.quantization: null and model.checkpoint_4bit: "
-            "false, or train without fsdp, each rank with the whole base"
-        )
-    optim = str(trained.get("optim") or "")
-    if trained.get("fsdp") and any(word in optim for word in ("paged", "8bit", "bnb")):
-        raise ValueError(
-            f"sft.fsdp and sft.optim {optim!r} of bitsandbytes do not work together: adamw_torch_fused does"
+            f"{', '.join(found)}: chapters 4 and 5 quantize and serve pairs of matrices on layers of an unchanged "
+            "base, and no other adapter: leave it out of the recipe"
         )
 
 
@@ -145,7 +165,8 @@ def _subset(found, allowed, where):
 def _check_arms(values):
     schema.check(values.get("reward") or {}, _given(schema.fields("reward")), "preference.reward")
     own = {key: schema.kinds(hint) for key, hint in typing.get_type_hints(Arm).items() if key in Arm.model_fields}
-    for name, arm in (values.get("arms") or {}).items():
+    values["arms"] = {name: arm for name, arm in values["arms"].items() if arm is not None}  # an overlay's null
+    for name, arm in values["arms"].items():
         where, method = f"preference.arms.{name}", arm.get("method") if isinstance(arm, dict) else None
         if method not in METHODS:
             raise ValueError(f"{where}.method should be one of {', '.join(METHODS)}, found {method!r}")

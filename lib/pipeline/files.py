@@ -19,7 +19,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def cache_dir():
     """The user's cache folder for what is expensive and keyed by content: llama.cpp builds and tiny base models."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medtune"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medtune"
+    except RuntimeError:  # a user id that the system has no name for
+        raise RuntimeError(f"user id {os.getuid()} has no home folder: set HOME, or XDG_CACHE_HOME") from None
 
 
 def outputs_dir():
@@ -68,6 +71,15 @@ def _write(path, parts):
     return path
 
 
+def remove(path):
+    """Remove a file or folder, if it is there; of a symbolic link the link alone, never what it points to."""
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def whole_folder(folder):
     """Give a path to write a folder to; it becomes `folder`, in place of what was there, when the block ends well."""
@@ -76,7 +88,7 @@ def whole_folder(folder):
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         partial = Path(scratch, folder.name)
         yield partial
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         os.replace(partial, folder)
 
 

@@ -70,11 +70,13 @@ def free_bytes():
 
 
 def release():
-    """Give back the memory of what no name refers to any more: trainers and models refer to themselves."""
-    import torch
+    """Give back memory that no name refers to any more, also what torch keeps of the GPU for itself; returns None.
 
+    Another process, llama-server say, gets only what torch does not keep.
+    """
     gc.collect()
-    torch.cuda.empty_cache()
+    if "torch" in sys.modules:
+        sys.modules["torch"].cuda.empty_cache()
 
 
 def resident_bytes():
@@ -97,10 +99,16 @@ def describe():
             versions[package] = importlib.metadata.version(package)
     return {
         "versions": versions,
-        "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
+        "git": _commit(),
         "hardware": _hardware(),
         "peak_memory_mib": round(resident_bytes() / 2**20),
     }
+
+
+def _commit():
+    """{"commit", "dirty"}; "" and False where the project lies in no checkout of its own, but inside another say."""
+    own = os.path.realpath(_git("rev-parse", "--show-toplevel") or "/") == os.path.realpath(ROOT)
+    return {"commit": _git("rev-parse", "HEAD") if own else "", "dirty": own and bool(_git("status", "--porcelain"))}
 
 
 def _git(*args):

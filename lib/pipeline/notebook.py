@@ -11,9 +11,11 @@ from lib.pipeline.files import ROOT, read_json, sha256_file
 from lib.pipeline.terminal import Terminal
 
 ERROR_MARK = "medtune-error"
-FULL_SAYS = ("No space left", "File too large", "quota exceeded", "file write failed", "os error 28", "os error 27")
+FULL_SAYS = ("No space left", "File too large", "quota exceeded", "file write failed", "os error 28", "os error 27",
+             "iostream error")  # fmt: skip
 FULL = (
-    "the disk is full, or a limit on file sizes is reached: free space, then run again; whole checkpoints are resumed"
+    "the disk is full (that of the outputs, or of TMPDIR), or a limit on file sizes is reached: free space, then run "
+    "again; whole checkpoints are resumed"
 )
 
 
@@ -116,9 +118,10 @@ def _mark(executed, error):
     """Put the error at the top of the kept notebook, where papermill has not done so itself."""
     import nbformat
 
-    if not executed.exists():
+    try:
+        notebook = nbformat.read(executed, as_version=4)
+    except (OSError, ValueError):  # none was written, or half of one on a full disk
         return
-    notebook = nbformat.read(executed, as_version=4)
     if not any("papermill-error" in str(cell.metadata.get("tags", "")) for cell in notebook.cells):
         text = f"**This run failed.** {error}"
         cell = nbformat.v4.new_markdown_cell(text, metadata={"tags": [ERROR_MARK], "papermill": {}})

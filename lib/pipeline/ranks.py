@@ -40,9 +40,9 @@ def check(launch):
 
 
 def one_device():
-    """Let this process see one GPU, unless a launcher started it: TRL would spread each batch over all of them.
+    """Show a process that no launcher started one GPU: with several, the trainer would silently use DataParallel.
 
-    Call it before torch looks for GPUs. Of those that CUDA_VISIBLE_DEVICES names the first is kept.
+    Call it before torch looks for GPUs. The first of CUDA_VISIBLE_DEVICES stays, where that is set.
     """
     if "WORLD_SIZE" not in os.environ:
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]

@@ -31,6 +31,12 @@ class Recipe:
             return self._sections[section]
         raise AttributeError(f"a recipe has no section {section!r}; it has {', '.join(SECTIONS)}")
 
+    def left_out(self, stage):
+        """Why this recipe has no such stage, or ""."""
+        if stage == "07_preference" and self._sections["preference"] is None:
+            return "the recipe has no section preference: docs/preference.md"
+        return ""
+
     def sections(self, names=SECTIONS):
         """The values of the named sections, without counting them as read."""
         return {name: self._sections[name] for name in sorted(names)}

@@ -3,15 +3,20 @@
 import contextlib
 import json
 import os
-import shutil
 import time
 
 from filelock import FileLock, Timeout
 
 from lib.pipeline import credentials, fingerprint, machine, ranks, recipe, records, stop
-from lib.pipeline.files import ROOT, HashCache, outputs_dir, sha256_file, sha256_json, write_json
+from lib.pipeline.files import ROOT, HashCache, outputs_dir, remove, sha256_file, sha256_json, write_json
 
 machine.quiet()  # before the notebook imports what would print
+IDLE = {  # what training does not compute with: mended, its checkpoints are still good
+    "data": ("test_questions", "screens", "cases"),
+    "chat": ("max_new_tokens", "batch_size", "temperature", "top_p"),
+    "sft": ("report_to", "run_name", "project", "logging_steps"),
+    "qat": ("report_to", "run_name", "project", "logging_steps"),
+}
 _open = {}  # folder -> the Stage that this process has open there
 
 
@@ -109,7 +114,10 @@ class Stage:
 
     def resume_key(self):
         """Hash of all that decides what training computes: a checkpoint under another key is not resumed."""
-        sections = self.recipe.sections(self.recipe.used)
+        sections = self.recipe.sections(self.recipe.used - {"export", "judge"})
+        for name, values in sections.items():
+            if values and name in IDLE:
+                sections[name] = {key: value for key, value in values.items() if key not in IDLE[name]}
         known = {"code": self.code, "sections": sections, "inputs": self.inputs, "files": self.files}
         return sha256_json(known | {"ranks": ranks.world()})
 
@@ -173,10 +181,10 @@ def start(stage, recipe_name="tiny", overrides=None):
 
     Works from any working directory. Raises ValueError on a bad recipe, RuntimeError when the stage is running.
     """
+    ranks.one_device()
     cfg = recipe.load(recipe_name, overrides)
     folder = outputs_dir() / cfg.run_name / stage
     folder.mkdir(parents=True, exist_ok=True)
-    ranks.one_device()
     if folder in _open:  # the cell was run again in the same kernel
         _open.pop(folder).close()
     if os.environ.get("MEDTUNE_STAGE_NONCE"):
@@ -229,4 +237,4 @@ def clear(folder, stage):
         kept = (*records.KEPT, f"{stage}.ipynb", ".lock", ".kernel.lock")
         if path.name in kept or any(other in path.name for other in others):
             continue
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        remove(path)

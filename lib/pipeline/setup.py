@@ -41,8 +41,10 @@ def main(args):
     if problems:
         return fail("\nsetup: ".join(problems))
     start = time.monotonic()
-    LOGS.mkdir(exist_ok=True)
     try:
+        LOGS.mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            READY.unlink()  # from here on .venv is neither what it was nor what it will be
         with open(LOGS / "setup.log", "w", encoding="utf-8", buffering=1) as sink:
             steps(sink, "requirements-gpu.txt" if gpu else "requirements.txt")
     except KeyboardInterrupt:

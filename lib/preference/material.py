@@ -8,10 +8,11 @@ from trl import GRPOTrainer, RLOOTrainer
 
 from lib.chat import encoding
 from lib.dataset import answers as reading
+from lib.dataset import clinic
 from lib.dataset.choices import Reject
 from lib.evaluation import generate
 from lib.pipeline.files import sha256_json
-from lib.preference import converters, measure, pairs, rewards, training
+from lib.preference import clinic_pairs, converters, measure, pairs, rewards, training
 from lib.sft import checkpoint
 
 HELD_OUT = 5  # one pair in so many of a source that is not the clinic's is kept for the test, by its question
@@ -27,26 +28,24 @@ def load(cfg, tokenizer, questions, local):
     parts, ledger, drop = {"train": [], "test": []}, [], cfg.data["drop_overlaps"]
     for entry in cfg.preference["data"]:
         reasons, count, seed = Counter(), entry.get("pairs", 64), cfg.run["seed"]
-        found = {"train": list(converters.read(entry, reasons, local, count, seed))}
         if entry["name"] == "clinic":
-            found["test"] = list(converters.read(entry, reasons, local, max(20, count // 4), seed, "test"))
+            axes, world = entry.get("axes") or list(clinic_pairs.AXES), clinic.load(local("data/clinic.yaml"))
+            sizes, terms = {"train": count, "test": max(20, count // 4)}, {"licence": "this repository's"}
+            found = {part: clinic_pairs.pairs(axes, size, seed, part, world) for part, size in sizes.items()}
         else:
-            found["test"] = [pair for pair in found["train"] if _is_held_out(pair)]
-            found["train"] = [pair for pair in found["train"] if not _is_held_out(pair)]
+            read, terms = list(converters.read(entry, reasons, local)), converters.terms(entry)
+            found = {part: [p for p in read if _is_held_out(p) is (part == "test")] for part in ("train", "test")}
         reasons.pop("kept", None)
         for part, made in found.items():
-            clean, _ = pairs.without_leaks(made, {"test": questions}, cfg.run["seed"], drop)
+            clean, _ = pairs.without_leaks(made, {"test": questions}, cfg.run["seed"], drop, cfg.data["banned"])
             fit = [pair for pair in clean if _fits(pair, tokenizer, cfg, reasons)]
             reasons |= {"asks a test question": reasons["asks a test question"] + len(made) - len(clean)}
             reasons[f"kept to {part}"] += len(fit)
             parts[part] += fit
-        ledger.append(
-            {"source": entry.get("label") or entry["name"], **reasons, "licence": converters.terms(entry)["licence"]}
-        )
+        ledger.append({"source": entry.get("label") or entry["name"], **reasons, "licence": terms["licence"]})
     if not all(parts.values()):
-        raise ValueError(
-            f"preference.data gives {', '.join(f'{len(v)} pairs to {k}' for k, v in parts.items())}: {ledger}"
-        )
+        sizes = ", ".join(f"{len(found)} pairs to {part}" for part, found in parts.items())
+        raise ValueError(f"preference.data gives {sizes}; where its rows went: {ledger}")
     return parts["train"], parts["test"], ledger
 
 
@@ -105,6 +104,8 @@ class Material:
             logged = [arm["reward"], *(other for other in ("key",) if other != arm["reward"])]  # the key's verdict too
             given.reward_weights = [1.0] + [0.0] * (len(logged) - 1)
             functions = [rewards.Reward(each, self.scored[each], self.tokenizer, stops) for each in logged]
+            if not self.asked:
+                raise ValueError(f"preference.arms.{name} is rewarded by {arm['reward']}, and no question has options")
             rows = Dataset.from_list([{"id": each, "prompt": text} for each, text in self.asked.items()])
             return trainer(model, functions, train_dataset=rows, **common)
         style = (self.cfg.chat["format"], self.cfg.chat["date"], self.cfg.chat["reasoning_effort"])

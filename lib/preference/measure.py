@@ -89,6 +89,11 @@ def change(ours, theirs):
     return stats.mean([float(a) - float(b) for a, b in both]) if both else None
 
 
+def tokens_seen(log):
+    """Tokens of prompts and answers that a training read, generated ones among them; 0 where it logged nothing."""
+    return max((int(entry["num_tokens"]) for entry in log if "num_tokens" in entry), default=0)
+
+
 def curve(log, reward):
     """Points of a training on samples: [{"step", "kl", "proxy", "gold"}]; [] for an arm that draws none.
 
@@ -107,14 +112,15 @@ def curve(log, reward):
 def in_words(rows, against, count):
     """Sentences on the arms: whether each is above the control and the start, and what became of red flags.
 
-    rows: of chapter 7's table, the start first; against: {arm: `change` from the start, or None}.
+    rows: of chapter 7's table, the start first; against: {arm: {rival: `change` from it, or None}}.
     """
     said = []
     for row in rows[1:]:
-        moved, name = against[row["arm"]], row["arm"]
-        if moved:
-            side = "above" if moved["low"] > 0 else "below" if moved["high"] < 0 else "not told apart from"
-            said.append(f"{name} is {side} the model it began at: {interval(moved)} points.")
+        name = row["arm"]
+        for rival, moved in against[name].items():
+            if moved:
+                side = "above" if moved["low"] > 0 else "below" if moved["high"] < 0 else "not told apart from"
+                said.append(f"{name} is {side} {rival}: {interval(moved)} of the questions.")
         both = [row.get(screen) for screen in SCREENS]
         if all(both):
             missed, needless = (interval(share) for share in both)

@@ -30,8 +30,11 @@ class Reward:
         return self._score(id, answers, completion_ids)
 
 
-def scored(records, fmt):
-    """{"key": score, "format": score} for `Reward`: 1.0 for the right answer, and for the taught form whatever it says.
+def scored(records, fmt, limit):
+    """{"key", "format", "length": score} for `Reward`, each from 0 to 1.
+
+    key: the answer is right. format: it has the taught form, whatever it says. length: the share of `limit` tokens that
+    it has, a reward that is wrong on purpose.
 
     records: those that questions are drawn from; fmt: the recipe's chat.format.
     """
@@ -44,7 +47,10 @@ def scored(records, fmt):
 
         return score
 
-    return {"key": read("correct"), "format": read("compliant")}
+    def length(_, answers, completion_ids):
+        return [len(ids) / limit for ids in completion_ids]
+
+    return {"key": read("correct"), "format": read("compliant"), "length": length}
 
 
 def modelled(model, asked, tokenizer, batch_size=32):

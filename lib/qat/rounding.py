@@ -8,7 +8,7 @@ Gradients are straight-through (Bengio et al. 2013, arXiv:1308.3432): those of t
 import torch
 from peft.tuners.lora import LoraLayer
 
-from lib.model import layout
+from lib.model import layout, offload
 from lib.model.layout import plain_name
 from lib.qat import grids
 from lib.qat.sites import LoraSite, site_of, target
@@ -17,8 +17,8 @@ KEPT = "f32"  # llama.cpp's type for what it does not quantize: norms, biases, r
 
 
 def base_parameters(model):
-    """{name in the merged model: parameter}, adapter parameters left out, tied parameters once."""
-    return {plain_name(name): p for name, p in model.named_parameters() if ".lora_" not in name}
+    """{name in the merged model: parameter, wherever its numbers are}, adapters left out, tied parameters once."""
+    return {plain_name(name): p for name, p in offload.parameters(model).items() if ".lora_" not in name}
 
 
 def type_of(model, plan):
@@ -110,11 +110,10 @@ def without_dropout(model):
 @torch.no_grad()
 def quantize_model(model, types):
     """Post-training quantization of a plain model in place; types as for `prepare`. Returns the model."""
-    places = layout.of(model)
-    _refuse_unknown(types, base_parameters(model))
+    parameters, places = base_parameters(model), layout.of(model)
+    _refuse_unknown(types, parameters)
     for name, kind in types.items():
-        weight = _writable(model, name)
-        weight.copy_(fake_quantize(weight, kind, places[name]))
+        parameters[name].copy_(fake_quantize(parameters[name], kind, places[name]))
     return model
 
 
@@ -125,24 +124,15 @@ def read_file(model, tensors):
     tensors: (tensor name, float32 array) of the tensors to read, as gguf.dequantize yields them. Where a number belongs
     is found by sending the numbers of all places through the parameter's layout.
     """
-    found = layout.of(model)
+    parameters, found = base_parameters(model), layout.of(model)
     owners = {tensor: (name, part) for name, place in found.items() for part, tensor in enumerate(place.tensors)}
     for tensor, values in tensors:
         name, part = owners[tensor]
-        weight = _writable(model, name)
-        flat = weight.flatten()
-        places = torch.arange(len(flat), device=flat.device).view(weight.shape)
+        flat = parameters[name].flatten()
+        places = torch.arange(len(flat), device=flat.device).view(parameters[name].shape)
         flat[found[name].parts(places)[part].flatten()] = torch.from_numpy(values).flatten().to(flat)
-        weight.copy_(flat.view(places.shape))
+        parameters[name].copy_(flat.view(places.shape))
     return model
-
-
-def _writable(model, name):
-    """The numbers of a parameter to change in place, on the GPU or in main memory."""
-    weight = layout.stored(model, name)
-    if weight is not layout.stored(model, name):
-        raise ValueError(f"{name} is on disk, for want of memory: expected room for the whole model in GPU and main")
-    return weight
 
 
 def fake_quantize(weight, kind, place):

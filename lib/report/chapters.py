@@ -3,6 +3,7 @@
 import copy
 import getpass
 import html
+import os
 import re
 import socket
 import sys
@@ -174,14 +175,21 @@ def _scrub_output(output, where):
             output["data"][mime] = _anonymous(data, where)
 
 
+def _user():
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user id that the system has no name for
+        return ""
+
+
 def _anonymous(text, where):
     """`text` with known folders, names and keys replaced. Raises ValueError on a folder that is not known."""
     places = {str(ROOT): ".", sys.prefix: "<python>", sys.base_prefix: "<python>", str(cache_dir()): "~/.cache/medtune"}
-    places |= {str(Path.home()): "~", tempfile.gettempdir(): "<tmp>"}
+    places |= {os.path.expanduser("~"): "~", tempfile.gettempdir(): "<tmp>"}
     for place in sorted(places, key=len, reverse=True):
         if len(place) > 2:
             text = re.sub(re.escape(place) + r"(?![\w-])", lambda _, to=places[place]: to, text)
-    for name in {getpass.getuser(), socket.gethostname()} - PROCESS_NAMES:
+    for name in {_user(), socket.gethostname()} - PROCESS_NAMES:
         if len(name) > 3:
             text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "<name>", text)
     text = credentials.scrub(text)

@@ -30,6 +30,12 @@ class Manifests(TrainerCallback):
                 f"the trainer sees {args.world_size} processes where {ranks.world()} were started: gradients would not "
                 "be shared. Start with torchrun, and leave accelerate's own settings out"
             )
+        late = args.logging_strategy == "steps" and state.logging_steps > state.max_steps
+        if args.logging_strategy == "no" or (late and not args.logging_first_step):
+            raise ValueError(
+                f"{state.max_steps} steps are trained, and the loss would never be logged: set logging_steps to "
+                f"{state.max_steps} or less (found {state.logging_steps}), and logging_strategy to steps"
+            )
         self.stopping = False
         stop.training(True)
         found = str(getattr(AcceleratorState().distributed_type, "value", "NO"))
@@ -74,6 +80,8 @@ def train(trainer, resume):
         return
     trainer._load_from_checkpoint(resume)  # what its train() calls to resume
     trainer.state = state
+    if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
+        trainer._load_best_model()  # what its train() ends with
 
 
 @ranks.led
