@@ -103,6 +103,14 @@ def test_weights_that_wait_in_main_memory_are_read_and_rounded_as_others(small_b
     assert rounding.fingerprints(parts, types) == rounding.fingerprints(whole, types)
 
 
+def test_what_was_given_up_is_free_when_a_merged_model_is_placed(small_base, monkeypatch):
+    said = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: said.append("emptied"))
+    monkeypatch.setattr(loading, "_placement", lambda size, free: said.append("placed") or {})
+    loading.saved(over(small_base), small_base)
+    assert said == ["emptied", "placed"]
+
+
 def test_a_cpu_trains_with_transformers_and_says_why(small_base, monkeypatch, capsys):
     cfg, lora = over(small_base, backend="auto"), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
     assert unsloth.backend(cfg) == ("transformers", "model.backend is auto, and there is no CUDA or ROCm GPU")

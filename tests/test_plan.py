@@ -246,6 +246,17 @@ def test_disk_is_what_the_notebooks_were_counted_to_write(name, gib):
     assert sum(budget.disk(cfg, shape, ASSUMED).values()) / 2**30 == pytest.approx(gib, rel=0.05)
 
 
+def test_a_t4_answers_from_four_bits_and_the_adapter_as_chapter_3_does():
+    gpu = memory.gpu("t4", ASSUMED)
+    cfg = fit.on(recipe.load("llama31_8b_t4").sections(), gpu)
+    shape = shapes.config(cfg["model"]["base"], None)
+    found = memory.memory(cfg, shape, gpu, ASSUMED, phases=("generation",))["generation"]
+    assert "4-bit weights" in found and "merged weights" not in found
+    assert memory.needed(found, ASSUMED) < gpu["memory_gib"] * memory.GIB
+    wide = memory.memory(cfg, shape, memory.gpu("h100", ASSUMED), ASSUMED, phases=("generation",))["generation"]
+    assert "merged weights" in wide
+
+
 def test_judging_by_hand():
     judge = {"questions": 50, "candidates": ["base", "sft", "q8_0"], "judges": ["lexical", "gpt-4.1-2025-04-14", "own"]}
     found = budget.judging(sections() | {"judge": judge}, ASSUMED)

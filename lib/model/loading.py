@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from lib.chat import encoding
 from lib.model import padding, saving, tokens, twin, unsloth
-from lib.pipeline import hub, ranks
+from lib.pipeline import hub, machine, ranks
 from lib.pipeline.files import ROOT, cache_dir, kept_folder, rooted, sha256_json
 
 CLINIC = "data/clinic.yaml"
@@ -140,6 +140,7 @@ def saved(cfg, folder):
     """
     size = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))  # bfloat16
     size = size * getattr(torch, precision(cfg)).itemsize // 2
+    machine.release()  # what the caller has just given up counts as free only then
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
     return _load(folder, cfg, None, revision=None, **_placement(size, free))
 

@@ -11,6 +11,7 @@ import torch
 
 from lib.chat import packing
 from lib.model import shapes, unsloth
+from lib.model.loading import KEPT_FREE
 from lib.pipeline.schema import nearest
 from lib.plan import trace
 
@@ -129,7 +130,8 @@ def memory(sections, shape, gpu, assumed, stage="sft", phases=PHASES):
 
     sections: of a recipe (Recipe.sections()). shape: a transformers config (shapes.config). gpu: an entry of gpus in
     params/prices.yaml. assumed: that file. stage: sft, or qat for chapter 4's arms. Evaluation is left out where the
-    recipe does not evaluate while it trains. phases: those to plan.
+    recipe does not evaluate while it trains. phases: those to plan. Counted is one whole model, and a teacher where the
+    recipe distils: chapters 3 and 4 give up each model before they load the next.
     """
     fields, base, counts = settings(sections, stage), weights(sections, shape), counted(sections, shape)
     dtype, total = _dtype(sections), sum(counts["parts"].values())
@@ -151,7 +153,9 @@ def memory(sections, shape, gpu, assumed, stage="sft", phases=PHASES):
     if "merge" in phases:
         found["merge"] = held | {"one matrix's sum": 14 * counts["largest"]}  # W, BA, their sum, and it in bfloat16
     if "generation" in phases:
-        kept = {"merged weights": total * dtype.itemsize, "optimizer": states}  # a merge frees what it merged
+        kept = {"merged weights": total * dtype.itemsize}  # the notebook has freed the trainer, a merge what it merged
+        if sections["model"]["quantization"] and total * dtype.itemsize >= KEPT_FREE * gpu["memory_gib"] * GIB:
+            kept = base | {"adapter": counts["adapter"] * width}  # what answers then, as in chapter 3
         found["generation"] = kept | _answering(sections, shape, gpu, assumed, fields)
     return {phase: parts | kernels for phase, parts in found.items()}
 
