@@ -36,7 +36,8 @@ def test_the_data_benchmark_accounts_for_every_row(tmp_path):
 
 SMALL = (
     "model.twin.steps=4 model.twin.hidden_size=64 model.twin.intermediate_size=64 model.twin.num_hidden_layers=2 "
-    "model.twin.num_attention_heads=2 model.twin.head_dim=32 model.twin.block_size=64 lora.r=2 chat.max_new_tokens=6"
+    "model.twin.num_attention_heads=2 model.twin.head_dim=32 model.twin.block_size=64 lora.r=2 chat.max_new_tokens=6 "
+    "sft.logging_steps=1"
 )
 
 

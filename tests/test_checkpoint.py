@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from tiny_qwen import tiny_trainer
 
+from lib.pipeline import recipe, run
 from lib.sft import checkpoint
 
 
@@ -76,3 +77,21 @@ def test_a_loss_that_would_never_be_logged_is_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match="set logging_steps to 4 or less .found 5"):
         checkpoint.train(made, None)
     assert made.state.global_step == 0
+
+
+def test_only_what_training_computes_with_decides_whether_a_checkpoint_is_resumed():
+    def key(**overrides):
+        cfg = recipe.load("tiny", {name.replace("__", "."): value for name, value in overrides.items()})
+        cfg.used |= {"run", "data", "chat", "lora", "sft", "export"}
+        return run.Stage.resume_key(SimpleNamespace(recipe=cfg, code={}, inputs={}, files={}))
+
+    idle = {"data__screens": 9, "chat__max_new_tokens": 7, "sft__logging_steps": 3, "export__slots": 2}
+    assert {key(**{name: value}) for name, value in idle.items()} == {key()}
+    felt = {
+        "run__seed": 9,
+        "chat__format": "instruction",
+        "sft__learning_rate": 0.5,
+        "lora__r": 3,
+        "data__eval_fraction": 0.2,
+    }
+    assert len({key(**{name: value}) for name, value in felt.items()} | {key()}) == 6

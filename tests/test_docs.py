@@ -21,7 +21,7 @@ PAGES = sorted(
 )
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 QUESTIONS = ("own-data own-model serving cluster-and-cloud resume judging quantization preference benchmarks "
-             "troubleshooting glossary libraries results").split()  # fmt: skip
+             "reliability troubleshooting glossary libraries results").split()  # fmt: skip
 TARGET = re.compile(r"\]\(<?([^)\s>]+)>?\)")
 
 

@@ -269,3 +269,11 @@ def test_pieces_that_are_none_become_no_answer():
 def test_a_finish_in_other_words_is_understood(said, finish):
     with Endpoint(lambda body, n: (200, {}, completion("one", said), 0)) as server:
         assert endpoint.stream(endpoint.client(server.url), REQUEST, 5)["finish"] == finish
+
+
+def test_no_password_of_an_address_is_shown():
+    with Endpoint(lambda body, n: (200, {}, "data: [DONE]\n\n", 0)) as server:
+        api = endpoint.client(server.url.replace("//", "//user:hunter22@"))
+        with pytest.raises(ValueError, match="ended its stream without a finish_reason") as error:
+            endpoint.stream(api, REQUEST, 0.3)
+    assert server.url in str(error.value) and "hunter22" not in str(error.value)

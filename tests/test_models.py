@@ -1,5 +1,6 @@
 """What the device decides about a model, and a base that is kept in four bits."""
 
+import dataclasses
 import os
 import sys
 
@@ -17,10 +18,12 @@ from safetensors.torch import load_file, save_file
 from tiny_qwen import NF4, cpu_trainer
 from tiny_qwen import over_base as over
 from transformers import Qwen3ForCausalLM
+from trl import SFTConfig
 
 from lib.chat import encoding
 from lib.evaluation import generate
 from lib.model import adapter, loading, offload, unsloth
+from lib.pipeline import machine
 from lib.qat import rounding
 
 ROW = torch.arange(5, 45).unsqueeze(0)
@@ -117,6 +120,21 @@ def test_a_cpu_trains_with_transformers_and_says_why(small_base, monkeypatch, ca
     assert unsloth.backend(over(small_base, backend="transformers"))[0] == "transformers"
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert unsloth.backend(cfg)[0] == "transformers"
+
+
+def test_what_a_recipe_leaves_unset_is_trl_s_default_where_unsloth_has_another(tmp_path):
+    @dataclasses.dataclass
+    class Theirs(SFTConfig):  # as Unsloth 2026.10.9 has them
+        optim: str = "adamw_8bit"
+        weight_decay: float = 0.001
+        padding_free: bool | None = True
+        loss_type: str = "nll"
+
+    given = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "learning_rate": 1e-3}
+    plain, asked = SFTConfig(**given).to_dict(), unsloth.defaults() | given
+    assert Theirs(**asked).to_dict() == SFTConfig(**asked).to_dict() == plain != Theirs(**given).to_dict()
+    machine.quiet()
+    assert os.environ["UNSLOTH_DISABLE_STATISTICS"] == "1"
 
 
 def test_unsloth_gets_the_recipe_s_base_and_adapter(small_base, tmp_path, monkeypatch):

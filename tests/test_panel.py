@@ -157,3 +157,9 @@ def test_the_cap_counts_calls_under_way_in_other_threads(store):
         cap = 2.5 * max(panel.estimate(one, [task]) for task in work)  # four at once, two are within it
         _, coverage = panel.run(one, work, store, timeout_s=20, max_usd=cap)
     assert coverage["calls"] == 2 and coverage["invalid"] == {"budget": 2}
+
+
+def test_a_judge_that_refuses_all_fails_the_chapter_in_its_own_words(store):
+    with Endpoint(lambda body, n: (401, {}, '{"error": {"message": "No such key."}}', 0)) as server:
+        with pytest.raises(ValueError, match="m at 127.0.0.1:\\d+ was asked and gave no verdict .No such key..: mend"):
+            panel.heard(judges.Judge("m", server.url), panel.tasks(items(4)), store, timeout_s=20, max_usd=9.0)

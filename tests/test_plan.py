@@ -1,6 +1,8 @@
 """The plan: parameters against published totals, memory against PyTorch's own tracker, time and dollars by hand."""
 
 import contextlib
+import json
+import re
 
 import pytest
 import torch
@@ -10,8 +12,11 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.checkpoint import checkpoint
 from trl.trainer import sft_trainer as trl
 
+from lib.dataset import curriculum
+from lib.evaluation import cases, screens
 from lib.model import shapes
 from lib.pipeline import hub, recipe
+from lib.pipeline.files import ROOT
 from lib.plan import budget, fit, memory, trace
 
 ASSUMED = budget.load()
@@ -159,8 +164,8 @@ def test_four_bit_weights_by_hand():
 
 
 def test_keys_and_values_and_the_rows_of_a_sliced_source_by_hand():
-    whole = recipe.load("llama31_8b_t4", {"data.eval_fraction": 0.0}).sections()
-    assert budget.rows(whole, ASSUMED) == 500  # train[:500]
+    whole = recipe.load("llama31_8b_t4", {"data.eval_fraction": 0.1}).sections()
+    assert budget.rows(whole, ASSUMED) == 450  # train[:500], a tenth of it held out
     assert memory.token_cache(shapes.config("Qwen3-8B"), torch.bfloat16) == 2 * 36 * 8 * 128 * 2
     assert memory.token_cache(shapes.config("DialoGPT-medium"), torch.float32) == 2 * 24 * 1024 * 4
 
@@ -205,7 +210,8 @@ def test_planned_rate_stays_below_the_measured_one():
 
 def test_every_prompt_that_is_answered_and_every_file_of_chapter_4_is_counted():
     tiny = recipe.load("tiny").sections()
-    assert budget.prompts(tiny) == 240 + 2 * 64 + 25
+    assert budget.prompts(tiny) == budget.prompts(tiny, "03_sft") == 240 + 2 * 64 + 25
+    assert budget.prompts(tiny, "05_export") == 250
     few = tiny | {"data": tiny["data"] | {"screens": 1, "cases": 1}}
     shape, gpu = shapes.config("Llama-3.1-8B"), memory.gpu("h100", ASSUMED)
     hours = [budget.answering_hours(chosen, shape, gpu, ASSUMED, 10**9) for chosen in (tiny, few)]
@@ -214,6 +220,30 @@ def test_every_prompt_that_is_answered_and_every_file_of_chapter_4_is_counted():
     usual = tiny | {"qat": tiny["qat"] | {"scheme": "int4_weight_only"}}
     assert budget.on_the_grid(usual, ASSUMED, {"bf16": 1600}) == 3 * [450]
     assert budget.on_the_grid(tiny | {"qat": None}, ASSUMED, {"bf16": 1600}) == []
+
+
+@pytest.mark.parametrize("name", ["tiny", "gemma3_270m", "llama2_7b_staged"])
+def test_prompts_are_those_that_the_notebooks_load_and_ask(name):
+    data, read = recipe.load(name).data, {}
+    for chapter in ("02_baseline", "03_sft"):
+        cells = json.loads((ROOT / "notebooks" / f"{chapter}.ipynb").read_text())["cells"]
+        text = "".join("".join(cell["source"]) for cell in cells)
+        read[chapter] = len(re.findall(r"generate\.ask\(", text)), "after_" in text
+    assert read == {"02_baseline": (2, False), "03_sft": (4, True)}  # 02 asks screens and cases in one loop
+    loaded = data["test_questions"] + len(screens.load(count=data["screens"]))
+    loaded += len(cases.load_cases(ROOT / "data" / "cases.yaml")[: data["cases"]])
+    stages = curriculum.stages(data["stages"], {"pubmedqa", "medmcqa", "medqa"} if data["stages"] else {"clinic"})
+    after = len(stages) * data["test_questions"] if len(stages) > 1 else 0
+    planned = [budget.prompts(recipe.load(name).sections(), chapter) for chapter in read]
+    assert planned == [loaded, loaded + after]
+
+
+@pytest.mark.parametrize(("name", "gib"), [("qwen3_8b", 108), ("llama31_8b_t4", 97), ("gpt_oss_20b", 577)])
+def test_disk_is_what_the_notebooks_were_counted_to_write(name, gib):
+    cfg = recipe.load(name).sections()
+    cfg = fit.on(cfg, memory.gpu("h100", ASSUMED))
+    shape = shapes.config(cfg["model"]["base"], None)
+    assert sum(budget.disk(cfg, shape, ASSUMED).values()) / 2**30 == pytest.approx(gib, rel=0.05)
 
 
 def test_judging_by_hand():

@@ -16,6 +16,7 @@ from transformers import TrainerControl, TrainerState
 
 from lib import execute
 from lib.evaluation import generate, probability
+from lib.figures import leash
 from lib.pipeline import recipe
 from lib.pipeline.files import ROOT
 from lib.preference import material, measure, pairs, rewards, training
@@ -286,3 +287,28 @@ def test_samples_keep_their_question_and_are_as_many_as_asked(tmp_path):
     rows = measure.conversations(drawn, RECORDS[:2], TOKENIZER, made.cfg)
     stops = generate.stop_ids(random_model(TOKENIZER, 1), TOKENIZER)
     assert all(labels.count(-100) < len(ids) and not set(labels[-1:]) & stops for ids, labels in rows)
+
+
+def test_the_curve_of_an_arm_holds_what_was_rewarded_and_what_was_right():
+    log = [
+        {"step": 1, "kl": 0.0, "rewards/format/mean": 0.5, "rewards/key/mean": 0.4, "num_tokens": 100.0},
+        {"step": 2, "kl": 0.04, "rewards/format/mean": 0.9, "rewards/key/mean": 0.2, "num_tokens": 250.0},
+        {"train_loss": 0.1},
+    ]
+    points = measure.curve(log, "format")
+    assert [(p["kl"], p["proxy"], p["gold"]) for p in points] == [(0.0, 0.5, 0.4), (0.04, 0.9, 0.2)]
+    assert measure.curve(log, None) == [] and measure.tokens_seen(log) == 250 and measure.tokens_seen([]) == 0
+    dots = leash.drift({"format": points, "key": [p | {"proxy": p["gold"]} for p in points]}).axes
+    assert [len(ax.collections) for ax in dots] == [2, 1]
+    assert dots[0].collections[0].get_offsets().tolist() == [[0.0, 0.5], [0.2, 0.9]]
+
+
+def test_the_sentences_say_which_side_an_interval_lies_on():
+    share = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}
+    rows = [{"arm": name, "pass@1": share, "pass@8": share} for name in ("sft", "up", "level")]
+    rows[1] = rows[1] | {"pass@1": share | {"value": 0.7}} | dict.fromkeys(measure.SCREENS, share)
+    moved = {"up": {"sft": {"value": 0.1, "low": 0.02, "high": 0.2, "n": 10}}}
+    moved |= {"level": {"sft": {"value": 0.1, "low": -0.02, "high": 0.2, "n": 10}}, "sft": {}}
+    said = " ".join(measure.in_words(rows, moved, 8))
+    assert "up is above sft: 10.0 %" in said and "level is not told apart from sft" in said
+    assert "It misses 50.0 %" in said and "Its pass@1 moved by +20.0 points and its pass@8 by +0.0." in said

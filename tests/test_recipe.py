@@ -75,7 +75,7 @@ def test_each_set_has_its_own_run_folder():
         ({"data": None}, "section 'data' is missing"),
         ({"chat": 5}, "section 'chat' should hold keys and values"),
         ({"export.quantizations": ["q4_k"]}, "nearest valid name is 'q4_k_m'"),
-        ({"data.eval_fraction": 0.9}, "between 0 and 0.5, found 0.9"),
+        ({"data.eval_fraction": 0.9}, "between 0.001 and 0.5, found 0.9"),
         ({"data.sources": []}, "data.sources is empty"),
         ({"model.base": "someone/model"}, "model.twin"),
         ({"qat.scheme": "q4"}, "qat.scheme: found 'q4'.*nearest valid name is 'q4_0'"),

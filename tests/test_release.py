@@ -1,5 +1,7 @@
 """What goes out beside a GGUF file, and whether two served models say the same."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -97,3 +99,11 @@ def test_tokens_and_leads_are_those_of_torch(twin, bf16, monkeypatch):  # noqa: 
             assert token == likeliest
             assert lead is None or lead == pytest.approx(float(first - second), abs=0.05)
             prompt = [*prompt, token]
+
+
+def test_an_adapter_that_says_something_else_stops_the_chapter():
+    file, near = Path("sft-adapter.gguf"), {"asked": 20, "equal": 17, "lead": 0.4}
+    release.same_adapter(file, near)
+    release.same_adapter(file, near | {"equal": 20, "lead": None})
+    with pytest.raises(ValueError, match="of 20 answers 0 are .* its token led by 5.30 nats"):
+        release.same_adapter(file, near | {"equal": 0, "lead": 5.3})

@@ -1,6 +1,7 @@
 """lib/pipeline/setup.py and lib/pipeline/toolchain.py without network and without compiling anything."""
 
 import ast
+import contextlib
 import io
 import os
 import shutil
@@ -15,6 +16,7 @@ import pytest
 from lib.pipeline import compilers, setup, toolchain
 
 ROOT = Path(__file__).resolve().parent.parent
+MODULES = ["commands", "compilers", "files", "ranks", "setup", "toolchain"]
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +29,10 @@ def clone(tmp_path):
     """A fresh clone's files, as far as the set-up reads them, with no requirements and llama.cpp already cached."""
     folder = tmp_path / "clone"
     (folder / "lib" / "pipeline").mkdir(parents=True)
-    modules = [f"lib/pipeline/{name}.py" for name in ("__init__", "compilers", "files", "ranks", "setup", "toolchain")]
+    modules = [
+        f"lib/pipeline/{name}.py"
+        for name in ("__init__", "commands", "compilers", "files", "ranks", "setup", "toolchain")
+    ]
     for name in ("lib/__init__.py", *modules, "pyproject.toml", "toolchain.txt"):
         shutil.copy(ROOT / name, folder / name)
     (folder / "requirements.txt").write_text("")
@@ -42,7 +47,7 @@ def run_setup(folder, *args, **env):
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("name", ["compilers", "files", "ranks", "setup", "toolchain"])
+@pytest.mark.parametrize("name", MODULES)
 def test_an_old_python_can_read_the_file_and_say_so(name):
     ast.parse((ROOT / "lib" / "pipeline" / f"{name}.py").read_text(), feature_version=(3, 6))
 
@@ -195,6 +200,48 @@ def test_a_failed_build_leaves_nothing_behind_and_shows_the_log(monkeypatch, tmp
     with pytest.raises(toolchain.BuildError, match=r"step 'get' failed with exit status 1(.|\n)*DO NOT MATCH"):
         toolchain.build(tmp_path / "log")
     assert [path.suffix for path in toolchain.folder().parent.iterdir()] == [".lock"]
+
+
+def test_a_gpu_build_that_fails_becomes_one_for_the_cpu_and_every_process_finds_it(
+    program, monkeypatch, tmp_path, capsys
+):
+    program("nvcc", "")
+    program("nvidia-smi", "9.0")
+    wanted, tried = compilers.gpu_flags(), []
+
+    def compiles(source, build_dir, sink, gpu):
+        tried.append(gpu)
+        if gpu:
+            raise toolchain.BuildError("step 'compile llama.cpp' failed with exit status 1.\nnvcc fatal: compute_90")
+
+    monkeypatch.setattr(toolchain, "fetch", lambda work, sink, pip_args: work)
+    monkeypatch.setattr(toolchain, "patch", lambda source: None)
+    monkeypatch.setattr(toolchain, "compile_programs", compiles)
+    monkeypatch.setattr(toolchain, "install", lambda source, build, done, sink: done.mkdir())
+    home = toolchain.build(tmp_path / "log")
+    assert tried == [wanted, []] and home == toolchain.folder([]) == toolchain.folder() and home.is_dir()
+    said = capsys.readouterr().out
+    assert "could not be built for the GPU (step 'compile llama.cpp' failed with exit status 1." in said
+    assert toolchain.ready()  # it is not tried again by each `make`
+    program("nvidia-smi", "")  # a login node
+    assert toolchain.folder() == home and toolchain.ready()
+    program("nvidia-smi", "8.0")  # another machine with the same home, or an nvcc that came later
+    assert not toolchain.ready()
+
+
+def test_a_gpu_without_its_compiler_or_without_a_torch_that_sees_it_is_said(program, monkeypatch, tmp_path):
+    assert compilers.missing() is None and setup.refuse_unseen() is None
+    program("nvidia-smi", "GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-1)")
+    assert compilers.missing() == "nvcc" and compilers.nvidia() == ["NVIDIA A100-SXM4-80GB"]
+    for sees, how in (("True", contextlib.nullcontext()), ("False", pytest.raises(setup.BuildError, match="driver"))):
+        program("python", f"2.12.0 {sees}")
+        monkeypatch.setattr(setup, "PYTHON", tmp_path / "bin" / "python")
+        with how:
+            setup.refuse_unseen()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # asked for
+    setup.refuse_unseen()
+    program("nvcc", "")
+    assert compilers.missing() is None
 
 
 def test_of_two_builders_at_once_one_builds(tmp_path):

@@ -24,11 +24,10 @@ from safetensors.torch import load_file, save_file
 from lib.export.serve import LAUNCH, environment
 from lib.pipeline import machine
 from lib.pipeline.files import ROOT
+from lib.pipeline.machine import LOGITS_BYTES
 from lib.pipeline.programs import toolchain
 
 CONVERT = ROOT / "lib" / "model" / "gguf_convert.py"
-
-LOGITS_BYTES = 4 * 2**30  # of saved probabilities: 20,000 tokens of a vocabulary of 100,000
 
 
 def convert(model_dir, out, outtype="bf16", header=None):

@@ -17,8 +17,8 @@ import urllib.request
 from pathlib import Path
 
 from lib.pipeline import machine
+from lib.pipeline.commands import tail
 from lib.pipeline.programs import toolchain
-from lib.pipeline.toolchain import tail
 
 LAUNCH = (  # the server dies with the thread that started it, even by SIGKILL (PR_SET_PDEATHSIG is 1)
     "import ctypes, os, signal, sys\n"

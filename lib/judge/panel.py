@@ -95,15 +95,6 @@ def collect(judge, work, store, *, timeout_s, max_usd, progress=None):
     return found, coverage
 
 
-def heard(name, coverage):
-    """Raise ValueError, in the server's own words, where a judge that was asked has been given up without a verdict."""
-    if "fault" in coverage and not coverage["judged"]:
-        raise ValueError(
-            f"{name} was asked and gave no verdict: {coverage['fault']}. Mend its address, model or key in .env or the "
-            'recipe and make 06_judge again, or go without: SET="judge.judges=[lexical]" with its variables unset'
-        )
-
-
 def run(judge, work, store, **limits):
     """Listwise verdicts of one judge: (rows, coverage); limits: see `collect`.
 
@@ -113,6 +104,17 @@ def run(judge, work, store, **limits):
     found, coverage = collect(judge, work, store, **limits)
     rows = [row for task, verdict in zip(work, found, strict=True) if verdict for row in _rows(judge, task, verdict)]
     return sorted(rows, key=lambda row: (row["question"], row["order"], row["repeat"], row["model"])), coverage
+
+
+def heard(judge, work, store, **limits):
+    """As `run`. Raises ValueError, in the server's own words, where it has been given up without any verdict."""
+    rows, coverage = run(judge, work, store, **limits)
+    if "fault" in coverage and not coverage["judged"]:
+        raise ValueError(
+            f"{judge.name} was asked and gave no verdict ({coverage['fault']}): mend its address, model or key in "
+            '.env or the recipe and make 06_judge again, or unset its variables and set SET="judge.judges=[lexical]"'
+        )
+    return rows, coverage
 
 
 def _rows(judge, task, verdict):

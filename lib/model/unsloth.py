@@ -4,6 +4,8 @@ Written against its signatures of 2026 and never run: where this project is test
 because its kernels are made for one small GPU, and because what it saves is PEFT's own format.
 """
 
+import dataclasses
+import functools
 import importlib
 import os
 import sys
@@ -39,6 +41,14 @@ def backend(cfg):
             "model.backend to transformers"
         )
     return "transformers", f"model.backend is auto, and {why}"
+
+
+@functools.cache
+def defaults():
+    """{field: default} of trl.SFTConfig as TRL has them. Ask before Unsloth is imported, which puts others there."""
+    from trl import SFTConfig
+
+    return {f.name: f.default for f in dataclasses.fields(SFTConfig) if f.default is not dataclasses.MISSING}
 
 
 def _unlike(cfg):

@@ -35,6 +35,13 @@ def gpu_flags():
     return []
 
 
+def nvidia():
+    """Names of the GPUs that nvidia-smi lists; [] without one, and where CUDA_VISIBLE_DEVICES hides them all."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        return []
+    return re.findall(r"^GPU \d+: (.+?)(?: \(|$)", _says("nvidia-smi", "-L"), re.M)
+
+
 def _program(name, home):
     """Path of a program: on PATH, or where its vendor installs it."""
     return shutil.which(name) or shutil.which(name, path=f"{home}/bin")
@@ -46,6 +53,11 @@ def _says(*command):
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def missing():
+    """The compiler of CUDA, where a GPU of NVIDIA's is here without it; None where nothing is missing."""
+    return "nvcc" if nvidia() and not _program("nvcc", "/usr/local/cuda") else None
 
 
 def jobs():

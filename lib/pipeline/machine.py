@@ -18,11 +18,14 @@ from lib.pipeline.files import ROOT
 PACKAGES = (
     "torch transformers trl peft bitsandbytes datasets torchao accelerate tokenizers gguf openai numpy pandas papermill"
 )
+LOGITS_BYTES = 4 * 2**30  # of disk, for probabilities of one file: 20,000 tokens of a vocabulary of 100,000
+TIMED = 10  # questions that a served file answers once more, alone on the machine
 
 
 def quiet():
     """Keep the libraries' progress bars and advice out of the notebook; the checks of this project say what matters."""
     os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_PROGRESS_BARS="1", TRANSFORMERS_VERBOSITY="error")
+    os.environ.update(UNSLOTH_DISABLE_STATISTICS="1")  # it would fetch a file of the hub to be counted
     os.environ.update(HF_HUB_DISABLE_TELEMETRY="1")  # every trainer of TRL's would report itself to the hub
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="IProgress not found")  # bars are lib.pipeline.terminal's

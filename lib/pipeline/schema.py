@@ -47,7 +47,7 @@ class DataSection(Section):
     test_questions: int = Field(200, ge=1, le=1000000)
     screens: int = Field(129, ge=1, le=129)  # pairs of safety prompts that the base and the tuned model are asked
     cases: int = Field(25, ge=1, le=25)  # clinical cases that they are asked
-    eval_fraction: float = Field(0.05, ge=1e-6, le=0.5)
+    eval_fraction: float = Field(0.05, ge=0.001, le=0.5)
     min_reasoning_chars: int = 0
     drop_overlaps: list = Field(default_factory=lambda: ["provenance", "exact", "near", "gram_13"])  # others are listed
     banned: list = Field(default_factory=list)  # benchmarks no training row may come from

@@ -18,8 +18,9 @@ import subprocess
 import sys
 import time
 
-from lib.pipeline import toolchain
-from lib.pipeline.toolchain import ROOT, BuildError, say
+from lib.pipeline import compilers, toolchain
+from lib.pipeline.commands import BuildError, command, say
+from lib.pipeline.toolchain import ROOT
 
 VENV = ROOT / ".venv"
 READY = VENV / ".ready"
@@ -78,12 +79,12 @@ def is_ready(gpu):
         marker = READY.read_text(encoding="utf-8")
     except OSError:
         return False
-    return marker in {fingerprint(gpu), fingerprint(True)} and PYTHON.exists() and toolchain.folder().is_dir()
+    return marker in {fingerprint(gpu), fingerprint(True)} and PYTHON.exists() and toolchain.ready()
 
 
 def checks():
     """What would stop the set-up late, after long downloads: one-line problems, none when all is well."""
-    built, problems = toolchain.folder().is_dir(), []
+    built, problems = toolchain.ready(), []
     if importlib.util.find_spec("ensurepip") is None:  # Debian splits it off Python
         problems.append("no module ensurepip: on Debian or Ubuntu `apt install python3-venv`")
     compilers = os.environ.get("CXX", "c++ g++ clang++").split()  # as cmake looks for them
@@ -102,15 +103,34 @@ def steps(sink, requirements):
     make_venv(sink)
     with contextlib.ExitStack() as stack:
         build = None
-        if not toolchain.folder().is_dir():
+        if not toolchain.ready():
+            if compilers.missing():
+                say(f"no nvcc beside this GPU: llama.cpp is built for the CPU, and {toolchain.SLOW}. Install the CUDA "
+                    "toolkit and run `make setup` again")  # fmt: skip
             timed(install + build_tools(), sink, "install cmake and ninja")
             build = stack.enter_context(background_build(pip_args))
         say(f"installing {requirements}; the first time this downloads 0.6 GB for a CPU, gigabytes for CUDA")
         timed([*install, "-r", str(ROOT / requirements)], sink, f"install {requirements}")
+        refuse_unseen()
         timed([*install, "--no-deps", "-e", str(ROOT)], sink, "install this project")
         if build and build.wait() != 0:
             ending = f"signal {-build.returncode}" if build.returncode < 0 else f"status {build.returncode}"
             raise BuildError(f"the build of llama.cpp ended with {ending}; see outputs/toolchain.log.")
+
+
+def refuse_unseen():
+    """Raise BuildError where nvidia-smi sees a GPU and torch does not: all training would run on the CPU unasked."""
+    found = compilers.nvidia()
+    if not found:
+        return
+    code = "import torch; print(torch.__version__, torch.cuda.is_available())"
+    said = subprocess.run([str(PYTHON), "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout.decode()
+    if said.split()[1:] != ["True"]:
+        raise BuildError(
+            f"nvidia-smi sees {found[0]}, and torch {said.split()[0] if said else ''} does not: install a driver as "
+            "new as this torch needs (580 for CUDA 13), or give PIP_ARGS the index of a torch for yours "
+            "(https://pytorch.org/get-started/locally). To stay on the CPU: CUDA_VISIBLE_DEVICES= make setup."
+        )
 
 
 def make_venv(sink):
@@ -133,7 +153,7 @@ def build_tools():
 def timed(args, sink, step):
     """Run one logged command and say how long it took."""
     start = time.monotonic()
-    toolchain.command(args, sink, step)
+    command(args, sink, step)
     say(f"{step} ({time.monotonic() - start:.0f} s)")
 
 

@@ -5,17 +5,18 @@ Standard library only: setup.py runs this before anything is installed. programs
 
 import contextlib
 import hashlib
+import json
 import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
 import time
 from pathlib import Path
 
+from lib.pipeline.commands import BuildError, command, locked, say
 from lib.pipeline.compilers import gpu_flags, jobs
 from lib.pipeline.files import ROOT, cache_dir
 
@@ -49,12 +50,16 @@ PATCHES = {  # file: (line, what follows it); each must be found exactly once
 }
 
 
-class BuildError(Exception):
-    """A step of the build failed; the message names the step, the log and its last lines."""
+SLOW = "chapters 5 and 6 answer at a CPU's speed, many times slower than `make plan` says"
 
 
-def key():
-    """16 hex digits of what decides the binaries: archive hash, cmake flags, GPU, system, machine and C library."""
+def key(gpu=None):
+    """16 hex digits of what decides the binaries: archive hash, cmake flags, GPU, system, machine and C library.
+
+    gpu: its cmake flags; None for those that the set-up built with, so that no other process asks for GPUs: one that
+    sees none, on a login node say, finds the same folder.
+    """
+    gpu = (recorded() or {"built": gpu_flags()})["built"] if gpu is None else gpu
     pin = re.search(r"sha256:([0-9a-f]{64})", PINS.read_text(encoding="utf-8"))
     if pin is None:
         raise ValueError(f"{PINS.name} holds no line with --hash=sha256:<64 hex digits>; restore it from git")
@@ -62,7 +67,7 @@ def key():
     parts = [
         pin.group(1),
         *FLAGS,
-        *gpu_flags(),
+        *gpu,
         *PROGRAMS,
         *KEEP,
         repr(PATCHES),
@@ -73,46 +78,38 @@ def key():
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def folder():
+def folder(gpu=None):
     """Where the built toolchain is, or will be. It appears by one rename: if the folder exists, it is complete."""
-    return cache_dir() / "llama.cpp" / key()
+    return cache_dir() / "llama.cpp" / key(gpu)
 
 
-def say(text):
-    """One short line of progress for the terminal."""
-    print(f"setup: {text}", flush=True)
+def recorded():
+    """{"wanted", "built"}: the GPU flags of the machine that the set-up ran on, and those it could build with."""
+    try:
+        return json.loads(folder([]).with_suffix(".json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
 
 
-def tail(log, lines=20):
-    """Last lines of a log file, for an error message."""
-    return "\n".join(Path(log).read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
-
-
-@contextlib.contextmanager
-def locked(path):
-    """Hold an exclusive lock on a file; a second builder waits here, then finds the work done."""
-    import fcntl  # not on Windows, where nothing but this line needs it
-
-    with open(path, "w", encoding="utf-8") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            say("another process is building llama.cpp; waiting for it")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+def ready():
+    """Whether nothing is to be built here: there is a build, and no GPU that it was not tried for."""
+    found = recorded()
+    return folder().is_dir() and (not found or gpu_flags() in ([], found["wanted"]))
 
 
 def build(log, pip_args=()):
     """Download, unpack, compile and install llama.cpp; returns the folder. Does nothing when it is there already.
 
     log: path of the full log. pip_args: index options for pip, as a list.
-    Runs with the Python of .venv, where cmake, ninja and scikit-build-core are installed. Raises BuildError.
+    Runs with the Python of .venv, where cmake, ninja and scikit-build-core are installed. Raises BuildError; where only
+    the GPU's part cannot be compiled, a line says so and the build is one for the CPU.
     """
-    home = folder()
+    wanted = gpu_flags()
+    home = folder(wanted)
     home.parent.mkdir(parents=True, exist_ok=True)
     with locked(home.with_suffix(".lock")):
         if home.is_dir():
-            return home
+            return record(wanted, wanted)
         for stale in home.parent.glob(home.name + ".tmp-*"):  # left by a builder that was killed
             shutil.rmtree(stale, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=home.name + ".tmp-", dir=home.parent))
@@ -120,12 +117,37 @@ def build(log, pip_args=()):
             with open(log, "w", encoding="utf-8", buffering=1) as sink:
                 source = fetch(work, sink, pip_args)
                 patch(source)
-                compile_programs(source, work / "build", sink)
-                install(source, work / "build", work / "done", sink)
-            (work / "done").rename(home)
+                built = compiled(source, work, sink, wanted)
+            if not folder(built).is_dir():
+                (work / "done").rename(folder(built))
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    return home
+    return record(wanted, built)
+
+
+def record(wanted, built):
+    """Keep which GPU flags were wanted and built with; returns the folder."""
+    path = folder([]).with_suffix(".json")
+    partial = path.with_suffix(f".{os.getpid()}.tmp")
+    partial.write_text(json.dumps({"wanted": wanted, "built": built}), encoding="utf-8")
+    partial.replace(path)
+    return folder(built)
+
+
+def compiled(source, work, sink, gpu):
+    """Compile and install into work/done, for the CPU where the GPU's part fails; returns the GPU flags built with."""
+    try:
+        compile_programs(source, work / "build", sink, gpu)
+        install(source, work / "build", work / "done", sink)
+        return gpu
+    except BuildError as error:
+        if not gpu:
+            raise
+        reason = str(error).partition("\n")[0]
+        say(f"llama.cpp could not be built for the GPU ({reason}; {sink.name}), so it is built for the CPU: {SLOW}")
+    for name in ("build", "done"):
+        shutil.rmtree(work / name, ignore_errors=True)
+    return compiled(source, work, sink, [])
 
 
 def fetch(work, sink, pip_args):
@@ -162,11 +184,11 @@ def patch(source):
         (source / name).write_text(text.replace(line, line + addition), encoding="utf-8")
 
 
-def compile_programs(source, build_dir, sink):
+def compile_programs(source, build_dir, sink, gpu):
     """cmake, then ninja, with a line of progress at each quarter."""
     start = time.monotonic()
     command(
-        ["cmake", "-G", "Ninja", "-S", str(source), "-B", str(build_dir), *FLAGS, *gpu_flags()],
+        ["cmake", "-G", "Ninja", "-S", str(source), "-B", str(build_dir), *FLAGS, *gpu],
         sink,
         "configure llama.cpp",
     )
@@ -193,22 +215,6 @@ def install(source, build_dir, target, sink):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         copy(source / name, target / name)
     command([str(target / "llama-server"), "--version"], sink, "start llama-server")
-
-
-def command(args, sink, step, report=None):
-    """Run one command with its output in the log; report is called with each line. Raises BuildError."""
-    bin_dir = str(Path(sys.executable).parent)
-    env = {**os.environ, "PATH": bin_dir + os.pathsep + os.environ.get("PATH", "")}
-    sink.write("$ " + " ".join(args) + "\n")
-    text = {"encoding": "utf-8", "errors": "replace"}
-    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, **text) as process:
-        for line in process.stdout:
-            sink.write(line)
-            if report:
-                report(line)
-    sink.flush()
-    if process.returncode != 0:
-        raise BuildError(f"step '{step}' failed with exit status {process.returncode}.\n{tail(sink.name)}")
 
 
 def main():

@@ -10,6 +10,7 @@ from collections import Counter
 
 from lib.dataset import entries
 from lib.model import shapes
+from lib.pipeline.machine import LOGITS_BYTES, TIMED
 from lib.plan import memory
 
 
@@ -79,19 +80,27 @@ def training_hours(sections, shape, gpu, assumed, stage="sft"):
     return {"hours": seconds / 3600, "tokens": number, "steps": steps, "flops": number * per_token, "job": job}
 
 
-def prompts(sections):
-    """Prompts that chapters 2 and 3 each have answered: the test questions, both sides of the screens, the cases."""
+def prompts(sections, chapter="02_baseline"):
+    """Prompts that a chapter has answered: the test questions, both sides of the screens, the cases.
+
+    Chapter 3 asks the questions after each of several stages as well. Chapter 5 asks each file the questions alone, and
+    the first TIMED again, by themselves.
+    """
     data = sections["data"]
-    return data["test_questions"] + 2 * data["screens"] + data["cases"]
+    questions, stages = data["test_questions"], len(data["stages"])
+    if chapter == "05_export":
+        return questions + min(TIMED, questions)
+    again = stages * questions if chapter == "03_sft" and stages > 1 else 0
+    return again + questions + 2 * data["screens"] + data["cases"]
 
 
-def answering_hours(sections, shape, gpu, assumed, bytes_read, job="decode"):
-    """Hours to answer `prompts` once, or served the test questions alone, when all answers take max_new_tokens.
+def answering_hours(sections, shape, gpu, assumed, bytes_read, chapter="02_baseline"):
+    """Hours to answer the `prompts` of a chapter, in chapter 5 of one file, when all answers take max_new_tokens.
 
     bytes_read: of weights a token.
     """
-    chat, served = sections["chat"], job != "decode"
-    questions = sections["data"]["test_questions"] if served else prompts(sections)
+    chat, served = sections["chat"], chapter == "05_export"
+    questions, job = prompts(sections, chapter), "served" if served else "decode"
     at_once = sections["export"]["slots"] * sections["export"]["servers"] if served else chat["batch_size"]
     batches = -(-questions // at_once)
     read = batches * chat["max_new_tokens"] * bytes_read
@@ -119,15 +128,17 @@ def on_the_grid(sections, assumed, sizes):
 def time(sections, shape, gpu, assumed):
     """[{"stage", "what", "hours", "usd"}] for one GPU; stages whose time is the CPU's are left out."""
     parts = memory.counted(sections, shape)["parts"]
-    answer = answering_hours(sections, shape, gpu, assumed, 2 * sum(parts.values()))
+    asked = {}
+    for chapter in ("02_baseline", "03_sft"):
+        hours = answering_hours(sections, shape, gpu, assumed, 2 * sum(parts.values()), chapter)
+        asked[chapter] = (f"{prompts(sections, chapter):,} answers", hours)
     sizes = files(sections, shape, assumed)
-    read = [sizes[name] for name in sections["export"]["quantizations"]] + on_the_grid(sections, assumed, sizes)
-    served = sum(answering_hours(sections, shape, gpu, assumed, size, "served") for size in read)
+    read = [*sizes.values(), *on_the_grid(sections, assumed, sizes)]
+    served = sum(answering_hours(sections, shape, gpu, assumed, size, "05_export") for size in read)
     sft = training_hours(sections, shape, gpu, assumed)
-    asked = f"{prompts(sections):,} answers"
-    found = [("02_baseline", f"{asked} of the base", answer)]
+    found = [("02_baseline", *asked["02_baseline"])]
     what = f"{sft['steps']:,} steps, {sft['tokens'] / 1e6:,.0f}M tokens, {sft['flops']:.1e} FLOP, at {sft['job']} rate"
-    found += [("03_sft", what, sft["hours"]), ("03_sft", asked, answer)]
+    found += [("03_sft", what, sft["hours"]), ("03_sft", *asked["03_sft"])]
     if number := arms(sections):
         qat = training_hours(sections, shape, gpu, assumed, "qat")
         found.append(("04_qat", f"{number} runs of {qat['steps']:,} steps", number * qat["hours"]))
@@ -163,15 +174,26 @@ def files(sections, shape, assumed):
 
 
 def disk(sections, shape, assumed):
-    """{what: bytes} that a run leaves on disk."""
+    """{what: bytes} that chapters 1 to 5 have on disk at most: caches are kept, so a run again is short."""
     counts, fields = memory.counted(sections, shape), memory.settings(sections)
     total, runs = sum(counts["parts"].values()), arms(sections)
-    trained = counts["adapter"] if sections["lora"] else total
+    whole, seeds = 2 * total, len({sections["run"]["seed"], *sections["qat"]["seeds"]}) if runs else 0
+    trained, stages = counts["adapter"] if sections["lora"] else total, len(sections["data"]["stages"])
     gguf, kept = files(sections, shape, assumed), fields["save_total_limit"] or 3
-    return {
-        "base from the hub": 2 * total,
-        f"checkpoints, {kept} of each run": kept * (1 + runs) * trained * 12,  # the weights and two states, float32
-        "adapters": 4 * counts["adapter"] * (1 + runs),
-        f"merged models, at most {min(1 + runs, 3)} at once": 2 * total * min(1 + runs, 3),
-        "GGUF files": sum(gguf.values()) + 3 * bool(runs) * gguf["bf16"] + sum(on_the_grid(sections, assumed, gguf)),
+    grid = on_the_grid(sections, assumed, gguf)
+    unrounded = (runs // seeds - 1) * (2 if seeds > 1 else 1) if runs else 0  # further seeds share the cache
+    found = {
+        "base from the hub": whole,
+        "base in 4 bits, cached": sum(memory.weights(sections, shape).values())
+        if sections["model"]["checkpoint_4bit"]
+        else 0,
+        f"checkpoints, {kept} of each run": kept * (max(1, stages) + runs) * trained * 12,  # and two states, float32
+        "adapters": 4 * counts["adapter"] * (1 + (stages if stages > 1 else 0) + (runs // seeds if runs else 0)),
+        "merged models of chapters 3 and 4": whole * (2 if runs else 1),  # that of an arm is gone before chapter 5
+        "GGUF files of chapter 4": unrounded * gguf["bf16"] + grid[0] if runs else 0,
+        "GGUF files of chapter 5": sum(gguf.values()) + (2 if runs else 1) * gguf["bf16"] + sum(grid),
+        "chapter 5: the base merged, logits, a file in float32": whole
+        + LOGITS_BYTES * (2 if runs else 1)
+        + (2 * whole if runs else 0),
     }
+    return {what: size for what, size in found.items() if size}

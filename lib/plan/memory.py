@@ -4,14 +4,13 @@ Parameters are counted on the meta device (lib/model/shapes.py), activations on 
 (lib/plan/trace.py); only what no run can show without a GPU is assumed, in params/prices.yaml under `margins`.
 """
 
-import dataclasses
 import functools
 import json
 
 import torch
 
 from lib.chat import packing
-from lib.model import shapes
+from lib.model import shapes, unsloth
 from lib.pipeline.schema import nearest
 from lib.plan import trace
 
@@ -28,18 +27,10 @@ COUNTED = ("parts", "adapter", "adapted experts", "largest", "largest linear", "
 OWN_QAT = ("scheme", "seeds", "distill")
 
 
-@functools.cache
-def defaults():
-    """{field: default} of trl.SFTConfig."""
-    from trl import SFTConfig
-
-    return {f.name: f.default for f in dataclasses.fields(SFTConfig) if f.default is not dataclasses.MISSING}
-
-
 def settings(sections, stage="sft"):
     """The trl.SFTConfig fields of a stage, sft or qat, with TRL's defaults where the recipe has none."""
     own = sections["sft"] | ((sections["qat"] or {}) if stage == "qat" else {})
-    found = defaults() | {key: value for key, value in own.items() if key not in OWN_QAT}
+    found = unsloth.defaults() | {key: value for key, value in own.items() if key not in OWN_QAT}
     found["loss_type"] = found["loss_type"] or "chunked_nll"
     if stage == "qat":  # as chapter 4 sets it: the default loss reads the head's weights past their rounding
         found["loss_type"] = "distill" if sections["qat"]["distill"] else "nll"

@@ -1,0 +1,54 @@
+"""What the set-up runs other programs with: logged commands, one builder at a time, lines for the terminal.
+
+Standard library only, as toolchain.py, which uses it before anything is installed.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+class BuildError(Exception):
+    """A step of the build failed; the message names the step, the log and its last lines."""
+
+
+def say(text):
+    """One short line of progress for the terminal."""
+    print(f"setup: {text}", flush=True)
+
+
+def tail(log, lines=20):
+    """Last lines of a log file, for an error message."""
+    return "\n".join(Path(log).read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Hold an exclusive lock on a file; a second builder waits here, then finds the work done."""
+    import fcntl  # not on Windows, where nothing but this line needs it
+
+    with open(path, "w", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            say("another process is building llama.cpp; waiting for it")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def command(args, sink, step, report=None):
+    """Run one command with its output in the log; report is called with each line. Raises BuildError."""
+    bin_dir = str(Path(sys.executable).parent)
+    env = {**os.environ, "PATH": bin_dir + os.pathsep + os.environ.get("PATH", "")}
+    sink.write("$ " + " ".join(args) + "\n")
+    text = {"encoding": "utf-8", "errors": "replace"}
+    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, **text) as process:
+        for line in process.stdout:
+            sink.write(line)
+            if report:
+                report(line)
+    sink.flush()
+    if process.returncode != 0:
+        raise BuildError(f"step '{step}' failed with exit status {process.returncode}.\n{tail(sink.name)}")
