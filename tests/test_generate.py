@@ -116,7 +116,7 @@ def test_stop_ids_name_all_ends_of_a_turn(model, tokenizer):
 
 def test_reasoning_opened_by_the_template_belongs_to_the_text(tokenizer):
     ids = tokenizer("hm</think>C", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-    answer = generate._answer("q", "<|im_start|>assistant\n<think>\n", ids, {tokenizer.eos_token_id}, tokenizer)
+    answer = generate.answer("q", "<|im_start|>assistant\n<think>\n", ids, {tokenizer.eos_token_id}, tokenizer)
     assert answer["text"] == "<think>\nhm</think>C" and answer["finish"] == "stop"
 
 

@@ -67,7 +67,7 @@ def test_what_is_not_given(make):
 def test_a_rehearsal_passes_them_on(make, text):
     said, *stages = [(words, told) for words, told in make("rehearse", f"SET={text}", "RECIPE=qwen3_8b")
                      if "lib.pipeline.setup" not in words]  # fmt: skip
-    assert said[0] == ["-m", "lib.plan.rehearsal"] and len(stages) == 7
+    assert said[0] == ["-m", "lib.plan.rehearsal"] and len(stages) == 8
     assert {(told["SET"], told["RECIPE"], told["OVERLAY"]) for _, told in stages} == {(text, "qwen3_8b", "rehearsal")}
 
 

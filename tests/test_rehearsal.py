@@ -46,7 +46,7 @@ def test_a_set_lies_over_the_overlay_and_a_section_left_out_stays_out():
     cfg = recipe.load("gpt_oss_20b@rehearsal", {"sft.max_steps": 3, "qat": None, "judge.candidates": ["sft"]})
     assert cfg.sft["max_steps"] == 3 and cfg.qat is None and cfg.run_name.startswith("gpt_oss_20b@rehearsal+")
     assert recipe.load("qwen3_8b@rehearsal").qat is None
-    with pytest.raises(ValueError, match="no overlay 'rehersal' in params/overlays/: there is rehearsal"):
+    with pytest.raises(ValueError, match="no overlay 'rehersal' in params/overlays/: there is leash, rehearsal"):
         recipe.load("qwen3_8b@rehersal")
     own, again = (recipe.load(name).model["twin"] for name in ("tiny", "tiny@rehearsal"))
     assert again["hidden_size"] == own["hidden_size"] and again["steps"] < own["steps"]
@@ -66,7 +66,7 @@ def test_every_difference_is_printed_with_what_it_cannot_show(capsys):
     assert rehearsal.main(["--recipe", "gpt_oss_20b", "--set", "sft.max_steps=7"]) == 0
     told = [line.split() for line in capsys.readouterr().out.splitlines()]
     real, cfg = recipe.load("gpt_oss_20b").sections(), recipe.load("gpt_oss_20b@rehearsal").sections()
-    changed = {f"{s}.{k}" for s in cfg for k in cfg[s] if cfg[s][k] != real[s].get(k)} - {"model.twin"}
+    changed = {f"{s}.{k}" for s in cfg for k in cfg[s] or () if cfg[s][k] != real[s].get(k)} - {"model.twin"}
     assert changed | {"hidden_size", "num_local_experts", "vocab_size"} <= {line[0] for line in told}
     assert ["hidden_size", "2880", "192"] in told and ["sft.max_steps", "None", "7"] in told
     assert {"accuracy,", "memory,"} <= {line[1] for line in told if line[0] == "-"}
