@@ -92,7 +92,7 @@ def test_weights_that_wait_in_main_memory_are_read_and_rounded_as_others(small_b
     whole, parts = (loading.base(over(small_base)) for _ in range(2))
     cpu_offload(parts.model.layers[1], execution_device="cpu")
     assert offload.in_parts(parts) and not offload.in_parts(whole)
-    assert generate._identity(parts) == generate._identity(whole)
+    assert generate.identity(parts) == generate.identity(whole)
     types = {name: "q4_0" for name in rounding.base_parameters(whole) if "_proj" in name}
     exact = whole(ROW).logits
     expected = rounding.quantize_model(whole, types)(ROW).logits

@@ -123,3 +123,30 @@ def test_forms_show_worked_examples_of_the_training_rows_only(monkeypatch):
     found["few-shot"](ASKED[:1])
     assert contexts[0].count("Answer:") == elicit.SHOTS + 1 and contexts[0].endswith("Answer:")
     assert len(found) == 5 and "textbook" not in " ".join(found)
+
+
+def test_a_form_that_was_stopped_asks_for_the_rest_only(monkeypatch, tmp_path):
+    monkeypatch.setattr(elicit.generate, "identity", lambda model: model)
+    monkeypatch.setattr(elicit, "AT_ONCE", 1)
+    asked, shown = [], []
+
+    def likelihoods(model, tokenizer, pairs, *_):
+        asked.extend(context for context, _ in pairs)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return [[{"sum": -1.0, "tokens": 1} for _ in options] for _, options in pairs]
+
+    def rows(model="base"):
+        found = elicit.forms(model, None, TRAIN, 7, False, tmp_path, lambda *at: shown.append(at))
+        return found["question and options"](ASKED[:2])
+
+    monkeypatch.setattr(multiple_choice, "option_loglikelihoods", likelihoods)
+    with pytest.raises(KeyboardInterrupt):
+        rows()
+    went_on = rows()
+    assert len(asked) == 3 and asked[1] == asked[2]
+    assert shown == [(1, 2, "question and options"), (2, 2, "question and options")]
+    assert [row["id"] for row in went_on] == [record["id"] for record in ASKED[:2]] and len(asked) == 3
+    assert rows() == went_on and len(asked) == 3
+    rows("another model")
+    assert len(asked) == 5

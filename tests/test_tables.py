@@ -87,6 +87,25 @@ def test_what_cannot_be_read_is_named_with_its_line_and_what_to_do(tmp_path, dat
         read(path, split="val" if "several" in said else None)
 
 
+@pytest.mark.parametrize("name", ["a_truth.json", "z_truth.json"])
+def test_one_object_beside_files_of_rows_is_named(tmp_path, name):
+    (tmp_path / "rows.jsonl").write_text(LINES)
+    (tmp_path / name).write_text(json.dumps({"1237": "yes", "2616": "no"}))
+    with pytest.raises(ValueError, match=f"{name} is one object of 2 keys .1237, 2616.*folder/"):
+        read(tmp_path)
+    (tmp_path / name).write_text(json.dumps(ROWS[0]))
+    assert read(tmp_path)[1]["kept"] == len(LINES.splitlines()) + 1, "one row of the same columns is a row"
+
+
+def test_a_row_whose_cells_are_lists_is_one_row(tmp_path):
+    path, row = tmp_path / "mine.jsonl", {"options": [{"key": "A", "value": "x"}], "history": [{"a": "b"}]}
+    for cells in (row, {"Options": row["options"]}, {"messages": [{"role": "user", "content": "x"}]}):
+        path.write_text(json.dumps(cells | {"question": "What?"}))
+        assert len(list(tables.rows(str(path), lambda p: p))) == 1
+    path.write_text(json.dumps({"version": "1", "data": ROWS}))
+    assert list(tables.rows(str(path), lambda p: p)) == ROWS, "a wrapper is none"
+
+
 def test_a_broken_row_is_counted_and_the_others_are_read(tmp_path):
     path = tmp_path / "mine.csv"
     path.write_text(CSV * 1 + "too,many,cells\n" + CSV.partition("\n")[2])

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from lib.dataset.shapes import ROLES
+
 BLANK = re.compile(r"\s*")
 
 
@@ -92,11 +94,13 @@ def _unwrapped(document, path, part):
     lists = {k: v for k, v in document.items() if isinstance(v, list) and v and all(isinstance(r, dict) for r in v)}
     if part in lists:
         return lists[part]
-    if len(lists) == 1 and not set(lists) & {"messages", "conversations"}:
+    if any(set(map(str.lower, lists)) & set(names) for names in ROLES.values()):  # lists that are cells: one row
+        return [document]
+    if len(lists) == 1:
         return next(iter(lists.values()))
     if len(lists) > 1 and not any(isinstance(v, str) for v in document.values()):
-        raise ValueError(f"{path.name} is an object of several lists, {', '.join(lists)}: say which in its entry of "
-                         "data.sources, e.g. split: " + next(iter(lists)))  # fmt: skip
+        raise ValueError(f"{path.name} is an object of several lists, {', '.join(lists)}: say which in the "
+                         "recipe's entry, e.g. split: " + next(iter(lists)))  # fmt: skip
     if document and all(isinstance(row, dict) for row in document.values()):
         return [{"id": key} | row for key, row in document.items()]
     return [document]

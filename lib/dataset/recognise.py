@@ -138,7 +138,7 @@ def _base(shape, rows, told):
         return None
     if bool(counted["zero"]) == bool(counted["last"]):
         raise Unread(f"{shape.where}: {columns[-1]!r} holds numbers, which may count options from 0 or from 1. "
-                     "In its entry of data.sources say which, columns: {base: 0} or {base: 1}")  # fmt: skip
+                     "In its entry of the recipe say which, columns: {base: 0} or {base: 1}")  # fmt: skip
     return 0 if counted["zero"] else 1
 
 

@@ -27,7 +27,7 @@ ROLES = {  # what a column may hold: names under which it is known, in lower cas
     "benchmark": ("benchmark",),
 }  # fmt: skip
 KEYS = (*ROLES, "ignore", "base")  # of `columns` in the recipe
-REMEDY = "In its entry of data.sources say which, columns: {{{}}}; roles are {}: docs/own-data.md"
+REMEDY = "In its entry of the recipe say which, columns: {{{}}}; roles are {}: docs/own-data.md"
 
 
 class Unread(ValueError):

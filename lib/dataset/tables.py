@@ -66,7 +66,7 @@ def readable(path: Path) -> bool:
 
 def _some(found, path, expected):
     if not found:
-        raise ValueError(f"data.sources: path is {path!r}, expected {expected}, from the repository's root on")
+        raise ValueError(f"a source's path is {path!r}, expected {expected}, from the repository's root on")
     return found
 
 
@@ -77,14 +77,31 @@ def rows(path: str, local: Callable[[str], Path], part: str | None = None, colum
     Parquet file, all of them by default. Raises ValueError, at once where the first bytes show that it cannot be read.
     """
     found = [local(named(file)) for file in files(path)]
-    return itertools.chain.from_iterable([_reader(Path(file), part, columns) for file in found])
+    return _alike([(Path(file).name, _reader(Path(file), part, columns)) for file in found])
+
+
+def _alike(readers):
+    """Rows of (name, rows) one after another. Raises ValueError for one object among rows of other columns."""
+    first = None
+    for name, rows in readers:
+        begun = list(itertools.islice(rows, 2))
+        keys = set(begun[0]) if begun and isinstance(begun[0], dict) else set()
+        this = (len(begun) != 1, name, keys)
+        if keys and first and not keys & first[2] and not (this[0] and first[0]):
+            _, odd, own = min(this, first)
+            raise ValueError(
+                f"{odd} is one object of {len(own)} keys ({', '.join(sorted(own)[:3])}, ...), none of them a column of "
+                "the files beside it: move it elsewhere, or name the files in path, e.g. folder/*.jsonl"
+            )
+        first = first or (this if keys else None)
+        yield from itertools.chain(begun, rows)
 
 
 def _reader(path, part, columns):
     """An iterator over the rows of one file."""
     head = _head(path)
     if not head.strip():
-        raise ValueError(f"{path.name} is empty: mend data.sources in the recipe, or the file")
+        raise ValueError(f"{path.name} is empty: mend its entry in the recipe, or the file")
     if head.startswith(b"PAR1"):
         return parquet_rows(path, columns)
     for start, (what, remedy) in OTHERS.items():

@@ -11,17 +11,22 @@ from lib.dataset import answers as reading
 from lib.dataset import clinic, textbook
 from lib.dataset.split import stem
 from lib.evaluation import batching, generate, multiple_choice
+from lib.evaluation.kept import Kept
 from lib.evaluation.opponents import accuracy, picked
+from lib.pipeline.files import sha256_json
 
 SHOTS = 2  # worked examples before a question
 WRITTEN = 64  # tokens that a form lets the base write
+AT_ONCE = 60  # questions after which the answers are kept
 PLAIN = multiple_choice.LIKELIHOOD_PROMPT
 
 
-def forms(model, tokenizer, train, seed, book=False):
+def forms(model, tokenizer, train, seed, book=False, keep=None, progress=None):
     """{name: function of records that asks the base and returns rows}, the plainest first.
 
     train: records, from which SHOTS worked examples are drawn. book: also ask as the clinic's textbook is written.
+    keep: folder for the rows as they come, so that a form that was stopped asks for the rest only. progress: called
+    with (asked, total, name of the form).
     """
     lettered = [row for row in train if row["options"] and row["letter"]]
     shots = random.Random(seed).sample(lettered, min(SHOTS, len(lettered)))
@@ -41,7 +46,27 @@ def forms(model, tokenizer, train, seed, book=False):
         "few-shot": likely(lambda r: shown + PLAIN.format(question=r["instruction"])),
         "few-shot, reasoning written out": written(lambda r: f"{worked}{r['instruction']}\n"),
     }
-    return found | ({"the textbook's own phrase, continued": written(_in_the_book)} if book else {})
+    found |= {"the textbook's own phrase, continued": written(_in_the_book)} if book else {}
+    settings = [generate.identity(model), shown, worked] if keep else []
+    return {name: _kept(ask, name, keep, settings, progress) for name, ask in found.items()}
+
+
+def _kept(ask, name, keep, settings, progress):
+    """The same form, whose rows are written under `keep` after every AT_ONCE questions."""
+
+    def asked(records):
+        prompts = [{"id": r["id"], "messages": [r["instruction"], r["options"]]} for r in records]
+        file = keep / f"elicit-{sha256_json([name, prompts])[:12]}.jsonl" if keep else None
+        kept = Kept(file, prompts, [name, *settings])
+        rest = kept.missing(records)
+        for start in range(0, len(rest), AT_ONCE):
+            for row in ask(rest[start : start + AT_ONCE]):
+                kept.add(row)
+            if progress:
+                progress(len(kept.answers), len(records), name)
+        return kept.ordered(records)
+
+    return asked
 
 
 def best(found, held_out):

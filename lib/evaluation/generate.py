@@ -67,7 +67,7 @@ def transformers(
     share = ranks.share(prompts)
     if keep and not ranks.leads():
         keep = keep.with_name(f"{keep.stem}.rank{ranks.rank()}{keep.suffix}")
-    kept = Kept(keep, share, [*settings, _identity(model)] if keep else settings)
+    kept = Kept(keep, share, [*settings, identity(model)] if keep else settings)
     rest = kept.missing(share)
     texts = [encoding.render(prompt["messages"], tokenizer, True, date, effort) for prompt in rest]
     encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
@@ -141,7 +141,7 @@ def continue_ids(model, prompts, how):
     return found
 
 
-def _identity(model):
+def identity(model):
     """Hash of a sample of every parameter, 64 values each: another training gives another hash."""
     sample = {
         name: p.detach().flatten()[:: max(1, p.numel() // 64)].double().tolist()

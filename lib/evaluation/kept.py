@@ -51,7 +51,7 @@ class Kept:
         """Keep an answer. One that never came ("error") is asked again by the next run."""
         with self.lock:
             self.answers[answer["id"]] = answer
-            if self.path and answer["finish"] != "error":
+            if self.path and answer.get("finish") != "error":
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with open(self.path, "a", encoding="utf-8") as file:
                     file.write(line([self.keys[answer["id"]], answer]))
