@@ -81,10 +81,10 @@ def _run(folder, log):
 
 
 def audit(model, rows, told, precision):
-    """Whether a loaded adapter does what it did where it was trained: {"told", "loss", "limit", "rows"}, in nats a token.
+    """Whether a loaded adapter does what it did where it was trained: {"told", "loss", "limit", "rows"}.
 
-    told: the loss on these rows there. precision: name of the dtype that the model computes in. Raises ValueError
-    where the two are further apart than SPACINGS spacings of that dtype, relative to the loss.
+    told: the loss on these rows there, in nats a token. precision: name of the dtype that the model computes in.
+    Raises ValueError where the two are further apart than SPACINGS spacings of that dtype, relative to the loss.
     """
     loss = probability.perplexity(model, rows)["loss"]
     limit = SPACINGS * torch.finfo(getattr(torch, precision)).eps * max(1.0, told)
