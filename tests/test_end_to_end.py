@@ -30,6 +30,10 @@ def test_all_six_stages_finish_and_are_then_fresh(run):
     assert "1 wrong" in verified.stdout and "report: not made" in verified.stderr, "nothing but the report is missing"
 
 
+def test_the_users_of_the_finished_run_share_a_worker(run, request):
+    assert "PYTEST_XDIST_WORKER" not in os.environ or request.node.nodeid.endswith("@run")
+
+
 def test_a_change_in_judge_runs_the_judge_only(run, tmp_path):
     copy = tmp_path / "outputs"
     settings = SMALL + " 'judge.judges=[lexical,gguf:gguf/sft-q8_0.gguf]' judge.exam=1"
