@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from lib.dataset import tables
+from lib.dataset import folders, own, tables
 from lib.dataset.jsonfiles import json_lines
 from lib.dataset.sources import Source, lookup, require_columns
 from lib.pipeline.files import ROOT
@@ -22,6 +22,9 @@ PUBMEDQA_IDS = (  # the authors' own split, at the commit that published it: {id
 PUBMEDQA_FILE = "data/pubmedqa_test_ids.txt"  # the same ids, one a line, for machines without a network
 PUBMEDQA_TEST = {"yes": 276, "no": 169, "maybe": 55}
 BATCH = 1000  # rows decoded at once
+NUMPY = re.compile(  # what numpy writes of lists in a cell of a table: no commas between, "array(" around; strings stay
+    r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(\s+(?=['"]))?|array\(|, dtype=object\)|(?<=[}\]])\s+(?=[{\[])"""
+)
 
 
 def rows(spec: dict, origin: str, stage_file: Callable[[str], Path] | None = None, seed: int = 0) -> Iterable:
@@ -55,40 +58,82 @@ def rows(spec: dict, origin: str, stage_file: Callable[[str], Path] | None = Non
 def copied_rows(source: Source, spec: dict, local: Callable[[str], Path]) -> Iterable:
     """Rows of a file, a folder or a pattern on this machine: a user's own, or a copy of a hub data set.
 
-    A folder that save_to_disk wrote and a snapshot of a hub repository (with its README.md) are read by `datasets`.
-    Raises ValueError when there is none, or it is of another kind.
+    A folder that save_to_disk wrote and a snapshot of a hub repository (with its README.md) are read by `datasets`; of
+    other folders the split whose name the files bear. Raises ValueError when there is none, or it is of another kind.
     """
-    path, name, split = spec.get("path"), spec["name"], spec.get("split") or "train"
+    path, name = spec.get("path"), spec["name"]
+    split = "train" if name == "pubmedqa" else spec.get("split") or ("train" if source.hub_id else None)
     if not path:
         raise ValueError(f"data.sources, {name}: path is {path!r}, expected a file, from the repository's root on")
-    folder = tables.place(path)
+    folder = folders.place(path)
     is_saved = any((folder / file).is_file() for file in ("state.json", "dataset_dict.json"))
     if is_saved or (source.hub_id and not source.files and (folder / "README.md").is_file()):
-        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-            local(tables.named(file))
-        return saved_rows(folder, spec, source) if is_saved else hub_rows(replace(source, hub_id=str(folder)), spec)
+        inside = sorted(p for p in folder.rglob("*") if p.is_file())
+        for file in inside:
+            local(folders.named(file))
+        try:
+            if is_saved:
+                return saved_rows(folder, spec, source, split)
+            return hub_rows(replace(source, hub_id=str(folder)), spec)
+        except ValueError:
+            for file in inside:  # a pointer or a web page in a file's place says more
+                if folders.readable(file) or file.suffix == ".arrow":
+                    tables.refuse(file)
+            raise
+    if folder.is_dir() or name == "pubmedqa":
+        _need_config(source, spec)
     if source.files and folder.is_dir():
         path = f"{path}/{source.files[spec['config']]}"
-    part = re.fullmatch(r"(\w+)(?:\[(\d*):(\d*)\])?", split)
+    part = re.fullmatch(r"(\w+)?(?:\[(\d*):(\d*)\])?", split or "")
     if not part:
         raise ValueError(f"data.sources, {name}: split {split!r} of {path}, expected e.g. train or train[:500]")
-    found = tables.rows(path, local, part[1], source.columns + source.optional)
-    return itertools.islice(found, *(int(n) if n else None for n in part.group(2, 3))) if "[" in split else found
+    if len(source.configs) > 1 and folder.is_dir() and not source.files:
+        path = _of_config(path, folder, spec["config"], part[1])
+    columns, decode = source.columns + source.optional, _decoded if source.hub_id else None
+    found = tables.rows(path, local, part[1], columns, decode)
+    return itertools.islice(found, *(int(n) if n else None for n in part.group(2, 3)))
 
 
-def saved_rows(folder: Path, spec: dict, source: Source) -> Iterator[dict]:
+def _of_config(path, folder, config, part):
+    """The folder that holds one configuration of a copy without README.md. Raises ValueError where that is open."""
+    if (folder / config).is_dir():
+        return f"{path}/{config}"
+    kinds = {re.sub(r"\d", "", file.name): file.name for file in folders.files(path, part)}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{path} holds {', '.join(kinds.values())}, and without the README.md of the data set nothing says which "
+            f"are its config {config}: copy that too, or name the file, path: {path}/{next(iter(kinds.values()))}"
+        )
+    return path
+
+
+def _decoded(row):
+    """A row of a hub data set whose lists, objects and numbers a table stores as text."""
+    for name, cell in row.items():
+        if cell[:1] in ("[", "{"):
+            plain = own.listed(NUMPY.sub(lambda m: m[1] + "," * bool(m[2]) if m[1] else "," * m[0].isspace(), cell))
+            row[name] = cell if isinstance(plain, str) else plain
+        elif name == "cop":
+            row[name] = int(float(cell)) if re.fullmatch(r"-?\d(\.0)?", cell.strip()) else cell.strip() or None
+    return row
+
+
+def saved_rows(folder: Path, spec: dict, source: Source, split: str | None) -> Iterator[dict]:
     """Rows of a Dataset, or of one split of a DatasetDict, that save_to_disk wrote."""
     import datasets
 
     try:
+        if (folder / "dataset_dict.json").is_file():
+            splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+            split = split or (splits[0] if len(splits) == 1 else None)
+            if split not in splits:
+                raise ValueError(f"it has the splits {', '.join(splits)}, not {split!r}: set split in its entry")
+            folder = folder / split
         table = datasets.load_from_disk(str(folder))
+    except IndexError as error:
+        raise ValueError(f"{folder.name}, a folder of save_to_disk, holds no rows: save it again") from error
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"cannot read {folder.name}, a folder of save_to_disk: {error}. Copy it again") from error
-    if isinstance(table, datasets.DatasetDict):
-        wanted = "train" if spec["name"] == "pubmedqa" else spec.get("split") or "train"
-        if wanted not in table:
-            raise ValueError(f"{folder.name} has the splits {', '.join(table)}, not {wanted!r}: set split in its entry")
-        table = table[wanted]
     return _dicts(table, spec, source)
 
 
@@ -111,11 +156,7 @@ def hub_rows(source: Source, spec: dict) -> Iterator[dict]:
     from lib.pipeline import hub
 
     config, split_name = spec.get("config"), spec.get("split") or "train"
-    if len(source.configs) > 1 and config not in source.configs:
-        raise ValueError(
-            f"{spec['name']} ({source.hub_id}) needs one of the configs {', '.join(source.configs)}, found {config!r}: "
-            f"set config in the recipe's data.sources"
-        )
+    _need_config(source, spec)
     on_hub = "train" if spec["name"] == "pubmedqa" else split_name
     which = {"data_files": source.files[config]} if source.files else {"name": config}
     asked = source.hub_id, spec.get("revision"), "dataset"
@@ -136,9 +177,21 @@ def hub_rows(source: Source, spec: dict) -> Iterator[dict]:
         raise ValueError(
             f"cannot load {source.hub_id} (config {config!r}, split {on_hub!r}, revision {spec.get('revision')!r}): "
             f"{type(error).__name__}: {error}. Compare config, split and revision in the recipe's data.sources with "
-            "the data set's hub page"
+            + (
+                "the copy's README.md, and the copy with its checksums"
+                if spec.get("path")
+                else "the data set's hub page"
+            )
         ) from error
     return _dicts(table, spec, source)
+
+
+def _need_config(source, spec):
+    if len(source.configs) > 1 and spec.get("config") not in source.configs:
+        raise ValueError(
+            f"{spec['name']} ({source.hub_id}) needs one of the configs {', '.join(source.configs)}, found "
+            f"{spec.get('config')!r}: set config in the recipe's data.sources"
+        )
 
 
 def _dicts(table, spec, source) -> Iterator[dict]:
@@ -162,7 +215,7 @@ def pubmedqa_rows(table: Iterable[dict], spec: dict, local: Callable[[str], Path
         if spec.get("split") not in (None, "train"):
             raise ValueError(f"pubmedqa {spec['config']} has no split {spec['split']!r}, only train")
         return table
-    beside = tables.place(spec["path"]) if spec.get("path") else None
+    beside = folders.place(spec["path"]) if spec.get("path") else None
     ids, picked = pubmedqa_ids(local, beside), {True: [], False: []}
     for row in table:
         picked[isinstance(row, dict) and str(row.get("pubid")) in ids].append(row)
@@ -184,7 +237,7 @@ def pubmedqa_ids(local: Callable[[str], Path], beside: Path | None = None) -> se
     where = next((file for file in files if os.path.isfile(file)), PUBMEDQA_IDS)
     try:
         if where != PUBMEDQA_IDS:
-            text = Path(local(tables.named(Path(where)))).read_text(encoding="utf-8-sig")
+            text = Path(local(folders.named(Path(where)))).read_text(encoding="utf-8-sig")
         else:
             with urllib.request.urlopen(PUBMEDQA_IDS, timeout=30) as answer:
                 text = answer.read().decode("utf-8-sig")
