@@ -23,7 +23,7 @@ PUBMEDQA_FILE = "data/pubmedqa_test_ids.txt"  # the same ids, one a line, for ma
 PUBMEDQA_TEST = {"yes": 276, "no": 169, "maybe": 55}
 BATCH = 1000  # rows decoded at once
 NUMPY = re.compile(  # what numpy writes of lists in a cell of a table: no commas between, "array(" around; strings stay
-    r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(\s+(?=['"]))?|array\(|, dtype=object\)|(?<=[}\]])\s+(?=[{\[])"""
+    r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(\s+(?=['"]))?|array\(|,\s*dtype=object\)|(?<=[}\]])\s+(?=[{\[])"""
 )
 
 
