@@ -206,7 +206,11 @@ def test_the_file_holds_the_vocabulary_as_published(case):
     assert ours.get("merges") == theirs.get("merges")
     for text, ids in shipped.expected(case.name):
         asked = {"content": text, "add_special": False, "parse_special": True}
-        assert serve.request(case.url, "/tokenize", asked)["tokens"] == ids == case.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert (
+            serve.request(case.url, "/tokenize", asked)["tokens"]
+            == ids
+            == case.tokenizer(text, add_special_tokens=False)["input_ids"]
+        )
 
 
 def test_what_is_shipped_of_the_recipes_families_is_tried():

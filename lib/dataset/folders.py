@@ -73,8 +73,8 @@ def _of_split(found, folder, path, part):
     if not wanted or not chosen or None in named.values():
         said = ", ".join(f"{name or 'none'} ({next(f.name for f in named if named[f] == name)})" for name in splits)
         raise ValueError(f"{path} holds files of several splits, as their names say: {said}. In its entry of the "
-                         f"recipe say which, e.g. split: {next(filter(None, splits))}, or name files, path: {path}/"
-                         "*.jsonl, which reads all that match")  # fmt: skip
+                         f"recipe set split to one of them, or name files, path: {path}/*.jsonl, which reads all that "
+                         "match")  # fmt: skip
     return chosen
 
 

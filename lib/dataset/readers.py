@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from lib.dataset import folders, own, tables
+from lib.dataset import folders, tables
 from lib.dataset.jsonfiles import json_lines
 from lib.dataset.sources import Source, lookup, require_columns
 from lib.pipeline.files import ROOT
@@ -22,9 +22,6 @@ PUBMEDQA_IDS = (  # the authors' own split, at the commit that published it: {id
 PUBMEDQA_FILE = "data/pubmedqa_test_ids.txt"  # the same ids, one a line, for machines without a network
 PUBMEDQA_TEST = {"yes": 276, "no": 169, "maybe": 55}
 BATCH = 1000  # rows decoded at once
-NUMPY = re.compile(  # what numpy writes of lists in a cell of a table: no commas between, "array(" around; strings stay
-    r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(\s+(?=['"]))?|array\(|,\s*dtype=object\)|(?<=[}\]])\s+(?=[{\[])"""
-)
 
 
 def rows(spec: dict, origin: str, stage_file: Callable[[str], Path] | None = None, seed: int = 0) -> Iterable:
@@ -67,31 +64,37 @@ def copied_rows(source: Source, spec: dict, local: Callable[[str], Path]) -> Ite
         raise ValueError(f"data.sources, {name}: path is {path!r}, expected a file, from the repository's root on")
     folder = folders.place(path)
     is_saved = any((folder / file).is_file() for file in ("state.json", "dataset_dict.json"))
-    if is_saved or (source.hub_id and not source.files and (folder / "README.md").is_file()):
-        inside = sorted(p for p in folder.rglob("*") if p.is_file())
-        for file in inside:
-            local(folders.named(file))
-        try:
-            if is_saved:
-                return saved_rows(folder, spec, source, split)
-            return hub_rows(replace(source, hub_id=str(folder)), spec)
-        except ValueError:
-            for file in inside:  # a pointer or a web page in a file's place says more
-                if folders.readable(file) or file.suffix == ".arrow":
-                    tables.refuse(file)
-            raise
-    if folder.is_dir() or name == "pubmedqa":
-        _need_config(source, spec)
-    if source.files and folder.is_dir():
-        path = f"{path}/{source.files[spec['config']]}"
+    if not is_saved and source.hub_id and not source.files and (folder / "README.md").is_file():
+        return _told(folder, local, lambda: hub_rows(replace(source, hub_id=str(folder)), spec))
     part = re.fullmatch(r"(\w+)?(?:\[(\d*):(\d*)\])?", split or "")
     if not part:
         raise ValueError(f"data.sources, {name}: split {split!r} of {path}, expected e.g. train or train[:500]")
-    if len(source.configs) > 1 and folder.is_dir() and not source.files:
-        path = _of_config(path, folder, spec["config"], part[1])
-    columns, decode = source.columns + source.optional, _decoded if source.hub_id else None
-    found = tables.rows(path, local, part[1], columns, decode)
+    if is_saved:
+        found = _told(folder, local, lambda: saved_rows(folder, part[1], spec, source))
+    else:
+        if folder.is_dir() or name == "pubmedqa":
+            _need_config(source, spec)
+        if folder.is_dir() and source.files:
+            path = f"{path}/{source.files[spec['config']]}"
+        elif folder.is_dir() and len(source.configs) > 1:
+            path = _of_config(path, folder, spec["config"], part[1])
+        columns, decode = source.columns + source.optional, tables.decoded if source.hub_id else None
+        found = tables.rows(path, local, part[1], columns, decode)
     return itertools.islice(found, *(int(n) if n else None for n in part.group(2, 3)))
+
+
+def _told(folder, local, read):
+    """What `read` gives of a folder, each file of it recorded. A pointer or a web page in a file's place is named."""
+    inside = sorted(p for p in folder.rglob("*") if p.is_file())
+    for file in inside:
+        local(folders.named(file))
+    try:
+        return read()
+    except ValueError:
+        for file in inside:
+            if folders.readable(file) or file.suffix == ".arrow":
+                tables.refuse(file)
+        raise
 
 
 def _of_config(path, folder, config, part):
@@ -107,28 +110,18 @@ def _of_config(path, folder, config, part):
     return path
 
 
-def _decoded(row):
-    """A row of a hub data set whose lists, objects and numbers a table stores as text."""
-    for name, cell in row.items():
-        if cell[:1] in ("[", "{"):
-            plain = own.listed(NUMPY.sub(lambda m: m[1] + "," * bool(m[2]) if m[1] else "," * m[0].isspace(), cell))
-            row[name] = cell if isinstance(plain, str) else plain
-        elif name == "cop":
-            row[name] = int(float(cell)) if re.fullmatch(r"-?\d(\.0)?", cell.strip()) else cell.strip() or None
-    return row
-
-
-def saved_rows(folder: Path, spec: dict, source: Source, split: str | None) -> Iterator[dict]:
+def saved_rows(folder: Path, split: str | None, spec: dict, source: Source) -> Iterator[dict]:
     """Rows of a Dataset, or of one split of a DatasetDict, that save_to_disk wrote."""
     import datasets
 
+    parts = folder / "dataset_dict.json"
+    if parts.is_file():
+        splits = json.loads(parts.read_text(encoding="utf-8"))["splits"]
+        split = splits[0] if len(splits) == 1 and not split else split
+        if split not in splits:
+            raise ValueError(f"{folder.name} has the splits {', '.join(splits)}: set split in its entry, now {split!r}")
+        folder = folder / split
     try:
-        if (folder / "dataset_dict.json").is_file():
-            splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-            split = split or (splits[0] if len(splits) == 1 else None)
-            if split not in splits:
-                raise ValueError(f"it has the splits {', '.join(splits)}, not {split!r}: set split in its entry")
-            folder = folder / split
         table = datasets.load_from_disk(str(folder))
     except IndexError as error:
         raise ValueError(f"{folder.name}, a folder of save_to_disk, holds no rows: save it again") from error

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lib.dataset import folders, jsonfiles
+from lib.dataset import folders, jsonfiles, own
 from lib.dataset.jsonfiles import broken_line, opened, opening
 
 BATCH = 1000  # rows decoded at once
@@ -31,6 +31,9 @@ OTHERS = {  # first bytes of what people hand over by mistake: what it is, what 
 }
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
          codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
+NUMPY = re.compile(  # what numpy writes of lists in a cell of a table: no commas between, "array(" around; strings stay
+    r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(\s+(?=['"]))?|array\(|,\s*dtype=object\)|(?<=[}\]])\s+(?=[{\[])"""
+)
 csv.field_size_limit(1 << 30)  # the module's own limit is 131,072 characters; cells that are too long are counted later
 
 
@@ -140,6 +143,8 @@ def table_rows(path: Path, encoding: str, mark: str) -> Iterator:
         try:
             for cells in table:
                 start, at = at + 1, table.line_num
+                if not header and len(cells) == 2 and cells[0] == "sep=":
+                    continue  # Excel's own line, which names the mark
                 if not header:
                     header = [name.strip() for name in cells]
                     if twice := next((name for name in header if header.count(name) > 1), None):
@@ -151,6 +156,17 @@ def table_rows(path: Path, encoding: str, mark: str) -> Iterator:
         except csv.Error as error:
             raise ValueError(f"{path.name}, row that begins on line {at + 1}: {error}. A quote inside a cell is "
                              "written twice, and a cell with a line end stands in quotes") from error  # fmt: skip
+
+
+def decoded(row: dict) -> dict:
+    """A row of a hub data set whose lists, objects and numbers a table stores as text."""
+    for name, cell in row.items():
+        if cell[:1] in ("[", "{"):
+            plain = own.listed(NUMPY.sub(lambda m: m[1] + "," * bool(m[2]) if m[1] else "," * m[0].isspace(), cell))
+            row[name] = cell if isinstance(plain, str) else plain
+        elif name == "cop":
+            row[name] = int(float(cell)) if re.fullmatch(r"-?\d(\.0)?", cell.strip()) else cell.strip() or None
+    return row
 
 
 def parquet_rows(path: Path, columns=()) -> Iterator:
