@@ -67,7 +67,7 @@ def prepared(base, tmp_path):
 
 def test_it_refuses_a_batch_that_was_not_audited_and_says_why_it_ended(small_base, tmp_path, monkeypatch):
     stage, trainer, fields, rows = prepared(small_base, tmp_path)
-    monkeypatch.setattr(child, "first_batch", lambda trainer: "of other rows")
+    monkeypatch.setattr(child, "first", lambda trainer: {"batch": "of other rows", "loss": 1.0})
     said = r"(?s)ended with exit status 1. The last lines of .*training.log:\n.*another first batch of the rows than"
     with pytest.raises(RuntimeError, match=said):
         apart.train(stage, trainer, "transformers", fields, "key", None, rows)
