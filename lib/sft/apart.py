@@ -39,10 +39,8 @@ def train(stage, trainer, backend, fields, key, resume, rows):
         data.save_to_disk(folder / name)
     given = {"output_dir": str(about), "disable_tqdm": True, "dataset_kwargs": {"skip_prepare_dataset": True}}
     job = {"recipe": cfg.name, "overrides": cfg.overrides, "backend": backend, "key": key, "resume": resume}
-    job |= {"fields": unsloth.defaults() | fields | given, "logs": str(logs), "rows": rows}
-    job |= {"progress": str(stage.dir / ".progress")}
-    job |= {"first": child.first(trainer)}
-    write_json(folder / child.JOB, job)
+    job |= {"fields": unsloth.defaults() | fields | given, "rows": rows, "first": child.first(trainer)}
+    write_json(folder / child.JOB, job | {"logs": str(logs), "progress": str(stage.dir / ".progress")})
     for parameter in trainer.model.parameters():
         parameter.data = parameter.data.new_empty(0)
     machine.release()

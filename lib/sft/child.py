@@ -2,6 +2,7 @@
 
 Unsloth rewrites classes of transformers, PEFT and TRL in every process that imports it. So it is imported here alone,
 and the notebook asks, measures and merges with those libraries as they are. Without Unsloth this trains with them.
+Functions import them, for it has to come first.
 """
 
 import contextlib
@@ -18,8 +19,8 @@ import torch
 from lib.pipeline import machine, recipe, stop
 from lib.pipeline.files import read_json, sha256_json, whole_folder, write_json, write_text
 
-JOB, STOPPED, TRAINED = "job.json", "stopped.txt", "trained"  # TRAINED: the adapter, in PEFT's format, with
-STATE, TOLD = "trainer_state.json", "told.json"
+JOB, STOPPED = "job.json", "stopped.txt"
+TRAINED, STATE, TOLD = "trained", "trainer_state.json", "told.json"  # the adapter, in PEFT's format, and two files more
 SPACINGS = 4  # between two ways to compute one mean loss, of the numbers that the model computes with
 
 
