@@ -2,11 +2,15 @@
 
 import json
 import os
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from served import ASK, Backend, api, ending, model, piece, raw, wait, writes
+from test_gguf import bf16, twin  # noqa: F401 (fixtures)
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just("\ud800")
 ANY = st.recursive(
@@ -76,6 +80,18 @@ def test_300_bodies(client):
 @pytest.mark.slow
 def test_10000_bodies(client):
     fuzz(client, 10000)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("schemathesis"), reason="schemathesis is not installed: make setup")
+def test_requests_drawn_from_the_schema_before_the_real_server(bf16, tmp_path):  # noqa: F811
+    """All checks but one: a schema cannot say that the last of the messages is a user's."""
+    with api(model(bf16)) as client:
+        command = [sys.executable, "-m", "schemathesis.cli", "run", f"{client.base_url}/openapi.json"]
+        command += "--checks all --exclude-checks positive_data_acceptance --max-examples 300 --no-color".split()
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+        assert "Tested: 6" in done.stdout and client.post("/v1/chat/completions", json=ASK).status_code == 200
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE", "BREW"])

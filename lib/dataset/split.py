@@ -17,6 +17,7 @@ from lib.dataset import wording
 
 BLANKS = re.compile(r"[\W_]+")
 DECISIONS = {"yes", "no", "maybe", "是", "否", "不确定"}
+TELLING = 3  # words of a closing question that say something: "What is the most likely diagnosis?" asks anything
 SHORT = 13  # a stem of fewer words may be generic: the same words over other options ask something else
 
 
@@ -71,6 +72,17 @@ def question(record: dict) -> str:
     return normalise_question(asked(record))
 
 
+def closing(record: dict) -> str | None:
+    """The question by itself that follows a passage or what a conversation said before; None for any other record."""
+    if "\n" not in record["instruction"] and not earlier(record):
+        return None
+    text = asked(record | {"history": None})
+    *passage, line = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    if passage and line.endswith(("?", "？")) and wording.telling(line) >= TELLING:
+        return line
+    return text if earlier(record) else None
+
+
 def _whole(record: dict, brief: str) -> str:
     """The question with what tells it from others that are asked in the same words: its abstract, or its answer."""
     if not record["options"]:
@@ -88,7 +100,8 @@ class Keys:
 
     brief: of what is asked. whole: of that with what tells it from others asked in the same words. question: `whole`
     where several of these records share the brief one over different wholes, else `brief`. instruction: of the
-    normalised instruction without stock phrases. answer: of the normalised ground truth, 0 where there is none. source:
+    normalised instruction without stock phrases. last: of the question that closes a passage or is a
+    conversation's further turn, else `brief`. answer: of the normalised ground truth, 0 where there is none. source:
     index into `names`, which is sorted. draw: decides who is drawn first.
     """
 
@@ -98,6 +111,7 @@ class Keys:
     whole: np.ndarray
     question: np.ndarray
     instruction: np.ndarray
+    last: np.ndarray
     answer: np.ndarray
     draw: np.ndarray
 
@@ -122,8 +136,19 @@ def keys(records, seed: int) -> Keys:
         truth = normalise_question(record["answer"]) if record.get("answer") else None
         place, short = places.setdefault(record["source"], len(places)), _hash(brief)
         wide = short if whole == brief else _hash(whole) & ~1 | _decides(record)  # odd: told by its abstract
-        rows.append((place, short, wide, _hash(instruction), _hash(truth) if truth else 0, _draw(seed, whole)))
-    table = np.array(rows, dtype=np.uint64).reshape(-1, 6)
+        last = closing(record)
+        rows.append(
+            (
+                place,
+                short,
+                wide,
+                _hash(instruction),
+                _hash(normalise_question(last)) if last else short,
+                _hash(truth) if truth else 0,
+                _draw(seed, whole),
+            )
+        )
+    table = np.array(rows, dtype=np.uint64).reshape(-1, 7)
     names = tuple(sorted(places))
     order = np.array([names.index(name) for name in places] or [0])
     brief, whole = table[:, 1].copy(), table[:, 2].copy()

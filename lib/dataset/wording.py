@@ -29,6 +29,12 @@ def length(text: str) -> float:
     return len(ALONE.sub(" ", text).split()) + len(ALONE.findall(text)) * 5 / 8
 
 
+def telling(text: str) -> int:
+    """Number of words, or of characters of an unspaced script, that say something: not of EMPTY."""
+    return len([word for word in re.findall(r"\w+", spaced(text.casefold())) if word not in SAYS_NOTHING])
+
+
+SAYS_NOTHING = frozenset(spaced(EMPTY).split())
 ASKS = r"(?:questions?|problems?|quer(?:y|ies)|mcqs?|options?|answers?|choices?|letters?)"
 STOCK = re.compile(  # what a data set or a prompt writes around every question: an order, a label, a closing order
     rf"^\s*(?:please\s+)?(?:carefully\s+)?(?:answer|read|solve|consider|choose|select|pick|attempt)\b[^\n?:.]{{0,99}}?"

@@ -16,7 +16,8 @@ import warnings
 from lib.pipeline.files import ROOT
 
 PACKAGES = (
-    "torch transformers trl peft bitsandbytes datasets torchao accelerate tokenizers gguf openai numpy pandas papermill"
+    "torch transformers trl peft unsloth bitsandbytes datasets torchao accelerate tokenizers gguf openai numpy pandas "
+    "papermill"
 )
 LOGITS_BYTES = 4 * 2**30  # of disk, for probabilities of one file: 20,000 tokens of a vocabulary of 100,000
 TIMED = 10  # questions that a served file answers once more, alone on the machine
