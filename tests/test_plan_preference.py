@@ -117,7 +117,7 @@ def test_the_plan_prints_chapter_7_and_the_hours_without_nvcc(monkeypatch, capsy
     assert fit.main(["--recipe", "tiny", "--gpu", "l4"]) == 0
     out = capsys.readouterr().out
     assert all(word in out for word in ("Memory, GiB, chapter 7", "arm dpo: 240 steps", "GGUF files of chapter 7"))
-    assert re.search(r"WARNING: no nvcc .* llama\.cpp runs on the CPU: chapter 5 answers for [\d.]+ h", out)
+    assert re.search(r"WARNING: no nvcc .*: llama\.cpp runs on the CPU, and chapter 5 answers for [\d.]+ h", out)
 
 
 def committed():
