@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import modelfiles
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -21,7 +22,7 @@ from transformers import (
 )
 
 from lib.chat import encoding, turns
-from lib.export import gguf, release, serve
+from lib.export import gguf, modelfile, release, serve
 from lib.model import families, loading, saving, twin
 from lib.qat import grids, rounding
 
@@ -41,14 +42,14 @@ FAMILIES = {  # name: (family, fields of its config, fields of LoraConfig)
     "llama2": ("llama2", LLAMA | {"num_key_value_heads": 4, "tie_word_embeddings": False}, LINEAR),
     "gpt2": ("gpt2", SHAPE, LINEAR | {"fan_in_fan_out": True}),
     "gptoss": ("gptoss", OSS, LINEAR | EXPERTS),  # rows of 192: as gpt-oss's 2,880 no multiple of 256
+    # the scale of attention is the head's, as in every published size but one; five layers of six have a window
+    "gemma3": ("gemma3", LLAMA | {"hidden_size": 192, "query_pre_attn_scalar": 64}, LINEAR),
 }
-GEMMA = LLAMA | {"hidden_size": 192, "layer_types": ["sliding_attention", "full_attention"]}
 MOE = LLAMA | {"moe_intermediate_size": 256, "num_experts": 4, "num_experts_per_tok": 2}
 EXPERTS_ALONE = {"target_modules": ["q_proj", "o_proj"]} | EXPERTS
 SCALED = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 1024}  # fmt: skip
 OTHERS = {  # found by asking the converter alone; name: (the family whose tokenizer it has, its classes, ...)
-    "gemma3": ("gemma3", None, GEMMA, LINEAR),
     "llama 3.1": ("llama", None, LLAMA | {"rope_parameters": SCALED}, LINEAR),
     "mistral": ("llama2", (MistralConfig, MistralForCausalLM), LLAMA | {"tie_word_embeddings": False}, LINEAR),
     "phi3": ("llama2", (Phi3Config, Phi3ForCausalLM), {k: v for k, v in LLAMA.items() if k != "head_dim"}, LINEAR),
@@ -130,7 +131,11 @@ def compare(exported, scheme, tmp_path):
 
 @pytest.mark.parametrize("scheme", ["q4_0", "q4_k_m"])
 def test_the_file_is_read_and_computed_as_in_training(exported, scheme, tmp_path, request):
-    """llama-server's tokens of a prompt are the trainer's, and its probabilities those of the rounded model."""
+    """llama-server's tokens of a prompt are the trainer's, and its probabilities those of the rounded model.
+
+    The prompt comes from the file's own template, and from the Modelfile's as Ollama reads it: first that template,
+    then the beginning that the file says to add.
+    """
     model, tokenizer, folder, full = exported
     rounded = rounding.quantize_model(plain(folder), rounding.type_of(model, gguf.type_map(full, scheme)))
     with torch.no_grad():
@@ -139,7 +144,13 @@ def test_the_file_is_read_and_computed_as_in_training(exported, scheme, tmp_path
     talks = [encoding.messages({"instruction": text}, fmt, answer=False) for text in CHAT]
     # the bias chooses a printable token, or there is no reply; the probabilities are those before it
     body = {"n_predict": 1, "temperature": 0, "n_probs": 10, "logit_bias": [[int(TOKENS[0, 0]), 100.0]]}
-    with serve.running(gguf.quantize(full, tmp_path / f"{scheme}.gguf", scheme), ctx=512) as url:
+    file = gguf.quantize(full, tmp_path / f"{scheme}.gguf", scheme)
+    with serve.running(file, ctx=512) as url:
+        text = modelfile.write(file.name, tokenizer, modelfile.adds_bos(url), 512, DATE)
+        for messages in modelfiles.talks(text):
+            rendered = encoding.render(messages, tokenizer, True, DATE)
+            trained = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+            assert serve.tokenize(url, modelfiles.ollama(text, messages)) == trained, messages
         to_text = lambda turns: serve.request(url, "/apply-template", {"messages": turns})["prompt"]  # noqa: E731
         assert release.parity(talks, tokenizer, to_text, lambda text: serve.tokenize(url, text), DATE) == len(CHAT)
         for ids, row in zip(TOKENS.tolist(), expected, strict=True):

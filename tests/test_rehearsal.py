@@ -22,7 +22,8 @@ QUIRKS = {  # what a path through the code depends on, by the published configur
     "dialogpt_medium": ("gpt2", {"hidden_size": 256, "num_attention_heads": 4}),
     "llama31_8b_t4": ("llama", {"hidden_size": 256, "num_key_value_heads": 1, "tie_word_embeddings": False}),
     "llama32_1b_reasonmed": ("llama", {"hidden_size": 256, "num_key_value_heads": 1, "tie_word_embeddings": True}),
-    "gemma3_270m": ("gemma3", {"hidden_size": 192, "num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "gemma3_270m": ("gemma3", {"hidden_size": 192, "num_key_value_heads": 1, "tie_word_embeddings": True,
+                               "query_pre_attn_scalar": 64}),
     "qwen3_8b": ("qwen3", {"hidden_size": 256, "num_key_value_heads": 1, "tie_word_embeddings": False}),
 }  # fmt: skip
 

@@ -3,19 +3,23 @@
 Source: Ollama's references of the Modelfile and of its templates (Go's text/template over .System and .Messages).
 """
 
-from gguf import GGUFReader
 from jinja2 import TemplateError
 
 from lib.chat import encoding
 from lib.evaluation import generate
+from lib.export import serve
 
 PROBES = {"system": "PROBE-SYSTEM", "user": "PROBE-ONE", "assistant": "PROBE-ANSWER", "later": "PROBE-TWO"}
 
 
-def adds_bos(file):
-    """Whether whoever reads this GGUF file puts a beginning-of-sequence token before every prompt."""
-    field = GGUFReader(file).fields.get("tokenizer.ggml.add_bos_token")
-    return bool(field and field.contents())
+def adds_bos(base_url):
+    """Whether whoever reads the file of a running llama-server puts a beginning-of-sequence token before every prompt.
+
+    The file need not say so: without its key add_bos_token the reader goes by the kind of vocabulary.
+    """
+    asked = {"content": "a", "parse_special": True}
+    bare, begun = (serve.request(base_url, "/tokenize", asked | {"add_special": a})["tokens"] for a in (False, True))
+    return begun != bare
 
 
 def write(file_name, tokenizer, bos, ctx=2048, date=None):

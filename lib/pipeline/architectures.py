@@ -73,6 +73,8 @@ def twin(base):
     made |= {"num_key_value_heads": shared, "head_dim": HEAD_SIZE}
     made |= {"intermediate_size": 2 * inside if inside == 256 else inside}
     made |= {"tie_word_embeddings": bool(fields.get("tie_word_embeddings"))}
+    if kind == "gemma3_text":  # llama.cpp scales attention by the head's size, transformers by this field
+        made |= {"query_pre_attn_scalar": HEAD_SIZE}
     if fields.get("num_local_experts"):
         used = max(1, EXPERTS * fields["num_experts_per_tok"] // fields["num_local_experts"])
         made |= {"num_local_experts": EXPERTS, "num_experts_per_tok": max(2, used)}  # two, so that they are weighed
