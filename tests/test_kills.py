@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from pipeline import LAUNCH, SHARED, SMALL, folder, make, record
+from pipeline import LAUNCH, SHARED, SMALL, STAGES, folder, make, record
 
 from lib.pipeline.files import ROOT
 
@@ -168,3 +168,35 @@ def test_twenty_kills_at_random_moments_end_in_the_same_metrics(run, tmp_path):
                 assert not (folder(copy) / stage / "stage.json").exists()
         assert make(copy, stage).returncode == 0
         assert record(copy, stage)["metrics"] == record(run, stage)["metrics"]
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Folder of a file system of 8 MiB of its own; skips where none can be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["02_baseline", "06_judge"])
+@pytest.mark.parametrize("room", [0, 8, 48, 120], ids="{} KiB free".format)
+def test_a_full_disk_is_named_and_leaves_no_stage(run, disk, stage, room):
+    there = folder(disk)
+    there.mkdir()
+    for upstream in STAGES[: STAGES.index(stage)]:
+        (there / upstream).symlink_to(folder(run) / upstream)
+    filler = disk / "filler"
+    filler.write_bytes(bytes(shutil.disk_usage(disk).free - room * 1024))
+    ended = make(disk, stage)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr, ended.stderr
+    assert "the disk is full" in ended.stderr or "No space left on device. Free space" in ended.stderr, ended.stderr
+    assert not (there / stage / "stage.json").exists()
+    filler.unlink()
+    again = make(disk, stage)
+    assert again.returncode == 0, again.stderr
+    assert record(disk, stage)["metrics"] == record(run, stage)["metrics"]
