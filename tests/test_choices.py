@@ -182,6 +182,9 @@ def test_options_inside_a_question(question, stem, options):
         ("A. one\nB. two", "empty_question"),
         ("Which?\nA. one\nB. two\n\nshe is allergic", "options_unparsable"),
         ("Which?\nA. one\nB. two\nShe is allergic.", "options_unparsable"),
+        ("Which?\nA. one\nB. two\n*Beware*", "options_unparsable"),
+        ("Which?\nA. one\nB. two [/INST]", "options_unparsable"),
+        ("Which?\nA. one B. two Choose the right one:", "options_unparsable"),
     ],
 )
 def test_a_broken_list_inside_a_question(question, expected):
@@ -196,6 +199,8 @@ def test_a_broken_list_inside_a_question(question, expected):
         "\n\nAnswer with the letter only.",
         ". Answer with the letter of the option.",
         "\nThe correct answer is",
+        "\n### Response:",
+        "\n\n**Answer:**",
         "\nChoose the best option.\nAnswer: (",
         "\nPlease respond only with A, B, C or D.",
         "\nLet's think step by step.",

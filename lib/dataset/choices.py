@@ -23,17 +23,19 @@ HEADING = r"(?:(?:answer choices|options|choices|选项)[ \t]*[:：]?\s*)?"
 BLOCK = re.compile(
     rf"(?:(?:^|\n)[ \t]*{HEADING}|[ \t]+answer choices[ \t]*:\s*)(?={OPEN}a{CLOSE}{BEHIND})", re.IGNORECASE
 )
-LABEL = r"(?:(?:your|the|my)\s+)?(?:(?:final|correct|best|right)\s+)*(?:answer|response)(?:\s+is)?"
+LABEL = r"(?:(?:your|the|my)\s+)?(?:(?:final|correct|best|right)\s+)*(?:answer|response|assistant)(?:\s+is)?"
 NAMED = rf"\b[^\n]*\b(?:{ASKS}|reasoning|rationale|step|(?-i:[A-J]))\b[^\n]*"
 ORDER = re.compile(  # what a prompt says behind its list: "Answer:", "Answer with the letter only."
-    rf"(?:\n\s*{LABEL}\s*[:：]?\s*[(\[]?|\s(?-i:Answer|ANSWER)\s*:"
+    rf"(?:\n[\s#*_]*{LABEL}\s*[:：]?[\s*_]*[(\[]?|\s(?-i:Answer|ANSWER)\s*:"
     r"|\n\s*(?:(?:please\s+|just\s+|only\s+)*(?:(?:answer|respond|reply)\b[^\n]*"
     rf"|(?:choose|select|pick|give|return|output|provide|indicate|mark|state|write|explain|think){NAMED})"
     r"|let.s think[^\n]*|(?:正确)?答案[^\n]{0,9}|请[^\n]*)"
     rf"|(?<=[^\W\d_]{{2}}[.?!;])\s+(?:please\s+)?(?:answer|respond|reply)\s+(?:with|by|only|using){NAMED})\s*$",
     re.IGNORECASE,
 )
-BESIDE = re.compile(r"\n\s*\n\s*\S|(?<![,，-])\n\s*[^\Wa-z\d_]")  # a new paragraph or sentence, no part of an option
+BESIDE = re.compile(  # a new paragraph or sentence, an order, a template's mark: no part of an option
+    r"\n\s*\n\s*\S|(?<![,，-])\n\s*[^a-z\d(\s]|[:：]\s*$|\[/INST\]|<\|"
+)
 LIST = re.compile(  # signs of a list, read or not: A and B, or 1 and 2, each marked
     rf"(?:^|\s){OPEN}(?:a{CLOSE}.*?[\s；;,，]{OPEN}b|1{CLOSE}.*?[\s；;,，]{OPEN}2){CLOSE}", re.IGNORECASE | re.DOTALL
 )
