@@ -98,5 +98,6 @@ def tokenizer(architecture, name, folder):
 
 def _sentencepiece(family, known, kinds):
     vocab = {token: number for number, token in enumerate(known["tokens"])}
+    scores = dict(zip(vocab, known["scores"], strict=True))
     atoms = [token for token, kind in kinds.items() if kind != TokenType.NORMAL]
-    return family.tokenizer(vocab=vocab, merges=generate_merges(vocab, dict(zip(vocab, known["scores"])), atoms))
+    return family.tokenizer(vocab=vocab, merges=generate_merges(vocab, scores, atoms))

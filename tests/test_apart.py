@@ -1,6 +1,8 @@
 """A training in a process of its own: the same adapter, after a kill and a stop too, and an audit that can fail."""
 
+import importlib.util
 import shutil
+import sys
 from types import SimpleNamespace
 
 import families
@@ -23,6 +25,26 @@ from lib.sft import apart, child
 APART = "from lib.model import unsloth\nunsloth.backend = lambda cfg: ('another process', 'a test says so')\n"
 AIMED = APART + "import sys\nfrom lib.sft import apart\napart.COMMAND = [sys.executable, '-c', {!r}]\n"
 CHILD = "\nimport sys\nfrom lib.sft import child\nsys.exit(child.main(sys.argv[1]))"
+WITHOUT_GPU = """
+import os, types
+os.environ |= {{"UNSLOTH_ALLOW_CPU": "1", "TRITON_INTERPRET": "1", "UNSLOTH_COMPILE_DISABLE": "1"}}
+os.environ["UNSLOTH_COMPILE_LOCATION"] = {!r}
+import torch
+told = {{"name": "none", "total_memory": 4 * 2**30, "major": 8, "minor": 0, "multi_processor_count": 1}}
+torch.cuda.get_device_properties = lambda device=0: types.SimpleNamespace(**told)
+import unsloth
+from unsloth.models import llama
+
+class One(list):  # what it keeps for each GPU, it keeps for the CPU
+    def __getitem__(self, device):
+        return super().__getitem__(0)
+
+    def __setitem__(self, device, value):
+        super().__setitem__(0, value)
+
+llama.DEVICE_COUNT = type("Count", (), {{"__rmul__": lambda self, kept: One(kept)}})()
+llama.get_current_device = lambda: torch.device("cpu")
+"""
 RECORDS = [{"instruction": f"Which test, {n}?", "reasoning": "Step one.", "output": "Two."} for n in range(12)]
 
 
@@ -67,7 +89,7 @@ def prepared(base, tmp_path):
 
 def test_it_refuses_a_batch_that_was_not_audited_and_says_why_it_ended(small_base, tmp_path, monkeypatch):
     stage, trainer, fields, rows = prepared(small_base, tmp_path)
-    monkeypatch.setattr(child, "first_batch", lambda trainer: "of other rows")
+    monkeypatch.setattr(child, "first", lambda trainer: {"batch": "of other rows", "loss": 1.0})
     said = r"(?s)ended with exit status 1. The last lines of .*training.log:\n.*another first batch of the rows than"
     with pytest.raises(RuntimeError, match=said):
         apart.train(stage, trainer, "transformers", fields, "key", None, rows)
@@ -80,6 +102,26 @@ def test_an_adapter_that_has_another_form_is_refused_before_training(small_base,
     get_peft_model(loading.base(cfg), lora).save_pretrained(tmp_path / "begun")
     with pytest.raises(RuntimeError, match="lays the adapter out in another way than PEFT, .*lora_A.* for one"):
         child._model(tmp_path, {"backend": "transformers"}, cfg)
+
+
+@pytest.mark.slow  # Triton's interpreter runs its kernels, one number at a time
+def test_unsloth_trains_the_adapter_that_transformers_trains(small_base, tmp_path, monkeypatch):
+    """With a GPU as it is; without one in its own test mode, on the code that a GPU would take."""
+    if importlib.util.find_spec("unsloth") is None:
+        pytest.skip("unsloth is not installed, see requirements-gpu.txt: nothing is trained with it")
+    found = {}
+    for backend in ("transformers", "unsloth"):
+        if backend == "unsloth" and not torch.cuda.is_available():
+            code = WITHOUT_GPU.format(str(tmp_path / "compiled")) + CHILD
+            monkeypatch.setattr(apart, "COMMAND", [sys.executable, "-c", code])
+        stage, trainer, fields, rows = prepared(small_base, tmp_path / backend)
+        fields |= {"loss_type": "chunked_nll"}  # TRL's default, which a GPU gets
+        model = apart.train(stage, trainer, backend, fields, "key", None, rows)
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        found[backend] = losses, [p.detach().cpu() for p in model.parameters() if p.requires_grad]
+    (losses, adapter), (expected, other) = found["unsloth"], found["transformers"]
+    assert losses == pytest.approx(expected, rel=1e-5) and len(losses) == 2
+    torch.testing.assert_close(adapter, other, rtol=0, atol=1e-4)
 
 
 def order(tensor):

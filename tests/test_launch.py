@@ -27,6 +27,14 @@ def test_the_task_of_skypilot_has_the_fields_of_its_schema_and_gives_the_machine
     assert set(task["envs"]) <= set(re.search(r"^GIVEN := (.+)", MAKEFILE, re.MULTILINE)[1].split())
 
 
+def test_a_users_own_data_goes_along_and_keys_do_not():
+    """SkyPilot reads .skyignore in place of .gitignore, which keeps both back."""
+    back, away = ([line.strip("/") for line in (ROOT / name).read_text(encoding="utf-8").splitlines()]
+                  for name in (".gitignore", ".skyignore"))  # fmt: skip
+    assert set(back) - set(away) == {"outputs/*", "!outputs/published", "data/mine.*"} and "outputs" in away
+    assert ".env" in away
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_a_script_is_one_that_its_shell_reads(path):
     shell = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#!")

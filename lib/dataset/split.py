@@ -17,7 +17,6 @@ from lib.dataset import wording
 
 BLANKS = re.compile(r"[\W_]+")
 DECISIONS = {"yes", "no", "maybe", "是", "否", "不确定"}
-TELLING = 3  # words of a closing question that say something: "What is the most likely diagnosis?" asks anything
 SHORT = 13  # a stem of fewer words may be generic: the same words over other options ask something else
 
 
@@ -70,17 +69,6 @@ def _decides(record: dict) -> bool:
 def question(record: dict) -> str:
     """The normal form of what a record asks: what train and test must not share, unless it is generic."""
     return normalise_question(asked(record))
-
-
-def closing(record: dict) -> str | None:
-    """The question by itself that follows a passage or what a conversation said before; None for any other record."""
-    if "\n" not in record["instruction"] and not earlier(record):
-        return None
-    text = asked(record | {"history": None})
-    *passage, line = [line.strip() for line in text.splitlines() if line.strip()] or [""]
-    if passage and line.endswith(("?", "？")) and wording.telling(line) >= TELLING:
-        return line
-    return text if earlier(record) else None
 
 
 def _whole(record: dict, brief: str) -> str:
@@ -136,7 +124,8 @@ def keys(records, seed: int) -> Keys:
         truth = normalise_question(record["answer"]) if record.get("answer") else None
         place, short = places.setdefault(record["source"], len(places)), _hash(brief)
         wide = short if whole == brief else _hash(whole) & ~1 | _decides(record)  # odd: told by its abstract
-        last = closing(record)
+        alone = asked(record | {"history": None}) if "\n" in record["instruction"] or earlier(record) else ""
+        last = wording.closing(alone) or (alone if earlier(record) else "")
         rows.append(
             (
                 place,

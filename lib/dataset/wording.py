@@ -34,6 +34,13 @@ def telling(text: str) -> int:
     return len([word for word in re.findall(r"\w+", spaced(text.casefold())) if word not in SAYS_NOTHING])
 
 
+def closing(text: str) -> str | None:
+    """The question on the last of several lines, where it says enough to be told by itself; else None."""
+    *before, line = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    return line if before and line.endswith(("?", "？")) and telling(line) >= TELLING else None
+
+
+TELLING = 3  # words that say something: "What is the most likely diagnosis?" asks anything
 SAYS_NOTHING = frozenset(spaced(EMPTY).split())
 ASKS = r"(?:questions?|problems?|quer(?:y|ies)|mcqs?|options?|answers?|choices?|letters?)"
 STOCK = re.compile(  # what a data set or a prompt writes around every question: an order, a label, a closing order

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
 from transformers.trainer_callback import TrainerState
 
 from lib.chat.turns import IGNORE_INDEX
@@ -20,7 +19,6 @@ from lib.pipeline.files import ROOT, read_json, remove, write_json
 from lib.sft import child
 
 COMMAND = [sys.executable, "-m", child.__name__]
-SPACINGS = 8  # of the numbers that the model computes with, at 1
 
 
 def train(stage, trainer, backend, fields, key, resume, rows):
@@ -41,10 +39,8 @@ def train(stage, trainer, backend, fields, key, resume, rows):
         data.save_to_disk(folder / name)
     given = {"output_dir": str(about), "disable_tqdm": True, "dataset_kwargs": {"skip_prepare_dataset": True}}
     job = {"recipe": cfg.name, "overrides": cfg.overrides, "backend": backend, "key": key, "resume": resume}
-    job |= {"fields": unsloth.defaults() | fields | given, "logs": str(logs), "rows": rows}
-    job |= {"progress": str(stage.dir / ".progress")}
-    job |= {"first_batch": child.first_batch(trainer)}
-    write_json(folder / child.JOB, job)
+    job |= {"fields": unsloth.defaults() | fields | given, "rows": rows, "first": child.first(trainer)}
+    write_json(folder / child.JOB, job | {"logs": str(logs), "progress": str(stage.dir / ".progress")})
     for parameter in trainer.model.parameters():
         parameter.data = parameter.data.new_empty(0)
     machine.release()
@@ -84,10 +80,10 @@ def audit(model, rows, told, precision):
     """Whether a loaded adapter does what it did where it was trained: {"told", "loss", "limit", "rows"}.
 
     told: the loss on these rows there, in nats a token. precision: name of the dtype that the model computes in.
-    Raises ValueError where the two are further apart than SPACINGS spacings of that dtype, relative to the loss.
+    Raises ValueError where the two are further apart than `child.near` allows.
     """
     loss = probability.perplexity(model, rows)["loss"]
-    limit = SPACINGS * torch.finfo(getattr(torch, precision)).eps * max(1.0, told)
+    limit = child.near(told, precision)
     if not abs(loss - told) <= limit:
         raise ValueError(
             f"the adapter is not what was trained: on {len(rows)} held-out rows its loss is {told:.6f} nats a token "

@@ -2,20 +2,26 @@
 
 Unsloth rewrites classes of transformers, PEFT and TRL in every process that imports it. So it is imported here alone,
 and the notebook asks, measures and merges with those libraries as they are. Without Unsloth this trains with them.
+Functions import them, for it has to come first.
 """
 
 import contextlib
+import copy
 import ctypes
 import importlib
+import os
 import signal
 import sys
 from pathlib import Path
 
+import torch
+
 from lib.pipeline import machine, recipe, stop
 from lib.pipeline.files import read_json, sha256_json, whole_folder, write_json, write_text
 
-JOB, STOPPED, TRAINED = "job.json", "stopped.txt", "trained"  # TRAINED: the adapter, in PEFT's format, with
-STATE, TOLD = "trainer_state.json", "told.json"
+JOB, STOPPED = "job.json", "stopped.txt"
+TRAINED, STATE, TOLD = "trained", "trainer_state.json", "told.json"  # the adapter, in PEFT's format, and two files more
+SPACINGS = 4  # between two ways to compute one mean loss, of the numbers that the model computes with
 
 
 def main(folder):
@@ -36,6 +42,7 @@ def main(folder):
 
 
 def _run(folder, job):
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(folder / "compiled"))  # else the folder it was started in
     if job["backend"] == "unsloth":
         importlib.import_module("unsloth")  # before the libraries that it rewrites
     from lib.sft import checkpoint
@@ -43,8 +50,7 @@ def _run(folder, job):
     cfg = recipe.load(job["recipe"], job["overrides"])
     machine.seed(cfg.run["seed"], cfg.run["threads"])
     trainer = _trainer(folder, job, cfg)
-    if first_batch(trainer) != job["first_batch"]:
-        raise RuntimeError(f"{job['backend']} makes another first batch of the rows than the one that was audited")
+    _compare(job, first(trainer), cfg)
     checkpoint.train(trainer, job["resume"])
     with whole_folder(folder / TRAINED) as partial:
         trainer.model.save_pretrained(partial)
@@ -52,10 +58,24 @@ def _run(folder, job):
         write_json(partial / TOLD, {"loss": mean_loss(trainer.model, job["rows"])})
 
 
+def _compare(job, here, cfg):
+    """Raise RuntimeError unless the first batch and its loss are those of the notebook's trainer."""
+    from lib.model import loading
+
+    there, limit = job["first"], near(job["first"]["loss"], loading.precision(cfg))
+    if here["batch"] != there["batch"]:
+        raise RuntimeError(f"{job['backend']} makes another first batch of the rows than the one that was audited")
+    if not abs(here["loss"] - there["loss"]) <= limit:
+        raise RuntimeError(
+            f"{job['backend']} computes another loss of the first batch, {here['loss']:.6f} nats a token where "
+            f"transformers finds {there['loss']:.6f} and {limit:.1e} is allowed"
+        )
+
+
 def _trainer(folder, job, cfg):
     from datasets import load_from_disk
     from transformers import PrinterCallback
-    from trl import SFTConfig
+    from trl import SFTConfig, SFTTrainer
 
     from lib.model import adapter, head, loading
     from lib.sft import checkpoint, tracking
@@ -65,7 +85,8 @@ def _trainer(folder, job, cfg):
             Path(job["progress"]).write_text(f"{done}/{total} {unit}")
 
     model, (train, held_out) = _model(folder, job, cfg), (load_from_disk(folder / name) for name in ("train", "eval"))
-    trainer = head.HeadTrainer(
+    kind = SFTTrainer if job["backend"] == "unsloth" else head.HeadTrainer  # its models take no columns to keep
+    trainer = kind(
         model=model,
         args=SFTConfig(**job["fields"]),
         train_dataset=train,
@@ -83,7 +104,6 @@ def _model(folder, job, cfg):
 
     Raises RuntimeError where a tensor of it finds no place, or a place no tensor.
     """
-    import torch
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -106,17 +126,28 @@ def _model(folder, job, cfg):
     return model
 
 
-def first_batch(trainer):
-    """Hash of the first batch that a trainer collates, as it is trained on."""
-    batch = next(iter(trainer.get_train_dataloader()))
+def first(trainer):
+    """{"batch": hash of a trainer's first batch as it is collated, "loss": of it before training, in nats a token}."""
+    with machine.random_state():
+        torch.manual_seed(trainer.args.seed)  # rows of similar length are drawn with torch's own generator
+        batch = next(iter(trainer.get_train_dataloader()))
+    counted, mode = copy.deepcopy(trainer._metrics), trainer.model.training
+    trainer.model.eval()
+    with torch.no_grad(), trainer.compute_loss_context_manager():
+        loss = float(trainer.compute_loss(trainer.model, dict(batch)))
+    trainer.model.train(mode)
+    trainer._metrics = counted  # of TRL's trainers, which compute_loss adds to
     names = ("input_ids", "labels", "position_ids")
-    return sha256_json({name: batch[name].tolist() for name in names if name in batch})
+    return {"batch": sha256_json({name: batch[name].tolist() for name in names if name in batch}), "loss": loss}
+
+
+def near(loss, precision):
+    """How far apart two computations of a mean loss may be, in nats a token. precision: name of the model's dtype."""
+    return SPACINGS * torch.finfo(getattr(torch, precision)).eps * max(1.0, loss)
 
 
 def mean_loss(model, rows):
     """Loss in nats a labelled token over (ids, labels) rows, one at a time, as the model itself computes it."""
-    import torch
-
     from lib.evaluation import batching
 
     total, tokens = 0.0, 0

@@ -9,12 +9,13 @@ import subprocess
 import modal
 
 app = modal.App("medtune")
+image = modal.Image.from_dockerfile("Dockerfile.gpu", add_python="3.11")  # for Modal itself; ours is the system's
 keep = modal.Volume.from_name("medtune", create_if_missing=True)
 PLACES = {"OUTPUTS": "/keep/outputs", "XDG_CACHE_HOME": "/keep/cache", "HF_HOME": "/keep/huggingface"}
 
 
 @app.function(
-    image=modal.Image.from_dockerfile("Dockerfile.gpu", add_python="3.11"),  # Modal's own
+    image=image.add_local_dir("data", "/medtune/data"),  # with your own data/mine.*, which the image leaves out
     gpu="A100-80GB",
     timeout=24 * 3600,  # Modal's longest; started again, the run goes on where it was
     volumes={"/keep": keep},
