@@ -7,7 +7,8 @@ Gemma 3 (the published texts are below, or come with TRL).
 
 import random
 import re
-import urllib.error
+from collections import defaultdict
+from functools import cache
 from importlib.resources import files
 from types import SimpleNamespace
 
@@ -16,8 +17,7 @@ import pytest
 import shipped
 from jinja2 import TemplateError
 from test_chat import LOOK_ALIKES, SOUND
-from tokenizers import AddedToken, Tokenizer
-from tokenizers.normalizers import NFC
+from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
 from lib.chat import encoding, lossmask
 from lib.chat.turns import end_token
@@ -102,75 +102,100 @@ def records(number=200):
         yield dict(zip(("instruction", "reasoning", "output"), texts, strict=True), history=turns)
 
 
+@cache
+def base(architecture, name, folder):
+    """Folder with a family's tokenizer, without a template."""
+    if name:
+        shipped.tokenizer(architecture, name, folder)
+    else:
+        twin.train_tokenizer(FAMILIES[architecture], families.TEXT, SHAPE["vocab_size"], folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """Folders by (architecture, vocabulary): two recipes with one vocabulary are one file, of the first's template."""
+    return defaultdict(lambda: tmp_path_factory.mktemp("case"))
+
+
 @pytest.fixture(scope="module", params=CASES)
-def case(request, tmp_path_factory):
+def case(request, converted, tmp_path_factory):
     """A recipe's tokenizer, as chapter 3 takes it from the base, and llama-server on a tiny model saved with it."""
     architecture, name, template, turn = CASES[request.param]
-    folder, shape = tmp_path_factory.mktemp("case"), SHAPE | FIELDS.get(architecture, GROUPED)
-    if name:
-        shipped.tokenizer(architecture, name, folder / "base")
-    else:
-        twin.train_tokenizer(FAMILIES[architecture], families.TEXT, SHAPE["vocab_size"], folder / "base")
+    folder = converted[architecture, name]
     chat = recipe.load(*NO_RECIPE.get(request.param, [request.param])).chat
     fmt, style = chat["format"], (chat["date"], chat["reasoning_effort"])
-    tokenizer = loading.read_tokenizer(folder / "base")
+    tokenizer = loading.read_tokenizer(base(architecture, name, folder / "base"))
     tokenizer.chat_template = template if "{" in template else shipped.template(template)
-    tokenizer = encoding.prepare(padding.pad(tokenizer), fmt, *style)
-    model = FAMILIES[architecture].model(config(shape | {"architecture": architecture}, tokenizer))
-    file = gguf.convert(saving.save(model, tokenizer, folder / "model"), folder / "model.gguf")
-    with serve.running(file, ctx=256) as url:
-        yield SimpleNamespace(name=name, turn=turn, fmt=fmt, style=style, tokenizer=tokenizer, file=file, url=url,
-                              begin=tokenizer.decode(serve.tokenize(url, "")))  # fmt: skip
+    tokenizer, file = encoding.prepare(padding.pad(tokenizer), fmt, *style), folder / "model.gguf"
+    environment = dict(serve.environment())
+    if file.exists():
+        environment["LLAMA_ARG_CHAT_TEMPLATE_FILE"] = str(folder / request.param)
+        (folder / request.param).write_text(tokenizer.chat_template, encoding="utf-8")
+    else:
+        shape = SHAPE | FIELDS.get(architecture, GROUPED) | {"architecture": architecture}
+        model = FAMILIES[architecture].model(config(shape, tokenizer))
+        gguf.convert(saving.save(model, tokenizer, folder / "model"), file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serve, "environment", lambda: environment)
+        with serve.running(file, ctx=256) as url:
+            begin = tokenizer.decode(serve.tokenize(url, ""))
+            yield SimpleNamespace(architecture=architecture, name=name, turn=turn, fmt=fmt, style=style, file=file,
+                                  tokenizer=tokenizer, url=url, begin=begin)  # fmt: skip
 
 
 def applied(case, turns):
-    """llama-server's text of a prompt; None where it refuses."""
-    try:
-        return serve.request(case.url, "/apply-template", {"messages": turns})["prompt"]
-    except urllib.error.HTTPError:
-        return None
+    """llama-server's text of a prompt, without the beginning that its tokenizer puts there."""
+    return serve.request(case.url, "/apply-template", {"messages": turns})["prompt"]
 
 
 def rendered(case, turns):
-    """Ours, without the beginning that the server's tokenizer puts there."""
+    """Ours; None where the template refuses."""
     try:
         return encoding.render(turns, case.tokenizer, True, *case.style).removeprefix(case.begin)
-    except TemplateError:  # harmony's, of an answer that holds its channels
+    except TemplateError:
         return None
 
 
-def llama_cpps(tokenizer):
-    """A copy of the tokenizer that reads as llama.cpp does: no letter is joined with an accent, as Qwen's does it, and
-    where the vocabulary has a word "</s>", which Qwen's has, it ends a text."""
+def as_llama_cpp(tokenizer):
+    """A copy of the tokenizer that reads as llama.cpp does, which differs where a text is not neutralised.
+
+    It joins no letter with an accent, as Qwen's does. Where the vocabulary has a word "</s>", which Qwen's has, it ends
+    a text. After a control token of Llama-2's stands a blank, before a blank, too: transformers then leaves it out.
+    """
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    if isinstance(backend.normalizer, NFC):
+    if isinstance(backend.normalizer, normalizers.NFC):
         backend.normalizer = None
+    if isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
+        blanks = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+        backend.pre_tokenizer, backend.normalizer = None, normalizers.Sequence(blanks)
     if "</s>" in tokenizer.get_vocab():
         backend.add_special_tokens([AddedToken("</s>", normalized=False)])
     return backend
 
 
 def shielded(turns):
-    """Contents whose outer blanks beyond ASCII cannot be trimmed: llama.cpp's jinja knows those of C alone."""
+    """The turns, marked where llama.cpp's jinja takes them otherwise.
+
+    It trims no blanks beyond ASCII, and lets pass an answer with harmony's channels, which the template refuses.
+    """
     texts = [re.fullmatch(r"([ \t-\r]*)(.*?)([ \t-\r]*)", turn["content"], re.DOTALL) for turn in turns]
     kept = [text[0] if text[2] == text[2].strip() else text.expand("\\1\ue000\\2\ue000\\3") for text in texts]
+    kept = [text.replace("<|channel|>", "<|channel\ue000|>") for text in kept]
     return [turn | {"content": text} for turn, text in zip(turns, kept, strict=True)]
 
 
 def test_the_server_reads_what_the_trainer_reads(case):
-    tokenizer, raw, trimmed = case.tokenizer.backend_tokenizer, llama_cpps(case.tokenizer), 0
+    trainers, llama_cpps, apart = case.tokenizer.backend_tokenizer, as_llama_cpp(case.tokenizer), 0
     for talk in conversations():
         broken = [turn | {"content": encoding.neutralise(turn["content"])} for turn in talk]
-        for turns in (talk, broken):
-            ours, theirs = rendered(case, turns), applied(case, turns)
-            if ours is None or theirs is None:
-                assert ours is theirs is None and turns is talk and case.fmt == "harmony"
-                continue
-            assert theirs == rendered(case, shielded(turns)).replace("\ue000", "")
-            read = tokenizer if turns is broken else raw
-            assert serve.tokenize(case.url, theirs) == read.encode(case.begin + theirs, add_special_tokens=False).ids
-            trimmed += ours != theirs
-    assert bool(trimmed) == bool(re.search(r"trim\b|strip\(\)", case.tokenizer.chat_template))
+        for turns, reads in ((talk, llama_cpps), (broken, trainers)):
+            text = applied(case, turns)
+            assert text == rendered(case, shielded(turns)).replace("\ue000", "")
+            assert serve.tokenize(case.url, text) == reads.encode(case.begin + text, add_special_tokens=False).ids
+            apart += text != rendered(case, turns)
+    special = r"trim\b|strip\(\)|You have passed a message containing <\|channel"
+    assert bool(apart) == bool(re.search(special, case.tokenizer.chat_template))
 
 
 def test_the_assistants_tokens_to_the_end_carry_loss_and_no_others(case):
@@ -190,7 +215,7 @@ def test_the_assistants_tokens_to_the_end_carry_loss_and_no_others(case):
         assert labels.count(end) == 1
         if tokenizer.bos_token not in (None, tokenizer.eos_token):
             asked = sum(turn["role"] == "user" for turn in talk)
-            assert ids.count(tokenizer.bos_token_id) == {"llama-spm": asked, None: 0}.get(case.name, 1)
+            assert ids.count(tokenizer.bos_token_id) == {"llama2": asked, "gptoss": 0}.get(case.architecture, 1)
         audit.add(ids, labels)
     assert audit.result()["shares"] == SOUND
     assert end in stop_ids(None, tokenizer) and end == shipped.vocabulary(case.file)["eos_token_id"]
@@ -206,11 +231,9 @@ def test_the_file_holds_the_vocabulary_as_published(case):
     assert ours.get("merges") == theirs.get("merges")
     for text, ids in shipped.expected(case.name):
         asked = {"content": text, "add_special": False, "parse_special": True}
-        assert (
-            serve.request(case.url, "/tokenize", asked)["tokens"]
-            == ids
-            == case.tokenizer(text, add_special_tokens=False)["input_ids"]
-        )
+        assert serve.request(case.url, "/tokenize", asked)["tokens"] == ids
+        if case.architecture != "llama2" or not text.startswith(" "):  # see as_llama_cpp
+            assert case.tokenizer(text, add_special_tokens=False)["input_ids"] == ids
 
 
 def test_what_is_shipped_of_the_recipes_families_is_tried():
