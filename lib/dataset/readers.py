@@ -146,7 +146,7 @@ def hub_rows(source: Source, spec: dict) -> Iterator[dict]:
     """Rows of a hub data set by id, config, split and revision. Raises ValueError, at once, saying what to do."""
     import datasets
 
-    from lib.pipeline import hub
+    from lib.pipeline import hub, machine
 
     config, split_name = spec.get("config"), spec.get("split") or "train"
     _need_config(source, spec)
@@ -176,6 +176,9 @@ def hub_rows(source: Source, spec: dict) -> Iterator[dict]:
                 else "the data set's hub page"
             )
         ) from error
+    for file in table.cache_files:  # .../<data set>/<config>/<version>/<commit>/<split>.arrow
+        if re.fullmatch(r"[0-9a-f]{40}", commit := Path(file["filename"]).parent.name):
+            machine.REVISIONS[source.hub_id] = commit  # where the recipe names none, what was the newest
     return _dicts(table, spec, source)
 
 
