@@ -47,6 +47,14 @@ def test_a_change_in_judge_runs_the_judge_only(run, tmp_path):
     assert metrics["llm"]["coverage"].keys() == ({name} if sat["passed"] else set())
 
 
+def test_without_a_judge_section_the_chapter_compares_words(run, tmp_path):
+    copy, settings = tmp_path / "outputs", SMALL.replace("judge.questions=6", "judge=null")
+    shutil.copytree(folder(run), folder(copy, settings))
+    done = make(copy, "06_judge", settings)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert "the recipe sets" in (folder(copy, settings) / "06_judge" / "06_judge.ipynb").read_text()
+
+
 def test_two_judges_sit_the_exam_and_fill_every_table(run, tmp_path):
     """Chapter 6 with judges that know the ground truth, at two addresses: what it prints when verdicts are there."""
     with (

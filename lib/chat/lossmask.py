@@ -54,10 +54,9 @@ class Regions:
 
     def _borders(self, text):
         """[(region, end position)] in order; the last one reaches beyond the text."""
-        frame = self.frames[0]
-        start = text.find(
-            frame.tail, max(0, text.rfind(self.opens))
-        )  # data cannot hold either: control tokens are broken
+        frame = self.frames[0]  # data cannot hold what opens or ends a turn: control tokens are broken
+        said = text.removesuffix(self.end) if self.opens == frame.tail else text  # DialoGPT's: only the end marks turns
+        start = text.find(frame.tail, max(0, said.rfind(self.opens)))
         if start < 0:
             return [("prompt", len(text) + 1)]
         start += len(frame.tail)
@@ -85,15 +84,20 @@ class Regions:
 
 
 def openings(tokenizer, date=None, effort=None) -> tuple[str, str]:
-    """What a template writes before a system prompt, and between an answer and a further question."""
+    """What a template writes before a system prompt, and between an answer and a further question, as it is decoded:
+    Llama-2's has a blank after each control token."""
     turns = [
         {"role": "user", "content": "q"},
         {"role": "assistant", "content": SAID},
         {"role": "user", "content": ASKED},
     ]
-    told = render([{"role": "system", "content": SAID}, *turns[:1]], tokenizer, True, date, effort)
-    two = render(turns, tokenizer, True, date, effort)
+    told = _decoded([{"role": "system", "content": SAID}, *turns[:1]], tokenizer, True, date, effort)
+    two = _decoded(turns, tokenizer, True, date, effort)
     return told.partition(SAID)[0].strip(), two.partition(SAID)[2].partition(ASKED)[0].strip()
+
+
+def _decoded(turns, tokenizer, *style):
+    return tokenizer.decode(tokenizer(render(turns, tokenizer, *style), add_special_tokens=False)["input_ids"])
 
 
 def shares(counts: Counter) -> dict[str, float | None]:
@@ -196,13 +200,14 @@ class Control:
             ids, _ = encode(probe, tokenizer, date, effort)
             self.written.append(self._counted(ids))
         said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+        told = [{"role": "system", "content": "s"}]
         self.tokenizer, self.openings = tokenizer, openings(tokenizer, date, effort)
-        first = [[{"role": "system", "content": "s"}] * n + [{"role": "user", "content": "q"}] for n in (0, 1)]
-        texts = [render(turns, tokenizer, True, date, effort) for turns in first]
-        self.opened = [text.count(self.openings[1]) for text in texts]  # before the first question, without and with it
+        texts = [_decoded(turns, tokenizer, False, date, effort) for turns in (said, told + said, said + said)]
+        *self.opened, twice = [text.count(self.openings[1]) for text in texts]  # without and with a system turn
+        self.each = twice - self.opened[0]
         self.more = [  # control tokens of a system turn, and of one exchange before the question
             self._counted(encode([*turns, *probe], tokenizer, date, effort)[0]) - self.written[-1]
-            for turns in ([{"role": "system", "content": "s"}], said)
+            for turns in (told, said)
         ]
         bos, self.bos_token = tokenizer.bos_token_id, tokenizer.bos_token
         self.first = bos if bos is not None and ids[0] == bos else None
@@ -214,7 +219,8 @@ class Control:
         """What the template writes around a conversation of as many turns as this row opens."""
         text, (told, opens) = self.tokenizer.decode(np.asarray(input_ids).tolist()), self.openings
         is_told = "".join(text.split()).startswith("".join(told.split()))
-        counts = int(is_told), max(0, text.count(opens) - self.opened[is_told])
+        further = -((self.opened[is_told] - text.count(opens)) // self.each)  # rounded up: what is cut lacks an end
+        counts = int(is_told), max(0, further)
         more = Counter(itertools.chain(*(list(kind.elements()) * n for kind, n in zip(self.more, counts, strict=True))))
         return [written + more for written in self.written]
 

@@ -4,6 +4,7 @@ import contextlib
 import re
 import signal
 import threading
+import unicodedata
 from datetime import date as Date
 from functools import lru_cache
 
@@ -21,10 +22,20 @@ PLAIN_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}### Question:\n"
     "{{ message['content'] }}\n\n### Answer:\n{% else %}{{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
 )
+# Before a template that knows no system turn: a server, which has the template alone, then merges it as training does.
+TOLD_FIRST = (
+    "{%- if messages[0]['role'] == 'system' and messages|length > 1 -%}"
+    "{%- set told = messages[0]['content'] + '\n\n' + messages[1]['content'] -%}"
+    "{%- set messages = [{'role': messages[1]['role'], 'content': told}] + messages[2:] -%}{%- endif -%}"
+)
 
 
 def neutralise(text: str) -> str:
-    """Text in which every look-alike of a control token has a blank after its first character: "< |im_end|>"."""
+    """Text in which every look-alike of a control token has a blank after its first character: "< |im_end|>".
+
+    Letters and accents are composed (NFC): Qwen's tokenizer does it, llama.cpp's does not, and both read this text.
+    """
+    text = unicodedata.normalize("NFC", text)
     if "<" not in text and "[" not in text and "#" not in text:
         return text
     return CONTROL_TOKEN.sub(lambda match: match.group() + " ", text)
@@ -33,7 +44,7 @@ def neutralise(text: str) -> str:
 def prepare(tokenizer, fmt: str, date=None, effort: str | None = None):
     """The tokenizer with the template that is trained and served: PLAIN_TEMPLATE where it has none and the format is
     "instruction"; the date and the reasoning effort, as in `render`, written into it, so that a server, which is asked
-    on another day, writes them too.
+    on another day, writes them too; a system turn before the first question where the template knows none.
 
     Raises ValueError where there is no template and the format needs one.
     """
@@ -44,7 +55,8 @@ def prepare(tokenizer, fmt: str, date=None, effort: str | None = None):
                 f"set chat.format: instruction, or model.base to a chat model"
             )
         tokenizer.chat_template = PLAIN_TEMPLATE
-    tokenizer.chat_template = _pins(tokenizer.chat_template, date, effort) + tokenizer.chat_template
+    told = "" if _knows_system(tokenizer) else TOLD_FIRST
+    tokenizer.chat_template = _pins(tokenizer.chat_template, date, effort) + told + tokenizer.chat_template
     return tokenizer
 
 
@@ -64,7 +76,6 @@ def render(turns: list[dict], tokenizer, generation: bool = False, date=None, ef
     generation: end with the opening of the assistant's turn, as before generating.
     date: "YYYY-MM-DD" for templates that write today's date (Llama 3.x, harmony), so that runs do not differ by day.
     effort: "low", "medium" or "high", which harmony writes into its system turn; None leaves the template's default.
-    A system turn goes before the first question where the template knows none.
     """
     pinned = {}
     if date is not None:
@@ -72,9 +83,6 @@ def render(turns: list[dict], tokenizer, generation: bool = False, date=None, ef
         pinned = {"date_string": day.strftime("%d %b %Y"), "strftime_now": day.strftime}
     if effort is not None:
         pinned["reasoning_effort"] = effort
-    if turns[0]["role"] == "system" and not _knows_system(tokenizer, tokenizer.chat_template):
-        told, asked, *rest = turns
-        turns = [{"role": "user", "content": f"{told['content']}\n\n{asked['content']}"}, *rest]
     with _limited(tokenizer):
         return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation, **pinned)
 
@@ -101,8 +109,7 @@ def _limited(tokenizer):
         signal.signal(signal.SIGALRM, before)
 
 
-@lru_cache(maxsize=64)
-def _knows_system(tokenizer, template):
+def _knows_system(tokenizer):
     """Whether a template writes a system turn as one; those of Llama-2 base and Gemma 2 drop it, refuse it or take it
     for an answer, and get its text before the first question.
     """

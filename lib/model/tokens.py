@@ -52,7 +52,7 @@ def sentencepiece(tokenizer) -> bytes:
         kind = kinds.BYTE if len(piece) == 6 and piece.startswith("<0x") else kinds.NORMAL
         if number in added:
             kind = kinds.CONTROL if added[number]["special"] else kinds.USER_DEFINED
-        if piece == model["unk_token"]:
+        if piece == tokenizer.unk_token:
             kind = kinds.UNKNOWN
         made.pieces.add(piece=piece, score=-float(ranks.get(piece, len(model["merges"]))), type=kind)
     made.trainer_spec.model_type = made.trainer_spec.BPE

@@ -23,6 +23,7 @@ from lib.pipeline.files import ROOT, cache_dir
 PINS = ROOT / "toolchain.txt"
 PROGRAMS = ["llama-quantize", "llama-perplexity", "llama-server", "llama-imatrix"]
 KEEP = ["convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion", "gguf-py/gguf", "LICENSE"]
+KEEP += ["models"]  # real vocabularies and chat templates, for tests
 FLAGS = [
     "-DCMAKE_BUILD_TYPE=Release",
     "-DCMAKE_CXX_FLAGS_RELEASE=-O1 -DNDEBUG",  # most of the build is C++ that is not hot; ggml gets -O3 below
@@ -165,7 +166,7 @@ def fetch(work, sink, pip_args):
 
 def unpack(archive, target):
     """Extract the members of <name>/vendor/llama.cpp/ into target, without the folders that the build never reads."""
-    unused = ("docs/", "media/", "models/", "benches/", "examples/", "tests/", "tools/ui/src/", "tools/ui/static/")
+    unused = ("docs/", "media/", "benches/", "examples/", "tests/", "tools/ui/src/", "tools/ui/static/")
     safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # absent before Python 3.11.4
     with tarfile.open(archive) as tar:
         for member in tar:
