@@ -6,7 +6,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends make g++ git &&
 WORKDIR /medtune
 ENV PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 # Packages and llama.cpp first: an edit elsewhere in the repository leaves these minutes in the image's cache
-COPY Makefile pyproject.toml requirements.txt requirements-gpu.txt toolchain.txt ./
+COPY Makefile pyproject.toml requirements* toolchain.txt ./
 COPY lib lib
 RUN make setup
 COPY . .

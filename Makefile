@@ -14,11 +14,11 @@ $(foreach name,$(GIVEN),$(eval override export $(name) := $$(value $(name))))
 
 .DEFAULT_GOAL := all
 .PHONY: all setup $(STAGES) rehearse plan report lab spotcheck verify accept publish test soak bench-data bench-qat \
-        bench-train bench-eval bench-serve bench-guard serve chat lint clean help
+        bench-train bench-eval bench-serve bench-guard serve chat lint lock clean help
 
 all: $(STAGES) report  ## every stage of RECIPE (default tiny), then the HTML report
 
-setup:  ## .venv with the pinned packages, and llama.cpp built from its pinned source
+setup:  ## .venv with the locked packages, their hashes checked, and llama.cpp built from its pinned source
 	@$(PYTHON3) -m lib.pipeline.setup $(if $(GPU),--gpu)
 
 01_dataset:  setup                             ## sources -> train, eval and frozen test questions
@@ -103,6 +103,9 @@ lint: setup
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	.venv/bin/lint-imports --no-logo
+
+lock:  ## after an edit of requirements*.txt: resolve them anew with uv, and write requirements*.lock with all hashes
+	@$(PYTHON3) -m lib.pipeline.lock
 
 clean:  ## remove the outputs of RECIPE (all its SETs); caches and .venv stay
 	@[ ! -e $(PYTHON) ] || $(PYTHON) -m lib.execute clean

@@ -21,6 +21,7 @@ from lib.pipeline.programs import toolchain
 
 PAUSE_S = (0.5, 30.0)  # first and longest wait before a restart
 WATCH_S, DEAF = 5.0, 3  # seconds between two looks at /health; so many without an answer, and it is started anew
+IDLE_S = 2.0  # llama-server and uvicorn close what was idle for 5
 LOAD_S = 900.0  # 20 billion parameters from a slow disk take minutes
 AWAY = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError, OSError)
 
@@ -64,13 +65,16 @@ class Slots:
 
 
 class Backend:
-    """A model being served. `session` speaks to it; state is starting, ready or down."""
+    """A model being served; state is starting, ready or down.
+
+    `session` opens a connection for each request; `kept`, for answers, uses them again, for opening one takes time.
+    """
 
     def __init__(self, model, settings, log):
         self.model, self.settings, self.log = model, settings, log
         self.slots = Slots(settings.slots, settings.queue)
         self.state, self.restarts, self.opened = "starting", 0, False
-        self.session, self.process, self.lines = None, None, deque(maxlen=30)
+        self.session, self.kept, self.process, self.lines = None, None, None, deque(maxlen=30)
         self.key = settings.backend_key if settings.backend_url else secrets.token_urlsafe(24)
         self.url = settings.backend_url.rstrip("/") or "http://llama"
         self._tasks = []
@@ -81,7 +85,7 @@ class Backend:
             self.folder = Path(tempfile.mkdtemp(prefix="medtune-"))  # mode 700
             await self._spawn()
         else:
-            self._connect(aiohttp.TCPConnector(limit=0, force_close=True))
+            await self._connect(aiohttp.TCPConnector)
         await self._healthy()
         self._tasks = [asyncio.create_task(self._watch())]
 
@@ -91,17 +95,17 @@ class Backend:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._end()
-        if self.session:
-            await self.session.close()
+        await _close(self.session, self.kept)
         if not self.settings.backend_url:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _connect(self, connector):
-        # a connection for each request: llama-server closes kept ones, and a POST sent into that moment is lost
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        self.session = aiohttp.ClientSession(
-            connector=connector, headers=headers, timeout=aiohttp.ClientTimeout(total=None), read_bufsize=2**16
-        )
+    async def _connect(self, connector, *where):
+        before = self.session, self.kept
+        how = {"timeout": aiohttp.ClientTimeout(total=None), "read_bufsize": 2**16,
+               "headers": {"Authorization": f"Bearer {self.key}"} if self.key else {}}  # fmt: skip
+        self.session = aiohttp.ClientSession(connector=connector(*where, limit=0, force_close=True), **how)
+        self.kept = aiohttp.ClientSession(connector=connector(*where, limit=0, keepalive_timeout=IDLE_S), **how)
+        await _close(*before)
 
     def command(self, socket):
         """The command line of llama-server; its key goes through the environment, which other users cannot read."""
@@ -117,14 +121,12 @@ class Backend:
         return [sys.executable, "-c", LAUNCH, *map(str, [toolchain().server, *args])]
 
     async def _spawn(self):
-        if self.session:
-            await self.session.close()
         socket = self.folder / f"{secrets.token_hex(4)}.sock"  # a killed server leaves its socket behind
         self.process = await asyncio.create_subprocess_exec(
             *self.command(socket), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
             env=environment() | {"LLAMA_API_KEY": self.key}, start_new_session=True,
         )  # fmt: skip
-        self._connect(aiohttp.UnixConnector(str(socket), limit=0, force_close=True))
+        await self._connect(aiohttp.UnixConnector, str(socket))
         self._reader = asyncio.create_task(self._drain(self.process.stdout))
 
     async def _drain(self, pipe):
@@ -205,6 +207,14 @@ class Backend:
             raise refusal(reply.status, data)
         return data
 
+    async def post(self, body):
+        """The reply to a chat request, for `async with`. A kept connection may close as it is used: then anew."""
+        url = self.url + "/v1/chat/completions"
+        try:
+            return await self.kept.post(url, json=body)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            return await self.session.post(url, json=body)
+
     async def count(self, turns):
         """Tokens of a conversation as the model reads it; 0 where the server, not being llama-server, does not say."""
         prompt = (await self.ask("/apply-template", {"messages": turns})).get("prompt", "")
@@ -216,6 +226,11 @@ class Backend:
         return Problem(
             503, f"the model {self.model.name} is not ready, it is being started again", "backend_down", retry_s=2
         )
+
+
+async def _close(*sessions):
+    for session in filter(None, sessions):
+        await session.close()
 
 
 def refusal(status, data):

@@ -112,12 +112,10 @@ class Desk:
         if most + (asked or model.max_tokens) > model.context and backend.state == "ready":
             turns = [self._turn(message) for message in ask.messages]
             most = await backend.count(turns)
-            if most + (asked or 1) > model.context:
-                told = (
-                    f"the prompt has {most} tokens, the answer may take {asked or 1}, the context has {model.context}"
-                )
+            if most >= model.context:
+                told = f"the prompt has {most} tokens and the context {model.context}: nothing is left for an answer"
                 raise Problem(400, told, "context_length_exceeded", "messages")
-            return min(asked or model.max_tokens, model.context - most)
+            return min(asked or model.max_tokens, model.context - most)  # clients ask 1000 for a title of five words
         return asked or model.max_tokens
 
     def close(self, relay, outcome):

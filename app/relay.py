@@ -109,7 +109,7 @@ class Relay(Response):
         now = asyncio.get_running_loop().time
         try:
             async with asyncio.timeout(wait) as patience:
-                async with backend.session.post(backend.url + "/v1/chat/completions", json=self.job.body) as reply:
+                async with await backend.post(self.job.body) as reply:
                     if reply.status != 200:
                         raise refusal(reply.status, await _said(reply))
                     async for data in reply.content.iter_any():

@@ -46,7 +46,9 @@ def _routes(app, desk):
         for status in (400, 401, 404, 408, 413, 422, 429, 502, 503, 504)
     }
 
-    @app.post("/v1/chat/completions", responses=told, response_model=None)
+    answer = {200: {"description": "The answer, or its events", "content": {"text/event-stream": {}}}}
+
+    @app.post("/v1/chat/completions", responses=told | answer, response_model=None)
     async def chat(ask: ChatRequest, request: Request):
         """An answer, whole or as a stream of events."""
         return await desk.admit(ask, request.state.id, request.state.key)
@@ -91,7 +93,9 @@ def _card(name, model):
 def _errors(app):
     @app.exception_handler(RequestValidationError)
     async def invalid(request, error):
-        first = error.errors()[0]
+        first, *more = error.errors()
+        for other in more:  # of the forms that a field may have, the one that the value comes nearest to
+            first = other if other["loc"][:2] == first["loc"][:2] and len(other["loc"]) > len(first["loc"]) else first
         if first["type"] == "json_invalid":
             return _told(Problem(400, "the body is no JSON", "invalid_json"))
         field = ".".join(str(part) for part in first["loc"][1:])

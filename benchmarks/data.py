@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.common import keep
 from lib.chat import encoding
-from lib.dataset import clinic, ingest, leakage, near, readers, records, split, textbook
+from lib.dataset import clinic, framing, ingest, leakage, near, readers, records, split, textbook
 from lib.model import twin
 from lib.pipeline import machine
 from lib.pipeline.files import ROOT, outputs_dir, write_jsonl
@@ -118,7 +118,8 @@ def full_size(folder, count, world, words, tokenizer):
     assert reasons.total() == count and reasons["converter_error"] == 0, reasons
     steps.done("read, convert, filter", count)
     pool = records.read(folder / "pool.arrow")
-    scan = leakage.scan(records.rows(pool), {"exam": exam_rows}, SEED)
+    frames = framing.learn(records.rows(pool), exam_rows)
+    scan = leakage.scan(frames.bare(records.rows(pool)), {"exam": list(frames.bare(exam_rows))}, SEED)
     steps.done("dedup keys, leakage", kept)
     twice, nearly = split.duplicates(scan.keys), near.duplicates(scan.signatures) >= 0
     drop = scan.flagged(("exact", "near", "gram_13"))

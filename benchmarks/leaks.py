@@ -17,13 +17,14 @@ import yaml
 
 from benchmarks.common import keep, table
 from lib import stats
-from lib.dataset import choices, ingest, leakage
+from lib.dataset import choices, framing, ingest, leakage
 from lib.pipeline import schema
 from lib.pipeline.files import ROOT, read_jsonl
 
 PAGE, BEGIN, END = ROOT / "docs" / "benchmarks.md", "<!-- leaks: begin -->", "<!-- leaks: end -->"
 LEVELS = {
     "verbatim": "the question with its options, without, or under a stock phrase",
+    "framed": "the question without its options behind the same order, as in every row of many a file",
     "quoted": "the question inside another row's reasoning",
     "typo": "one word mistyped, one character put for another",
     "reordered": "the findings in another order",
@@ -58,6 +59,10 @@ TOLD = {  # language: (ways to tell a case, ways to tell it again)
     ),
 }  # fmt: skip
 PEOPLE = {"Chinese": ("男性", "女性", "男", "女"), "English": ("man", "woman", "farmer", "teacher")}
+ORDER = {
+    "Chinese": "你是一名经验丰富的医生，请根据患者的描述作答。\n\n",
+    "English": "If you are a doctor, please answer the medical questions based on the patient's description.\n\n",
+}
 STOCK = {
     "Chinese": "请回答下面的单项选择题：\n",
     "English": "Please answer the following multiple-choice question:\n",
@@ -109,6 +114,7 @@ def copies(one, language, rng, number):
     verbatim = (record(text, options), record(text), record(STOCK[language] + text, options))
     return {
         "verbatim": verbatim[number % len(verbatim)],
+        "framed": record(ORDER[language] + text),
         "quoted": record(f"{'举例' if language == 'Chinese' else 'Example'} {number}", reasoning=f"{number}: {text}"),
         "typo": record(mistyped(text, rng), options),
         "reordered": record(tell(turned, language), options),
@@ -123,7 +129,8 @@ def measured(name, evaluation, by_level):
     """Rows of the table: for every level the share that each detector flags, and what the default drops."""
     default, rows = schema.DataSection().drop_overlaps, []
     for level, training in by_level.items():
-        scan = leakage.scan(training, {"test": evaluation}, seed=0)
+        frames = framing.learn(training, evaluation)
+        scan = leakage.scan(frames.bare(training), {"test": list(frames.bare(evaluation))}, seed=0)
         found = {detector: scan.flagged([detector]) for detector in leakage.DETECTORS[1:]}
         found["dropped"] = scan.flagged(default)
         shares = {detector: stats.proportion(mask.tolist()) for detector, mask in found.items()}
@@ -151,6 +158,7 @@ def real(folder, seed=0):
     yes_no = ("yes", "no")
     levels = {
         "verbatim": [record(text, yes_no) for text in asked],
+        "framed": [record(ORDER["English"] + text) for text in asked],
         "typo": [record(mistyped(text.encode("ascii", "replace").decode(), rng), yes_no) for text in asked],
         "reordered": [record(text, yes_no) for text in halves],
         "unrelated": [one for one in records if one["row_id"] not in ids],

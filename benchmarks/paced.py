@@ -1,6 +1,7 @@
 """`python -m benchmarks.paced PORT RATE`: a backend that streams answers at a stated rate and computes nothing.
 
-It speaks as llama-server does: max_tokens pieces of text, RATE of them a second to each stream, then usage.
+It speaks as llama-server does: max_tokens pieces of text, RATE of them a second to each stream, then usage. Every piece
+repeats the question's last word, so that it can be seen in each whose answer it is.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ async def answer(reader, writer, rate):
                     length = int(header.split(b":")[1])
             body = await reader.readexactly(length)
             if b"chat/completions" in line:
-                await stream(writer, json.loads(body)["max_tokens"], rate)
+                await stream(writer, json.loads(body), rate)
             else:
                 writer.write(FINE)
     except (ConnectionError, asyncio.IncompleteReadError):
@@ -32,13 +33,14 @@ async def answer(reader, writer, rate):
         writer.close()
 
 
-async def stream(writer, tokens, rate):
-    """An answer of so many pieces."""
+async def stream(writer, body, rate):
+    """The answer to one request."""
+    tokens, mark = body["max_tokens"], body["messages"][-1]["content"].split()[-1]
     writer.write(HEAD)
     start = time.perf_counter()
     for number in range(tokens):
         await asyncio.sleep(max(0.0, start + number / rate - time.perf_counter()))
-        event(writer, [{"finish_reason": None, "index": 0, "delta": {"content": f" w{number}"}}])
+        event(writer, [{"finish_reason": None, "index": 0, "delta": {"content": f" {mark}.{number}"}}])
     event(writer, [{"finish_reason": "length", "index": 0, "delta": {}}])
     event(writer, [], usage={"prompt_tokens": 20, "completion_tokens": tokens, "total_tokens": 20 + tokens})
     chunk(writer, b"data: [DONE]\n\n")

@@ -7,6 +7,7 @@ stated rate and costs no time. LiteLLM is started from --litellm (a venv of its 
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import secrets
@@ -26,7 +27,9 @@ from lib.export import serve
 from lib.pipeline import recipe
 
 LITELLM_KEY = "sk-" + secrets.token_hex(32)  # it does not start without one
-QUESTION = "A 54-year-old has pale skin and is always tired. What is the most likely diagnosis? ({})"
+LOST = (RuntimeError, aiohttp.ClientError, OSError)
+# of the numbers, q keeps 40 from being a fever to the guard
+QUESTION = "A 54-year-old has pale skin and is always tired. What is the most likely diagnosis? q{}"
 
 
 async def stream(session, url, key, model, number, tokens):
@@ -58,29 +61,30 @@ async def stream(session, url, key, model, number, tokens):
     return first, pieces, "".join(text)
 
 
+def client():
+    """A session of the load: a connection for each request, and no proxy."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True), trust_env=False)
+
+
 async def load(target, streams, requests, tokens):
-    """So many requests through so many streams: {"first": [seconds], "tokens_s", "lost", "texts"}."""
-    url, key, model = target
+    """So many requests through so many streams: {"first": [seconds], "tokens_s", "lost"}."""
     found, lost, todo = [], 0, iter(range(requests))
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, force_close=True), trust_env=False
-    ) as session:
+    async with client() as session:
 
         async def worker():
             nonlocal lost
             for number in todo:
                 try:
-                    found.append((number, *await stream(session, url, key, model, number % 50, tokens)))
-                except (RuntimeError, aiohttp.ClientError, OSError) as error:
+                    found.append(await stream(session, *target, number % 50, tokens))
+                except LOST as error:
                     lost += 1
                     print(f"  lost: {error}", file=sys.stderr)
 
         start = time.perf_counter()
         await asyncio.gather(*(worker() for _ in range(streams)))
         seconds = time.perf_counter() - start
-    texts = {number: text for number, _, _, text in found}
-    return {"first": [f for _, f, _, _ in found if f], "tokens_s": sum(p for _, _, p, _ in found) / seconds,
-            "lost": lost, "texts": texts}  # fmt: skip
+    first, pieces = [f for f, _, _ in found if f], sum(p for _, p, _ in found)
+    return {"first": first, "tokens_s": pieces / seconds, "lost": lost}
 
 
 def port():
@@ -108,6 +112,19 @@ def our(url, slots):
     return child, f"http://127.0.0.1:{here}"
 
 
+@contextlib.contextmanager
+def paced(rate):
+    """A backend that sends so many tokens a second to each stream: (address, process id)."""
+    here = port()
+    with subprocess.Popen([sys.executable, "-m", "benchmarks.paced", str(here), str(rate)]) as backend:
+        try:
+            while not launcher.healthy(f"http://127.0.0.1:{here}/health")():
+                time.sleep(0.1)
+            yield f"http://127.0.0.1:{here}", backend.pid
+        finally:
+            backend.terminate()
+
+
 def litellm(program, url, folder):
     """LiteLLM's proxy before the same backend: (process, address)."""
     here, config = port(), Path(folder, f"litellm{port()}.yaml")
@@ -125,8 +142,8 @@ def litellm(program, url, folder):
 
 
 async def compare(targets, how):
-    """Rounds over all targets: prints a row for each, ratios to the first; returns nothing lost."""
-    alone, many, texts = {n: [] for n in targets}, {n: [] for n in targets}, {}
+    """Rounds over all targets: prints a row for each, with ratios to the first."""
+    alone, many = {n: [] for n in targets}, {n: [] for n in targets}
     for target in targets.values():
         await load(target, 2, 4, 8)
     for _ in range(how.rounds):
@@ -135,7 +152,6 @@ async def compare(targets, how):
             alone[name] += one["first"]
             crowd = await load(target, how.streams, how.requests, how.tokens)
             many[name].append(crowd)
-            texts.setdefault(name, crowd["texts"])
     base = next(iter(targets))
     print("| server | first token, median | 95th percentile | added, median | added, 95th | tokens/s | share | lost |")
     print("|:--|--:|--:|--:|--:|--:|--:|--:|")
@@ -147,7 +163,6 @@ async def compare(targets, how):
         lost = sum(crowd["lost"] for crowd in many[name])
         print(f"| {name} | {1000 * q[name][9]:.2f} ms | {1000 * q[name][18]:.2f} ms", end=" | ")
         print(f"{added[0]:+.2f} ms | {added[1]:+.2f} ms | {rate:,.0f} | {100 * share:.1f} % | {lost} |")
-    return all(c["lost"] == 0 for crowds in many.values() for c in crowds)
 
 
 def processor(pid):
@@ -165,23 +180,6 @@ async def cost(targets, pids, how):
         print(f"processor time of {name}: {took:.2f} ms an answer, {1000 * took / how.tokens:.0f} us a token")
 
 
-async def soak(target, pid, seconds, streams):
-    """`streams` for so long: answers, lost ones, mixed-up ones, and the API's memory at the start and the end."""
-    end, first, lost, mixed, answers, memory = time.monotonic() + seconds, {}, 0, 0, 0, []
-    while time.monotonic() < end:
-        found = await load(target, streams, 5 * streams, 32)
-        lost += found["lost"]
-        for number, text in found["texts"].items():
-            answers += 1
-            mixed += first.setdefault(number % 50, text) != text
-        status = Path(f"/proc/{pid}/status").read_text()
-        memory.append(int(status.split("VmRSS:")[1].split()[0]) / 1024)
-    print(
-        f"{streams} streams for {seconds} s: {answers} answers, {lost} lost, {mixed} other than the first to the same"
-    )
-    print(f"question; memory {memory[0]:.0f} MiB after the first round, {memory[-1]:.0f} MiB at the end")
-
-
 def against(url, direct, pid, how):
     """All servers before one backend, of process `pid`, compared."""
     with tempfile.TemporaryDirectory() as folder:
@@ -195,8 +193,6 @@ def against(url, direct, pid, how):
             asyncio.run(compare(targets, how))
             pids = {direct: pid, "the API": child.process.pid} | ({"LiteLLM proxy": other.pid} if other else {})
             asyncio.run(cost(targets, pids, how))
-            if how.soak:
-                asyncio.run(soak(targets["the API"], child.process.pid, how.soak, how.soak_streams))
         finally:
             child.stop()
             if other:
@@ -208,7 +204,7 @@ def main(args=None):
     """Measure before the run's model, then before the paced backend."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, value in (("rounds", 5), ("alone", 40), ("streams", 64), ("requests", 256), ("tokens", 64), ("rate", 20),
-                        ("soak", 0), ("soak-streams", 200), ("threads", 1)):  # fmt: skip
+                        ("threads", 1)):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--litellm", default=os.environ.get("LITELLM"), help="path of the program litellm")
     parser.add_argument("--paced-only", action="store_true", help="leave the run's model out")
@@ -220,15 +216,9 @@ def main(args=None):
         with serve.running(model.path, slots=max(how.streams, 4), ctx=256, threads=how.threads) as url:
             (pid,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
             against(url, "llama-server", pid, how)
-    here = port()
-    with subprocess.Popen([sys.executable, "-m", "benchmarks.paced", str(here), str(how.rate)]) as backend:
-        while not launcher.healthy(f"http://127.0.0.1:{here}/health")():
-            time.sleep(0.1)
+    with paced(how.rate) as (url, pid):
         print(f"before a backend that sends {how.rate} tokens a second to each stream")
-        try:
-            against(f"http://127.0.0.1:{here}", "the backend", backend.pid, how)
-        finally:
-            backend.terminate()
+        against(url, "the backend", pid, how)
 
 
 if __name__ == "__main__":

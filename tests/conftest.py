@@ -19,7 +19,8 @@ for name in "RECIPE SET OVERLAY OUTPUTS GPU LAUNCH MAKEFLAGS MAKELEVEL".split():
 def pytest_collection_modifyitems(items):
     """With `pytest -n 2`: the users of the finished run stay together and begin first, other files stay whole."""
     for item in items:
-        shares = {"run", "pair"} & set(item.fixturenames)
+        values = item.callspec.params if hasattr(item, "callspec") else ()  # of parameters that happen to be called so
+        shares = {"run", "pair"} & set(item.fixturenames) - set(values)
         item.add_marker(pytest.mark.xdist_group("run" if shares else item.path.stem))
     items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("run",))
 

@@ -195,10 +195,20 @@ def test_batches_are_audited_until_one_reaches_its_end(qwen3):
 
     for cut, rows in ((0, 1), (3, 4)):
         seen = []
-        found = lossmask.audit_batches(batches(cut), qwen3)
+        found = lossmask.audit_batches(batches(cut), qwen3, [{"reasoning": "r"}])
         assert (found["rows"], found["cut"], len(seen)) == (rows, cut, rows - 1)
     with pytest.raises(ValueError, match=r"mask of 16 rows \(16 cut\): share of tokens with loss is {'end': None}"):
-        lossmask.audit_batches(batches(99), qwen3)
+        lossmask.audit_batches(batches(99), qwen3, [{"reasoning": "r"}])
+
+
+def test_batches_of_rows_without_reasoning_pass_where_no_record_has_any(qwen3):
+    plain = encoding.messages({"instruction": "q", "reasoning": "", "output": "a"}, "think")
+    ids, labels = encoding.encode(plain, qwen3)
+    batch = {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels])}
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    assert lossmask.audit_batches([batch], qwen3, [{"reasoning": ""}])["shares"]["reasoning"] is None
+    with pytest.raises(ValueError, match="'reasoning': None"):
+        lossmask.audit_batches([batch], qwen3, [{"reasoning": ""}, {"reasoning": "r"}])
 
 
 def test_efforts_and_dates_are_pinned():

@@ -30,6 +30,10 @@ def test_all_six_stages_finish_and_are_then_fresh(run):
     assert "1 wrong" in verified.stdout and "report: not made" in verified.stderr, "nothing but the report is missing"
 
 
+def test_the_users_of_the_finished_run_share_a_worker(run, request):
+    assert "PYTEST_XDIST_WORKER" not in os.environ or request.node.nodeid.endswith("@run")
+
+
 def test_a_change_in_judge_runs_the_judge_only(run, tmp_path):
     copy = tmp_path / "outputs"
     settings = SMALL + " 'judge.judges=[lexical,gguf:gguf/sft-q8_0.gguf]' judge.exam=1"
@@ -41,6 +45,14 @@ def test_a_change_in_judge_runs_the_judge_only(run, tmp_path):
     ((name, sat),) = metrics["exam"].items()  # a model of two million weights, served and asked for real
     assert name.startswith("sft-q8_0.gguf ") and len(sat["marks"]) == 6
     assert metrics["llm"]["coverage"].keys() == ({name} if sat["passed"] else set())
+
+
+def test_without_a_judge_section_the_chapter_compares_words(run, tmp_path):
+    copy, settings = tmp_path / "outputs", SMALL.replace("judge.questions=6", "judge=null")
+    shutil.copytree(folder(run), folder(copy, settings))
+    done = make(copy, "06_judge", settings)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert "the recipe sets" in (folder(copy, settings) / "06_judge" / "06_judge.ipynb").read_text()
 
 
 def test_two_judges_sit_the_exam_and_fill_every_table(run, tmp_path):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -27,7 +28,7 @@ class Project:
         (root / "notebooks").mkdir()
         shutil.copytree(ROOT / "lib", root / "lib", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copytree(ROOT / "params", root / "params")
-        for name in ("requirements.txt", "toolchain.txt"):
+        for name in ("requirements.lock", "toolchain.txt"):
             shutil.copy(ROOT / name, root)
 
     def notebook(self, stage, *cells, prose="Prose."):
@@ -115,13 +116,16 @@ def test_a_stage_whose_kernel_leaves_early_or_fails_is_none_and_can_run_again(pr
     assert project.execute("01_a").returncode == 0
 
 
-def test_a_runner_killed_right_after_the_last_cell_leaves_no_stage(project):
-    project.notebook("01_a", WRITE, FINISH + "\nimport os, signal; os.kill(os.getppid(), signal.SIGKILL)")
+def test_a_runner_killed_right_after_the_last_cell_leaves_no_stage_and_its_key_until_the_next_run(project):
+    show = "from ipykernel.connect import get_connection_file\n(stage.dir / 'key').write_text(get_connection_file())"
+    project.notebook("01_a", show, WRITE, FINISH + "\nimport os, signal; os.kill(os.getppid(), signal.SIGKILL)")
     killed = project.execute("01_a")
-    assert killed.returncode == -signal.SIGKILL
+    key = Path((project.outputs / "tiny/01_a/key").read_text())
+    assert killed.returncode == -signal.SIGKILL and "hmac" in key.read_text()
     assert (project.outputs / "tiny/01_a/stage.pending.json").exists() and project.record("01_a") is None
     project.notebook("01_a", WRITE, FINISH)
     assert project.execute("01_a").returncode == 0 and project.record("01_a")
+    assert not key.parent.exists() and key.parent.parent.name == "kernels"
 
 
 def test_two_runs_of_one_stage_at_once(project):
@@ -179,7 +183,7 @@ def test_verify_reads_every_byte_and_accept_blesses_code_only(project):
     assert project.execute("accept").returncode == 0
     record = project.record("01_a")
     assert record["accepted"]["changed"] == ["notebook"] and "fresh" in project.execute("01_a").stdout
-    pins = project.root / "requirements.txt"
+    pins = project.root / "requirements.lock"
     pins.write_text(pins.read_text() + "\n")
     refused = project.execute("accept")
     assert refused.returncode == 1 and "pinned packages changed" in refused.stderr

@@ -5,6 +5,7 @@ import os
 import subprocess
 
 import pytest
+from filelock import FileLock
 
 from lib.pipeline import files, fingerprint, machine
 
@@ -76,6 +77,16 @@ def test_a_kept_folder_is_written_once_and_whole(tmp_path):
     for ours in (beaten, broken):  # another process was first; then it is there and nothing is written
         assert (files.kept_folder(tmp_path / "key", ours) / "weights").read_text() == "the other's"
     assert os.listdir(tmp_path) == ["key"]
+
+
+def test_what_a_killed_process_began_of_a_kept_folder_goes_and_what_is_under_way_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "NEW_S", -1)
+    for name in ("killed", "under_way"):
+        (tmp_path / f".key.{name}").mkdir()
+        (tmp_path / f".key.{name}" / "lock").touch()
+    with FileLock(tmp_path / ".key.under_way" / "lock"):
+        files.kept_folder(tmp_path / "key", lambda made: made.mkdir())
+    assert sorted(os.listdir(tmp_path)) == [".key.under_way", "key"]
 
 
 def test_the_texts_beside_a_module_make_its_stages_stale_as_its_code_does():

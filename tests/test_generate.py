@@ -255,3 +255,29 @@ def test_a_damaged_answer_is_named_and_asked_again_and_no_other(tmp_path):
         assert [prompt["id"] for prompt in found.missing(asked)] == lost
         assert found.answers == {name: kept[name] for name in found.answers}
         assert path.with_name("kept.jsonl.damaged").exists() and Kept(path, asked, []).answers == found.answers
+
+
+def test_where_memory_runs_out_fewer_are_answered_at_once_and_all_are_answered(model, tokenizer, monkeypatch, capsys):
+    expected = [a["text"] for a in generate.transformers(model, tokenizer, QUESTIONS, 12, 8)]
+    plain, sizes, told = model.generate, [], []
+
+    def small(input_ids, **options):
+        sizes.append(len(input_ids))
+        if len(input_ids) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(input_ids=input_ids, **options)
+
+    monkeypatch.setattr(model, "generate", small)
+    got = generate.transformers(model, tokenizer, QUESTIONS, 12, 8, progress=lambda *at: told.append(at))
+    assert [a["text"] for a in got] == expected and [a["id"] for a in got] == [p["id"] for p in QUESTIONS]
+    assert sizes == [8, 4, 2, 2, 2, 2] and told == [(2, 8), (4, 8), (6, 8), (8, 8)]
+    assert "4 rows at once: 2 from here on" in capsys.readouterr().out
+
+
+def test_where_memory_runs_out_on_one_row_the_error_stands(model, tokenizer, monkeypatch):
+    def none(**_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(model, "generate", none)
+    with pytest.raises(torch.OutOfMemoryError):
+        generate.transformers(model, tokenizer, QUESTIONS, 12, 8)

@@ -76,3 +76,12 @@ def test_held_out_losses_are_those_of_all_logits(batch):
         ]
     assert found["tokens"] == 10
     assert found["loss"] == pytest.approx(sum(sums) / 10, rel=1e-6)
+
+
+def test_the_loss_of_liger_kernels_is_given_the_whole_batch(tmp_path, batch, monkeypatch):
+    """It never writes logits out; its kernels need a GPU, so that only what it is given is seen here."""
+    trainer, seen = tiny_trainer(tmp_path, [4, 6], lora={"r": 2}, kind=head.HeadTrainer, loss_type="nll"), []
+    monkeypatch.setattr(head.SFTTrainer, "compute_loss", lambda self, model, inputs: seen.append(inputs.keys()))
+    for trainer.args.use_liger_kernel in (False, True):
+        trainer.compute_loss(trainer.model, dict(batch))
+    assert seen[0] == {*batch, "logits_to_keep", "shift_labels"} and seen[1] == batch.keys()

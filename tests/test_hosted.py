@@ -48,8 +48,17 @@ def test_a_reasoning_model_takes_part_and_its_empty_answers_are_not_ranked(tmp_p
         assert [answer["text"] for answer in ask(server.url, store, tmp_path)] == ["Answer: B"] * 4
     mute = True
     with Endpoint(reply) as server:
-        with pytest.raises(ValueError, match="4 of 4 answers of m-1 have no text after 10 tokens"):
+        with pytest.raises(ValueError, match="4 of 4 answers of m-1 have no text: 4 ended .* judge.hosted_tokens"):
             ask(server.url, store, tmp_path)
+
+
+def test_answers_that_never_came_are_not_ranked_either_and_are_asked_for_again(tmp_path):
+    store = verdicts.Store(tmp_path / "v.jsonl")
+    with Endpoint(lambda body, n: (503, {}, "{}", 0)) as server:
+        with pytest.raises(ValueError, match="4 of 4 answers of m-1 have no text: 0 ended .* 4 never came"):
+            ask(server.url, store, tmp_path, timeout_s=0.2)
+    with Endpoint(lambda body, n: (200, {}, completion("Answer: B"), 0)) as server:
+        assert [answer["text"] for answer in ask(server.url, store, tmp_path)] == ["Answer: B"] * 4
 
 
 def test_what_was_paid_before_a_fault_is_in_the_ledger(tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ LOADING = """
 import contextlib, dataclasses, hashlib, io, json, os, sys
 from huggingface_hub import constants
 from lib.dataset import readers, sources
-from lib.pipeline import hub, recipe, run
+from lib.pipeline import hub, machine, recipe, run
 
 constants.DOWNLOAD_CHUNK_SIZE = 1000  # bytes written at a time: the files are small
 
@@ -57,6 +57,10 @@ def planned(name):
     with contextlib.redirect_stdout(io.StringIO()) as said:
         fit.main(["--recipe", name, "--gpu", "t4"])
     return said.getvalue()
+
+
+def revisions():
+    return machine.describe()["revisions"]
 
 
 for what, token, *asked in json.loads(sys.argv[1]):
@@ -133,7 +137,7 @@ def seen(made, tmp_path_factory):
             ["model", "", "lab/gated"], ["model", "open", "lab/gated"], ["model", "stale", "lab/gated"],
             ["data", "", "rows/gated"], ["data", "open", "rows/gated"],
             ["model", "", "lab/whole", "v9"], ["model", "", "lab/whoel"], ["data", "", "rows/whole", "v9"],
-            ["data", "", "rows/whoel"],
+            ["data", "", "rows/whoel"], ["revisions", ""],
         )  # fmt: skip
         after = dict(server.sent)
         left = sorted((p.name, p.stat().st_size) for p in home.rglob("*.incomplete"))
@@ -149,6 +153,13 @@ def test_a_model_and_a_data_set_load_whole(made, seen):
     assert right(made, seen.first[0]) and right(made, seen.first[3])
     assert seen.server.sent["lab/whole/model.safetensors"] == made.model_bytes  # and not again by the second run
     assert right(made, seen.second[4])
+
+
+def test_the_commit_that_was_read_is_recorded_of_models_and_data_sets(seen):
+    read = {f"lab/{name}": "models" for name in ("whole", "cut", "lost")}  # of the last the weights were lost alone
+    read |= {"rows/whole": "datasets", "rows/cut": "datasets"}
+    found, recorded = seen.first[-1].found, {name: seen.server.repos[kind, name][1] for name, kind in read.items()}
+    assert found == recorded and all(len(commit) == 40 for commit in found.values())
 
 
 def test_a_connection_that_closes_goes_on_where_it_closed(made, seen):

@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from transformers import Gemma3TextConfig, GptOssConfig, LlamaConfig, Qwen3Config
+from transformers import (
+    DeepseekV3Config,
+    FalconH1Config,
+    Gemma3TextConfig,
+    GptOssConfig,
+    GraniteMoeHybridConfig,
+    LlamaConfig,
+    Phi3Config,
+    Qwen3Config,
+)
 
 from lib.chat import encoding, packing
 
@@ -27,6 +36,46 @@ def test_a_sliding_window_is_measured_where_it_cuts(attention):
         whole = packing._losses(model, ids)
     assert (cut - whole)[: packing.WINDOW - 1].abs().max() < 1e-5 < 1e-3 < (cut - whole).abs().max()
     assert packing.exact(config, attention)["exact"]
+
+
+LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 4096}
+MIXED = {
+    "layer_types": ["mamba"] * 5 + ["attention"] + ["mamba"] * 4,
+    "num_hidden_layers": 10,
+    "mamba_n_heads": 64,
+    "hidden_size": 2048,
+    "mamba_d_state": 128,
+    "num_key_value_heads": 8,
+    "position_embedding_type": "rope",
+}
+OTHERS = {  # sizes as their publishers give them: (configuration, whether conversations may share a row)
+    "Phi-3-128k": (Phi3Config(max_position_embeddings=131072, rope_parameters=LONG | {
+        "short_factor": [1.1] * 48, "long_factor": [9.0] * 48}), True),
+    "Phi-4-mini": (Phi3Config(num_attention_heads=24, num_key_value_heads=8, max_position_embeddings=131072,
+        rope_parameters=LONG | {"partial_rotary_factor": 0.75, "short_factor": [1.0] * 48, "long_factor": [9.0] * 48}),
+        True),
+    "DeepSeek-V3": (DeepseekV3Config(), True),
+    "Granite-4.0-H": (GraniteMoeHybridConfig(num_local_experts=0, num_experts_per_tok=0, **MIXED), False),
+    "Granite-4.0-H, experts": (GraniteMoeHybridConfig(num_local_experts=64, num_experts_per_tok=6, **MIXED), False),
+    "Falcon-H1": (FalconH1Config(mamba_d_ssm=3072, mamba_n_heads=24, mamba_d_state=256), False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_long_contexts_latent_attention_and_state_spaces_are_measured(name):
+    config, exact = OTHERS[name]
+    found = packing.exact(config, "sdpa")
+    assert found["difference"] is not None, found
+    assert found["exact"] is exact and (exact or found["difference"] > 50 * found["limit"])
+
+
+def test_what_no_small_model_can_be_built_of_is_not_packed():
+    config = LlamaConfig(hidden_act="no such function")
+    found = packing.exact(config, "sdpa")
+    assert found["difference"] is None and not found["exact"]
+    changes, why = packing.fields({"packing": True}, found)
+    assert changes["packing"] is False and "no small llama can be built (KeyError" in why
+    assert packing.fields({"packing": False}, found)[0] == {}
 
 
 def test_gpt_oss_without_flash_kernels_leaks_and_is_not_packed():

@@ -23,6 +23,7 @@ ALSO = {  # published files that a longer list must hold
     "gpt_oss_20b": {"q4_k_m", "q5_k_m", "q8_0", "q4_0", "mxfp4_moe"},
     "llama32_1b_reasonmed": {"q4_k_m", "q5_k_m", "q8_0"},
 }
+UNPINNED = {"reasonmed"}  # nobody wrote down a commit of it: stage.json records the one that was read
 
 
 def lines(name):
@@ -80,6 +81,9 @@ def test_a_recipe_is_ready_to_run(name):
     data, trained = cfg.data, cfg.sft
     for spec in data["sources"] + data["test_sources"] + data["truth_sources"]:
         entries.check_spec(spec)
+        if data["origin"] == "hub" and sources.lookup(spec["name"]).hub_id:
+            pinned = spec["name"] in UNPINNED or re.fullmatch(r"[0-9a-f]{40}", spec.get("revision") or "")
+            assert pinned, f"pin the commit of {spec['name']}"
         one_of_many = len(sources.lookup(spec["name"]).configs) > 1
         assert spec.get("config") or not one_of_many, f"{spec['name']} needs a config"
     curriculum.stages(data["stages"], {spec["name"] for spec in data["sources"]})

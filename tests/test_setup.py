@@ -2,18 +2,21 @@
 
 import ast
 import contextlib
+import hashlib
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from lib.pipeline import compilers, setup, toolchain
+from lib.pipeline import compilers, lock, setup, toolchain
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = ["commands", "compilers", "files", "ranks", "setup", "toolchain"]
@@ -35,8 +38,8 @@ def clone(tmp_path):
     ]
     for name in ("lib/__init__.py", *modules, "pyproject.toml", "toolchain.txt"):
         shutil.copy(ROOT / name, folder / name)
-    (folder / "requirements.txt").write_text("")
-    (folder / "requirements-gpu.txt").write_text("")
+    for name in (*setup.PINS[:2], *setup.LOCKS):
+        (folder / name).write_text("")
     toolchain.folder().mkdir(parents=True)
     return folder
 
@@ -78,22 +81,74 @@ def test_nothing_is_made_when_a_check_fails(clone):
     assert not (clone / ".venv").exists() and not (clone / "outputs").exists()
 
 
-def test_requirements_are_exact_pins_with_the_build_tools_among_them():
+def test_requirements_are_exact_pins_and_all_are_locked():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     pins = [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
     assert all(pin.count("==") == 1 and " " not in pin for pin in pins)
-    assert [tool.split("==")[0] for tool in setup.build_tools()] == ["cmake", "ninja", "scikit-build-core"]
+    assert len(setup.pins("requirements.txt")) == len(pins) and setup.unlocked() == []
 
 
-def test_a_failing_install_shows_its_reason_and_is_not_ready(clone):
+def test_every_package_of_the_lock_files_has_hashes_and_nothing_else_stands_there():
+    common, cuda, gpu = (lock.packages((ROOT / name).read_text()) for name in setup.LOCKS)
+    for name, found in zip(setup.LOCKS, (common, cuda, gpu), strict=True):
+        text = (ROOT / name).read_text()  # no index, no address: where the files lie is the reader's pip's business
+        assert text == "# Written by `make lock`\n" + "".join(lines for _, lines in found)
+        for _, lines in found:
+            first, *hashes = lines.rstrip("\n").split(" \\\n")
+            assert re.fullmatch(r"[a-z\d-]+==[\w.]+( ; [\w.<>!=' ()]+)?", first), first
+            assert hashes and all(lock.HASH.fullmatch(line.strip()) for line in hashes), first
+    names = [[name for name, _ in found] for found in (common, cuda, gpu)]
+    assert not set(names[0]) & set(names[1]) and not set(names[2]) & {*names[0], *names[1]}
+    assert len(set(names[0])) > 180 and "nvidia-cublas" in " ".join(names[1]) and "unsloth" in names[2]
+    assert set(setup.FIRST) <= set(names[0])
+
+
+def test_the_lock_takes_torch_from_the_package_index_and_from_pytorchs(monkeypatch):
+    known, new = "--hash=sha256:" + "1" * 64, "--hash=sha256:" + "2" * 64
+    page = f'<a href="/torch-9.1.0%2Bcpu-cp311-cp311-manylinux_2_28_x86_64.whl#sha256={"3" * 64}">torch</a>'
+    page += page.replace("9.1.0", "9.2.0").replace("3" * 64, "4" * 64) + page.replace("cpu", "cu130").replace("3", "5")
+    monkeypatch.setattr(lock.urllib.request, "urlopen", lambda *args, **kw: io.BytesIO(page.encode()))
+    locked = lock.with_cpu_wheels(f"torch==9.1.0 \\\n    {new}\n", f"torch==9.1.0 \\\n    {known}\n")
+    assert locked == f"torch==9.1.0 \\\n    {new} \\\n    --hash=sha256:{'3' * 64}\n"
+
+    def closed(*args, **kw):
+        raise OSError("no route")
+
+    monkeypatch.setattr(lock.urllib.request, "urlopen", closed)
+    locked = lock.with_cpu_wheels(f"torch==9.1.0 \\\n    {new}\n", f"torch==9.1.0 \\\n    {known}\n")
+    assert locked == f"torch==9.1.0 \\\n    {known} \\\n    {new}\n"
+    with pytest.raises(ValueError, match="no hash of a CPU wheel of torch 9.2.0"):
+        lock.with_cpu_wheels(f"torch==9.2.0 \\\n    {new}\n", f"torch==9.1.0 \\\n    {known}\n")
+
+
+def test_only_another_build_of_torch_comes_without_a_hash():
+    [pin] = [pin for pin in setup.pins("requirements.lock") if pin.startswith("torch==")]
+    index = "https://download.pytorch.org/whl/"
+    for args, found in (([], ""), (["-i", "https://mirror.example/simple"], ""), (["-i", index + "cpu"], ""),
+                        (["--extra-index-url", index + "rocm6.4"], pin), (["-i", index + "cu126"], pin)):  # fmt: skip
+        assert setup.own_torch(args) == found
+
+
+def test_what_is_not_as_locked_is_not_installed(clone, tmp_path):
     (clone / ".venv").mkdir(exist_ok=True)
     (clone / ".venv/.ready").write_text("of other pins: back to these, it would be believed")
-    (clone / "requirements.txt").write_text("no-such-package==1\n")
-    failed = run_setup(clone, PIP_ARGS="--no-index", PIP_FIND_LINKS="")
-    assert failed.returncode == 1
-    assert "No matching distribution found for no-such-package==1" in failed.stderr
-    assert "outputs/setup.log" in failed.stderr
-    assert not (clone / ".venv/.ready").exists()
+    wheel, about = tmp_path / "small-1-py3-none-any.whl", "small-1.dist-info/"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr(about + "METADATA", "Metadata-Version: 2.1\nName: small\nVersion: 1\n")
+        file.writestr(about + "WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(about + "RECORD", "")
+    args = {"PIP_ARGS": f"--no-index --find-links {tmp_path}", "PIP_FIND_LINKS": ""}
+    for pin, sha, said in (
+        ("absent==1", "0" * 64, "No matching distribution found for absent==1"),
+        ("small==1", "0" * 64, "DO NOT MATCH THE HASHES"),
+        ("small==1", hashlib.sha256(wheel.read_bytes()).hexdigest(), "step 'install this project' failed"),
+    ):
+        (clone / "requirements.lock").write_text(f"{pin} --hash=sha256:{sha}\n")
+        failed = run_setup(clone, **args)
+        assert failed.returncode == 1 and said in failed.stderr and "outputs/setup.log" in failed.stderr
+        assert not (clone / ".venv/.ready").exists()
+    (clone / "requirements.txt").write_text("Small_Er==2  # a reader's edit\n")
+    assert "small-er==2 not in the lock files: run `make lock`" in run_setup(clone, **args).stderr
 
 
 def test_second_run_only_compares_the_marker_which_follows_every_pin_file(clone, monkeypatch):
@@ -103,7 +158,7 @@ def test_second_run_only_compares_the_marker_which_follows_every_pin_file(clone,
     (clone / ".venv/.ready").write_text(setup.fingerprint(gpu=False))
     result = run_setup(clone)  # there is no pip in that folder that it could call
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-    for change in ("requirements.txt", "pyproject.toml", "toolchain.txt"):
+    for change in (*setup.PINS, *setup.LOCKS):
         before = setup.fingerprint(gpu=False)
         (clone / change).write_text((clone / change).read_text() + "# changed\n")
         assert setup.fingerprint(gpu=False) != before

@@ -115,13 +115,13 @@ def final_only(input_ids, labels, tokenizer, fmt: str, date=None, effort=None) -
     return [IGNORE_INDEX if region == "reasoning" else label for region, label in zip(regions, labels, strict=True)]
 
 
-def audit_batches(batches: Iterable, tokenizer, fmt="think", date=None, effort=None, reasoned: bool = True) -> dict:
+def audit_batches(batches: Iterable, tokenizer, records, fmt="think", date=None, effort=None) -> dict:
     """The audit of a trainer's own first batches: one, or more where the first holds only rows without their end.
 
-    batches: of a training dataloader. It goes on, to at most BATCHES, until it has seen reasoning, answer and an end
-    token. Returns and raises as `Audit.result`; reasoned: as there.
+    batches: of a training dataloader. It goes on, to at most BATCHES, until it has seen answer, end token and, where
+    any of the training records has some, reasoning. Returns and raises as `Audit.result`.
     """
-    check = Audit(tokenizer, fmt, date, effort, reasoned)
+    check = Audit(tokenizer, fmt, date, effort, any(record["reasoning"] for record in records))
     for batch in itertools.islice(batches, BATCHES):
         for ids, labels in documents(batch):
             check.add(ids, labels)

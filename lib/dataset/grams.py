@@ -12,7 +12,7 @@ import numpy as np
 
 from lib.dataset.wording import UNSPACED
 
-BATCH = 1000  # texts hashed at once
+BATCH = 100  # texts hashed at once: arrays of a few hundred thousand characters stay in the cache
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying by it loses no bit
 MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))  # constants of splitmix64 (Steele et al. 2014)
 LONGEST = 64  # characters of a word that count

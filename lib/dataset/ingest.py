@@ -12,7 +12,8 @@ from lib.dataset.choices import Reject, clean
 from lib.dataset.shapes import Unread
 from lib.dataset.sources import Source, lookup, require_columns
 
-CHOSEN = ("reasoning_too_short", "answer_hidden")  # rows that the recipe or the publisher keeps out
+CHOSEN = ("reasoning_too_short", "answer_hidden",  # what the recipe or the publisher keeps out,
+          "opening_turn", "closing_turn")  # and what no question or no answer belongs to  # fmt: skip
 
 
 def stream(name: str, rows: Iterable, spec: dict, reasons: Counter, min_reasoning_chars: int = 0) -> Iterator[dict]:
@@ -44,7 +45,8 @@ def stream(name: str, rows: Iterable, spec: dict, reasons: Counter, min_reasonin
                 fields = convert_row(source, row, at_least, seen)
             except Reject as reject:
                 reasons[str(reject)] += 1
-                failed.setdefault(str(reject), (number, row))
+                lacks = [c for c in source.columns if c not in row] if isinstance(row, dict) else []
+                failed.setdefault(str(reject), (number, row, lacks))
                 continue
             except Unread:
                 raise
@@ -65,19 +67,22 @@ def read_as(name: str, rows: Iterable, spec: dict) -> tuple[Source, Iterable]:
     """(the Source that tells how rows are read, all of the rows); of a user's own file, as its first rows show."""
     source = lookup(name, spec.get("config"))
     if source.hub_id:
-        return source, rows
+        copied = name == "medmcqa" and spec.get("path")
+        return recognise.counted(source, rows, spec["path"]) if copied else (source, rows)
     shape, rows = recognise.read_as(rows, spec, spec.get("path") or name)
+    named = {role: shape.roles[role][0] for role in ("id", "benchmark") if role in shape.roles}
+    known = {"identity": (named["id"],) if "id" in named else (), "column": named.get("benchmark")}
     if shape.source:
         hub = lookup(shape.source)
-        return replace(hub, benchmark=None, licence=source.licence, convert=shape.convert, said=shape.said), rows
-    named = {role: shape.roles[role][0] for role in ("id", "benchmark") if role in shape.roles}
+        known = {field: getattr(hub, field) or value for field, value in known.items()}
+        return replace(hub, benchmark=None, licence=source.licence, convert=shape.convert, said=shape.said,
+                       **known), rows  # fmt: skip
     return replace(
         source,
         columns=shape.required,
         convert=shape.convert,
         parts=shape.parts if "messages" in shape.roles else None,
-        identity=(named["id"],) if "id" in named else (),
-        column=named.get("benchmark"),
+        **known,
         reasoned=shape.reasoned,
         said=shape.said,
     ), rows
@@ -86,8 +91,9 @@ def read_as(name: str, rows: Iterable, spec: dict) -> tuple[Source, Iterable]:
 def check(reasons: Counter, failed: dict, spec: dict, label: str, min_reasoning_chars: int) -> None:
     """Raise ValueError, with the commonest reasons and an example of each, when too many rows of a source failed.
 
-    failed: {reason: (row's number, row)}, the first of each. Of a file on this machine a fifth may fail, or as many as
-    max_rejected of its entry says; what the recipe asks for and hidden answers are no failures. Of others not all.
+    failed: {reason: (row's number, row, columns it lacks)}, the first of each. Of a file on this machine a fifth may
+    fail, or as many as max_rejected of its entry says; what the recipe asks for and hidden answers are no failures. Of
+    others not all.
     """
     read, at_most = reasons.total(), spec.get("max_rejected")
     lost = sum(count for reason, count in reasons.items() if reason not in ("kept", *CHOSEN))
@@ -111,9 +117,10 @@ def check(reasons: Counter, failed: dict, spec: dict, label: str, min_reasoning_
     raise ValueError("\n".join([f"source {label} gave {few}: {said}", *shown, f"To do: {remedy}"]))
 
 
-def _example(number, row):
+def _example(number, row, lacks=()):
     where = getattr(row, "where", None)
-    return f"{where}: {row[:80].strip()!r}" if where else f"row {number + 1}: {str(row)[:120]}"
+    without = f", without {', '.join(map(repr, lacks))}" if lacks else ""
+    return f"{where}: {row[:80].strip()!r}" if where else f"row {number + 1}{without}: {str(row)[:120]}"
 
 
 def convert(name: str, rows: Iterable, spec: dict, min_reasoning_chars: int = 0) -> tuple[list[dict], Counter]:

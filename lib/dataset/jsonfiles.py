@@ -10,6 +10,19 @@ from pathlib import Path
 from lib.dataset.shapes import ROLES
 
 BLANK = re.compile(r"\s*")
+SEEN = 1 << 20  # bytes from which encoding and kind are told
+
+
+def _once(pairs):
+    """An object of JSON. Raises ValueError where a key stands twice: json would keep the last value alone."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+    return found
+
+
+JSON = json.JSONDecoder(object_pairs_hook=_once)
 
 
 class Line(str):
@@ -25,6 +38,15 @@ def unpacked(path):
     return gzip.open(path, "rb") if packed else open(path, "rb")
 
 
+def opening(path):
+    """The first bytes of a file, unpacked."""
+    with unpacked(path) as file:
+        try:
+            return file.read(SEEN)
+        except (OSError, EOFError) as error:
+            raise ValueError(f"{path.name} is packed by gzip and damaged ({error}): copy it again") from error
+
+
 def opened(path, encoding):
     """A file opened for text, its line ends as they are; a byte that does not decode stays, and its row is counted."""
     return io.TextIOWrapper(unpacked(path), encoding, "surrogateescape" if "8" in encoding else "replace", "")
@@ -33,6 +55,8 @@ def opened(path, encoding):
 def is_lines(text: str) -> bool:
     """Whether the beginning of a file shows one object a line; a first line that is broken may be an accident."""
     lines = [line for line in text[: 1 << 18].split("\n")[:20] if line.strip()]
+    if text.startswith("{"):  # a list that lost its brackets: each line is then counted, and told why
+        lines = [line.rstrip().removesuffix(",") for line in lines]
     return len(lines) > 1 and (_is_object(lines[0]) or sum(map(_is_object, lines)) * 2 >= len(lines))
 
 
@@ -48,7 +72,7 @@ def json_lines(path: Path, encoding: str = "utf-8") -> Iterator:
     with opened(path, encoding) as lines:
         for number, line in enumerate(lines, 1):
             try:
-                yield json.loads(line)
+                yield JSON.decode(line)
             except (ValueError, RecursionError) as error:  # ValueError: not JSON, or a number of too many digits
                 if line.strip():
                     yield broken_line(line, path, number, f"{error}"[:80] + (
@@ -69,9 +93,9 @@ def json_rows(path: Path, encoding: str, part: str | None) -> Iterator:
     at, found = BLANK.match(text).end(), []
     while at < len(text):
         try:
-            value, at = json.JSONDecoder().raw_decode(text, at)
+            value, at = JSON.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
-            raise _broken(text, getattr(error, "pos", at), path, str(error).partition(":")[0]) from None
+            raise _broken(text, getattr(error, "pos", at), path, getattr(error, "msg", str(error))) from None
         found.append(value)
         at = BLANK.match(text, at).end()
     if len(found) == 1:
@@ -90,7 +114,9 @@ def _broken(text, at, path, why):
 
 
 def _unwrapped(document, path, part):
-    """The rows that one object holds: in its only list, in the one that `part` names, by key, or itself."""
+    """The rows that one object holds: by column, in its only list, in the one that `part` names, by key, or itself."""
+    if table := _by_column(document):
+        return table
     lists = {k: v for k, v in document.items() if isinstance(v, list) and v and all(isinstance(r, dict) for r in v)}
     if part in lists:
         return lists[part]
@@ -104,3 +130,19 @@ def _unwrapped(document, path, part):
     if document and all(isinstance(row, dict) for row in document.values()):
         return [{"id": key} | row for key, row in document.items()]
     return [document]
+
+
+def _by_column(document):
+    """Rows of a table that was written by column, as pandas' to_json does; [] for another object."""
+    columns = list(document.values())
+    if document.keys() == {"columns", "index", "data"} and all(isinstance(cells, list) for cells in columns):
+        return [dict(zip(document["columns"], cells, strict=True)) for cells in document["data"]]  # orient="split"
+    if columns and all(isinstance(cells, dict) and cells.keys() == columns[0].keys() for cells in columns):
+        if all(map(str.isdecimal, document)) or not all(map(str.isdecimal, columns[0])):
+            return []  # rows by key; columns hold their cells by number
+        columns = [list(cells.values()) for cells in columns]
+    elif not all(isinstance(cells, list) and len(cells) == len(columns[0]) for cells in columns):
+        return []
+    if len(columns) < 2 or all(isinstance(cell, dict) for cells in columns for cell in cells):
+        return []  # lists of rows, or one row whose cells are lists of messages
+    return [dict(zip(document, cells, strict=True)) for cells in zip(*columns, strict=True)]

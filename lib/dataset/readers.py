@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from lib.dataset import tables
+from lib.dataset import folders, tables
 from lib.dataset.jsonfiles import json_lines
 from lib.dataset.sources import Source, lookup, require_columns
 from lib.pipeline.files import ROOT
@@ -55,40 +55,78 @@ def rows(spec: dict, origin: str, stage_file: Callable[[str], Path] | None = Non
 def copied_rows(source: Source, spec: dict, local: Callable[[str], Path]) -> Iterable:
     """Rows of a file, a folder or a pattern on this machine: a user's own, or a copy of a hub data set.
 
-    A folder that save_to_disk wrote and a snapshot of a hub repository (with its README.md) are read by `datasets`.
-    Raises ValueError when there is none, or it is of another kind.
+    A folder that save_to_disk wrote and a snapshot of a hub repository (with its README.md) are read by `datasets`; of
+    other folders the split whose name the files bear. Raises ValueError when there is none, or it is of another kind.
     """
-    path, name, split = spec.get("path"), spec["name"], spec.get("split") or "train"
+    path, name = spec.get("path"), spec["name"]
+    split = "train" if name == "pubmedqa" else spec.get("split") or ("train" if source.hub_id else None)
     if not path:
         raise ValueError(f"data.sources, {name}: path is {path!r}, expected a file, from the repository's root on")
-    folder = tables.place(path)
+    folder = folders.place(path)
     is_saved = any((folder / file).is_file() for file in ("state.json", "dataset_dict.json"))
-    if is_saved or (source.hub_id and not source.files and (folder / "README.md").is_file()):
-        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-            local(tables.named(file))
-        return saved_rows(folder, spec, source) if is_saved else hub_rows(replace(source, hub_id=str(folder)), spec)
-    if source.files and folder.is_dir():
-        path = f"{path}/{source.files[spec['config']]}"
-    part = re.fullmatch(r"(\w+)(?:\[(\d*):(\d*)\])?", split)
+    if not is_saved and source.hub_id and not source.files and (folder / "README.md").is_file():
+        return _told(folder, local, lambda: hub_rows(replace(source, hub_id=str(folder)), spec))
+    part = re.fullmatch(r"(\w+)?(?:\[(\d*):(\d*)\])?", split or "")
     if not part:
         raise ValueError(f"data.sources, {name}: split {split!r} of {path}, expected e.g. train or train[:500]")
-    found = tables.rows(path, local, part[1], source.columns + source.optional)
-    return itertools.islice(found, *(int(n) if n else None for n in part.group(2, 3))) if "[" in split else found
+    if is_saved:
+        found = _told(folder, local, lambda: saved_rows(folder, part[1], spec, source))
+    else:
+        if folder.is_dir() or name == "pubmedqa":
+            _need_config(source, spec)
+        if folder.is_dir() and source.files:
+            path = f"{path}/{source.files[spec['config']]}"
+        elif folder.is_dir() and len(source.configs) > 1:
+            path = _of_config(path, folder, spec["config"], part[1])
+        columns, decode = source.columns + source.optional, tables.decoded if source.hub_id else None
+        found = tables.rows(path, local, part[1], columns, decode)
+    return itertools.islice(found, *(int(n) if n else None for n in part.group(2, 3)))
 
 
-def saved_rows(folder: Path, spec: dict, source: Source) -> Iterator[dict]:
+def _told(folder, local, read):
+    """What `read` gives of a folder, each file of it recorded. A pointer or a web page in a file's place is named."""
+    inside = sorted(p for p in folder.rglob("*") if p.is_file())
+    for file in inside:
+        local(folders.named(file))
+    try:
+        return read()
+    except ValueError:
+        for file in inside:
+            if folders.readable(file) or file.suffix == ".arrow":
+                tables.refuse(file)
+        raise
+
+
+def _of_config(path, folder, config, part):
+    """The folder that holds one configuration of a copy without README.md. Raises ValueError where that is open."""
+    if (folder / config).is_dir():
+        return f"{path}/{config}"
+    kinds = {re.sub(r"\d", "", file.name): file.name for file in folders.files(path, part)}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{path} holds {', '.join(kinds.values())}, and without the README.md of the data set nothing says which "
+            f"are its config {config}: copy that too, or name the file, path: {path}/{next(iter(kinds.values()))}"
+        )
+    return path
+
+
+def saved_rows(folder: Path, split: str | None, spec: dict, source: Source) -> Iterator[dict]:
     """Rows of a Dataset, or of one split of a DatasetDict, that save_to_disk wrote."""
     import datasets
 
+    parts = folder / "dataset_dict.json"
+    if parts.is_file():
+        splits = json.loads(parts.read_text(encoding="utf-8"))["splits"]
+        split = splits[0] if len(splits) == 1 and not split else split
+        if split not in splits:
+            raise ValueError(f"{folder.name} has the splits {', '.join(splits)}: set split in its entry, now {split!r}")
+        folder = folder / split
     try:
         table = datasets.load_from_disk(str(folder))
+    except IndexError as error:
+        raise ValueError(f"{folder.name}, a folder of save_to_disk, holds no rows: save it again") from error
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"cannot read {folder.name}, a folder of save_to_disk: {error}. Copy it again") from error
-    if isinstance(table, datasets.DatasetDict):
-        wanted = "train" if spec["name"] == "pubmedqa" else spec.get("split") or "train"
-        if wanted not in table:
-            raise ValueError(f"{folder.name} has the splits {', '.join(table)}, not {wanted!r}: set split in its entry")
-        table = table[wanted]
     return _dicts(table, spec, source)
 
 
@@ -108,14 +146,10 @@ def hub_rows(source: Source, spec: dict) -> Iterator[dict]:
     """Rows of a hub data set by id, config, split and revision. Raises ValueError, at once, saying what to do."""
     import datasets
 
-    from lib.pipeline import hub
+    from lib.pipeline import hub, machine
 
     config, split_name = spec.get("config"), spec.get("split") or "train"
-    if len(source.configs) > 1 and config not in source.configs:
-        raise ValueError(
-            f"{spec['name']} ({source.hub_id}) needs one of the configs {', '.join(source.configs)}, found {config!r}: "
-            f"set config in the recipe's data.sources"
-        )
+    _need_config(source, spec)
     on_hub = "train" if spec["name"] == "pubmedqa" else split_name
     which = {"data_files": source.files[config]} if source.files else {"name": config}
     asked = source.hub_id, spec.get("revision"), "dataset"
@@ -136,9 +170,24 @@ def hub_rows(source: Source, spec: dict) -> Iterator[dict]:
         raise ValueError(
             f"cannot load {source.hub_id} (config {config!r}, split {on_hub!r}, revision {spec.get('revision')!r}): "
             f"{type(error).__name__}: {error}. Compare config, split and revision in the recipe's data.sources with "
-            "the data set's hub page"
+            + (
+                "the copy's README.md, and the copy with its checksums"
+                if spec.get("path")
+                else "the data set's hub page"
+            )
         ) from error
+    for file in table.cache_files:  # .../<data set>/<config>/<version>/<commit>/<split>.arrow
+        if re.fullmatch(r"[0-9a-f]{40}", commit := Path(file["filename"]).parent.name):
+            machine.REVISIONS[source.hub_id] = commit  # where the recipe names none, what was the newest
     return _dicts(table, spec, source)
+
+
+def _need_config(source, spec):
+    if len(source.configs) > 1 and spec.get("config") not in source.configs:
+        raise ValueError(
+            f"{spec['name']} ({source.hub_id}) needs one of the configs {', '.join(source.configs)}, found "
+            f"{spec.get('config')!r}: set config in the recipe's data.sources"
+        )
 
 
 def _dicts(table, spec, source) -> Iterator[dict]:
@@ -162,7 +211,7 @@ def pubmedqa_rows(table: Iterable[dict], spec: dict, local: Callable[[str], Path
         if spec.get("split") not in (None, "train"):
             raise ValueError(f"pubmedqa {spec['config']} has no split {spec['split']!r}, only train")
         return table
-    beside = tables.place(spec["path"]) if spec.get("path") else None
+    beside = folders.place(spec["path"]) if spec.get("path") else None
     ids, picked = pubmedqa_ids(local, beside), {True: [], False: []}
     for row in table:
         picked[isinstance(row, dict) and str(row.get("pubid")) in ids].append(row)
@@ -184,7 +233,7 @@ def pubmedqa_ids(local: Callable[[str], Path], beside: Path | None = None) -> se
     where = next((file for file in files if os.path.isfile(file)), PUBMEDQA_IDS)
     try:
         if where != PUBMEDQA_IDS:
-            text = Path(local(tables.named(Path(where)))).read_text(encoding="utf-8-sig")
+            text = Path(local(folders.named(Path(where)))).read_text(encoding="utf-8-sig")
         else:
             with urllib.request.urlopen(PUBMEDQA_IDS, timeout=30) as answer:
                 text = answer.read().decode("utf-8-sig")

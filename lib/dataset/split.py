@@ -88,7 +88,8 @@ class Keys:
 
     brief: of what is asked. whole: of that with what tells it from others asked in the same words. question: `whole`
     where several of these records share the brief one over different wholes, else `brief`. instruction: of the
-    normalised instruction without stock phrases. answer: of the normalised ground truth, 0 where there is none. source:
+    normalised instruction without stock phrases. last: of the question that closes a passage or is a
+    conversation's further turn, else `brief`. answer: of the normalised ground truth, 0 where there is none. source:
     index into `names`, which is sorted. draw: decides who is drawn first.
     """
 
@@ -98,6 +99,7 @@ class Keys:
     whole: np.ndarray
     question: np.ndarray
     instruction: np.ndarray
+    last: np.ndarray
     answer: np.ndarray
     draw: np.ndarray
 
@@ -122,8 +124,20 @@ def keys(records, seed: int) -> Keys:
         truth = normalise_question(record["answer"]) if record.get("answer") else None
         place, short = places.setdefault(record["source"], len(places)), _hash(brief)
         wide = short if whole == brief else _hash(whole) & ~1 | _decides(record)  # odd: told by its abstract
-        rows.append((place, short, wide, _hash(instruction), _hash(truth) if truth else 0, _draw(seed, whole)))
-    table = np.array(rows, dtype=np.uint64).reshape(-1, 6)
+        alone = asked(record | {"history": None}) if "\n" in record["instruction"] or earlier(record) else ""
+        last = wording.closing(alone) or (alone if earlier(record) else "")
+        rows.append(
+            (
+                place,
+                short,
+                wide,
+                _hash(instruction),
+                _hash(normalise_question(last)) if last else short,
+                _hash(truth) if truth else 0,
+                _draw(seed, whole),
+            )
+        )
+    table = np.array(rows, dtype=np.uint64).reshape(-1, 7)
     names = tuple(sorted(places))
     order = np.array([names.index(name) for name in places] or [0])
     brief, whole = table[:, 1].copy(), table[:, 2].copy()

@@ -4,21 +4,18 @@ A line that cannot be read is handed on as a Line, so that it is counted and not
 the stage with its name, the line and what to do.
 """
 
+import codecs
 import csv
-import glob
 import itertools
-import os
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lib.dataset import jsonfiles
-from lib.dataset.jsonfiles import broken_line, opened, unpacked
-from lib.pipeline.files import ROOT
+from lib.dataset import folders, jsonfiles, own
+from lib.dataset.jsonfiles import broken_line, opened, opening
 
 BATCH = 1000  # rows decoded at once
-SEEN = 1 << 20  # bytes from which encoding and kind are told
-SUFFIXES = ("jsonl", "ndjson", "json", "csv", "tsv", "txt", "parquet")
 OTHERS = {  # first bytes of what people hand over by mistake: what it is, what to do
     b"PK\x03\x04": ("a zip archive or an Excel workbook", "unpack it, or save the sheet as CSV UTF-8"),
     b"\xd0\xcf\x11\xe0": ("an old Excel workbook", "save the sheet as CSV UTF-8"),
@@ -32,81 +29,71 @@ OTHERS = {  # first bytes of what people hand over by mistake: what it is, what 
     b"<html": ("a web page", "download the file itself, not the page that shows it"),
     b"ARROW1": ("an Arrow file", "name the folder that save_to_disk wrote"),
 }
+MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+         codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
+NUMPY = re.compile(  # what numpy writes of lists in a cell of a table: no commas between, "array(" around; strings stay
+    r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(\s+(?=['"]))?|array\(|,\s*dtype=object\)|(?<=[}\]])\s+(?=[{\[])"""
+)
 csv.field_size_limit(1 << 30)  # the module's own limit is 131,072 characters; cells that are too long are counted later
 
 
-def place(path: str) -> Path:
-    """Where a path of the recipe lies, counted from the repository's root."""
-    return Path(ROOT, os.path.expanduser(path))
-
-
-def named(path: Path) -> str:
-    """A path as it is recorded: from the repository's root on, where it lies below it."""
-    return os.path.relpath(path, ROOT) if path.is_relative_to(ROOT) else str(path)
-
-
-def files(path: str) -> list[Path]:
-    """The files that a path names, in order: itself, all that can be read in a folder, or all that a pattern matches.
-
-    Raises ValueError where there is none.
-    """
-    whole = place(path)
-    if whole.is_dir():
-        inside = sorted(p for p in whole.rglob("*") if p.is_file() and "/." not in f"/{p.relative_to(whole)}")
-        return _some([p for p in inside if readable(p)], path, f"a folder with {', '.join(SUFFIXES)} files")
-    if whole.is_file():
-        return [whole]
-    return _some(sorted(Path(p) for p in glob.glob(str(whole), recursive=True) if os.path.isfile(p)), path, "a file")
-
-
-def readable(path: Path) -> bool:
-    """Whether a file of a folder is taken for data by its name."""
-    return path.name.casefold().removesuffix(".gz").rpartition(".")[2] in SUFFIXES and path.name != "dataset_infos.json"
-
-
-def _some(found, path, expected):
-    if not found:
-        raise ValueError(f"a source's path is {path!r}, expected {expected}, from the repository's root on")
-    return found
-
-
-def rows(path: str, local: Callable[[str], Path], part: str | None = None, columns=()) -> Iterator:
+def rows(path: str, local: Callable[[str], Path], part: str | None = None, columns=(), decode=None) -> Iterator:
     """Rows of a file, a folder or a pattern. local: records a file as an input of the stage and gives its place.
 
-    part: where a JSON file holds an object of several lists ("train", "test"), the one to read. columns: to read of a
-    Parquet file, all of them by default. Raises ValueError, at once where the first bytes show that it cannot be read.
+    part: the split to read, where files of a folder or lists of a JSON file are named "train", "test". columns: to read
+    of a Parquet file, all of them by default. decode: row -> row, for rows of tables, whose cells are text.
+    Raises ValueError, at once where the first bytes show that it cannot be read.
     """
-    found = [local(named(file)) for file in files(path)]
-    return _alike([(Path(file).name, _reader(Path(file), part, columns)) for file in found])
+    found = [local(folders.named(file)) for file in folders.files(path, part)]
+    return _alike([(Path(file).name, _whole(Path(file), _reader(Path(file), part, columns, decode))) for file in found])
+
+
+def _whole(path, rows, *damages):
+    """Rows of a file, to its end. Raises ValueError where it is damaged further on."""
+    try:
+        yield from rows
+    except (OSError, EOFError, zlib.error, *damages) as error:
+        raise ValueError(f"{path.name} is damaged or cut ({error}): copy it again") from error
 
 
 def _alike(readers):
-    """Rows of (name, rows) one after another. Raises ValueError for one object among rows of other columns."""
+    """Rows of (name, rows) one after another. Raises ValueError for files that have no column in common."""
     first = None
     for name, rows in readers:
         begun = list(itertools.islice(rows, 2))
-        keys = set(begun[0]) if begun and isinstance(begun[0], dict) else set()
+        keys = set().union(*(row for row in begun if isinstance(row, dict)))
         this = (len(begun) != 1, name, keys)
-        if keys and first and not keys & first[2] and not (this[0] and first[0]):
-            _, odd, own = min(this, first)
+        if keys and first and not keys & first[2]:
+            (is_table, odd, own), (_, other, others) = sorted((this, first), key=lambda one: one[0])
+            what = "has the columns" if is_table else f"is one object of {len(own)} keys,"
             raise ValueError(
-                f"{odd} is one object of {len(own)} keys ({', '.join(sorted(own)[:3])}, ...), none of them a column of "
-                "the files beside it: move it elsewhere, or name the files in path, e.g. folder/*.jsonl"
+                f"{odd} {what} {_few(own)}, and {other} beside it {_few(others)}: give each an entry of its own, move "
+                "one elsewhere, or name the files in path, e.g. folder/*.jsonl"
             )
         first = first or (this if keys else None)
         yield from itertools.chain(begun, rows)
 
 
-def _reader(path, part, columns):
-    """An iterator over the rows of one file."""
-    head = _head(path)
-    if not head.strip():
-        raise ValueError(f"{path.name} is empty: mend its entry in the recipe, or the file")
-    if head.startswith(b"PAR1"):
-        return parquet_rows(path, columns)
+def _few(names):
+    return ", ".join(sorted(map(str, names))[:3]) + ", ..." * (len(names) > 3)
+
+
+def refuse(path: Path, head: bytes | None = None) -> None:
+    """Raise ValueError, saying what it is, for a file whose first bytes are those of another kind."""
+    head = opening(path) if head is None else head
     for start, (what, remedy) in OTHERS.items():
         if head[: len(start)].upper() == start.upper():
             raise ValueError(f"{path.name} is {what}: {remedy}. JSON lines, JSON, CSV and Parquet can be read")
+
+
+def _reader(path, part, columns, decode):
+    """An iterator over the rows of one file."""
+    head = opening(path)
+    if not head.strip(b"\0 \t\r\n"):
+        raise ValueError(f"{path.name} is empty: mend its entry in the recipe, or the file")
+    if head.startswith(b"PAR1"):
+        return parquet_rows(path, columns)
+    refuse(path, head)
     encoding = _encoding(path, head)
     text = head.decode(encoding, "replace").lstrip()
     if jsonfiles.is_lines(text):
@@ -120,24 +107,20 @@ def _reader(path, part, columns):
             f"{path.name} is neither JSON nor a table: its first line is {first.strip()[:60]!r}. "
             "JSON lines, JSON, CSV or TSV with a header, and Parquet can be read"
         )
-    return table_rows(path, encoding, mark)
-
-
-def _head(path):
-    with unpacked(path) as file:
-        try:
-            return file.read(SEEN)
-        except (OSError, EOFError) as error:
-            raise ValueError(f"{path.name} is packed by gzip and damaged ({error}): copy it again") from error
+    found = table_rows(path, encoding, mark)
+    return (decode(row) if isinstance(row, dict) else row for row in found) if decode else found
 
 
 def _encoding(path, head):
-    """The encoding that the first bytes show. Raises ValueError for text that is not UTF-8 or UTF-16."""
-    for mark, name in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
+    """The encoding that the first bytes show. Raises ValueError for what is not UTF-8, UTF-16 or UTF-32."""
+    for mark, name in MARKS.items():
         if head.startswith(mark):
             return name
-    if b"\0" in head[:2] and 0 < head[:2].count(b"\0") < 2:
-        return "utf-16-le" if head[1:2] == b"\0" else "utf-16-be"
+    for width in (4, 2):  # an ASCII character first, its other bytes zero
+        if head[:width].count(0) == width - 1 and head[0] != head[width - 1]:
+            return f"utf-{8 * width}-{'be' if head[0] == 0 else 'le'}"
+    if head.count(0) > 0.1 * len(head):
+        raise ValueError(f"{path.name} is no text: JSON lines, JSON, CSV and Parquet can be read")
     text = head.decode("utf-8", "surrogateescape")
     bad = [place for place in re.finditer(r"[\udc80-\udcff]", text) if place.end() < len(text) - 3]
     if len(bad) > len(re.findall(r"[^\x00-\x7f\udc80-\udcff]", text)):  # more wrong than right: no damage, another code
@@ -160,6 +143,8 @@ def table_rows(path: Path, encoding: str, mark: str) -> Iterator:
         try:
             for cells in table:
                 start, at = at + 1, table.line_num
+                if not header and len(cells) == 2 and cells[0] == "sep=":
+                    continue  # Excel's own line, which names the mark
                 if not header:
                     header = [name.strip() for name in cells]
                     if twice := next((name for name in header if header.count(name) > 1), None):
@@ -173,6 +158,17 @@ def table_rows(path: Path, encoding: str, mark: str) -> Iterator:
                              "written twice, and a cell with a line end stands in quotes") from error  # fmt: skip
 
 
+def decoded(row: dict) -> dict:
+    """A row of a hub data set whose lists, objects and numbers a table stores as text."""
+    for name, cell in row.items():
+        if cell[:1] in ("[", "{"):
+            plain = own.listed(NUMPY.sub(lambda m: m[1] + "," * bool(m[2]) if m[1] else "," * m[0].isspace(), cell))
+            row[name] = cell if isinstance(plain, str) else plain
+        elif name == "cop":
+            row[name] = int(float(cell)) if re.fullmatch(r"-?\d(\.0)?", cell.strip()) else cell.strip() or None
+    return row
+
+
 def parquet_rows(path: Path, columns=()) -> Iterator:
     """Rows of a Parquet file, of the columns named or of all."""
     import pyarrow
@@ -180,10 +176,11 @@ def parquet_rows(path: Path, columns=()) -> Iterator:
 
     try:
         file = parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
+    except (OSError, pyarrow.ArrowException) as error:
         raise ValueError(f"{path.name} is a damaged Parquet file ({error}): copy it again") from error
     wanted = [name for name in file.schema_arrow.names if not columns or name in columns]
-    return itertools.chain.from_iterable(map(batch_rows, file.iter_batches(BATCH, columns=wanted)))
+    batches = map(batch_rows, file.iter_batches(BATCH, columns=wanted))
+    return _whole(path, itertools.chain.from_iterable(batches), pyarrow.ArrowException)
 
 
 def batch_rows(batch) -> Iterator[dict]:

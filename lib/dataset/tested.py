@@ -62,9 +62,13 @@ class Test:
         return [name for tested, names in RETOLD.items() if tested in self.benchmarks for name in names]
 
     def exact(self, keys, asked):
-        """{set: mask} of the training records that ask the same, or have the same instruction. Both: split.Keys."""
+        """{set: mask} of the training records that ask the same, in whichever turn, or have the same instruction.
+
+        Both: split.Keys.
+        """
         return {
             name: np.isin(keys.question, asked.question[self.owners == place])
+            | np.isin(keys.last, asked.question[self.owners == place])
             | np.isin(keys.instruction, asked.instruction[self.owners == place])
             for place, name in enumerate(self.names)
         }

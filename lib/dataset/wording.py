@@ -29,6 +29,19 @@ def length(text: str) -> float:
     return len(ALONE.sub(" ", text).split()) + len(ALONE.findall(text)) * 5 / 8
 
 
+def telling(text: str) -> int:
+    """Number of words, or of characters of an unspaced script, that say something: not of EMPTY."""
+    return len([word for word in re.findall(r"\w+", spaced(text.casefold())) if word not in SAYS_NOTHING])
+
+
+def closing(text: str) -> str | None:
+    """The question on the last of several lines, where it says enough to be told by itself; else None."""
+    *before, line = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    return line if before and line.endswith(("?", "？")) and telling(line) >= TELLING else None
+
+
+TELLING = 3  # words that say something: "What is the most likely diagnosis?" asks anything
+SAYS_NOTHING = frozenset(spaced(EMPTY).split())
 ASKS = r"(?:questions?|problems?|quer(?:y|ies)|mcqs?|options?|answers?|choices?|letters?)"
 STOCK = re.compile(  # what a data set or a prompt writes around every question: an order, a label, a closing order
     rf"^\s*(?:please\s+)?(?:carefully\s+)?(?:answer|read|solve|consider|choose|select|pick|attempt)\b[^\n?:.]{{0,99}}?"

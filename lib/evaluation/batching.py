@@ -7,6 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from lib.chat.turns import IGNORE_INDEX
 from lib.model import head
+from lib.pipeline import machine
 
 LOGITS_AT_ONCE = 2**28  # numbers: one gigabyte in float32, whatever the vocabulary
 
@@ -30,6 +31,28 @@ def evaluation(model):
         if balanced:
             model.config.output_router_logits = True
         model.train(training)
+
+
+def halving(rows, size, work):
+    """Yield (part, work(part)) of all rows, `size` at a time; half as many from where a GPU's memory runs out on.
+
+    rows: a list, the most expensive first. Raises torch.OutOfMemoryError where it runs out on a single row.
+    """
+    start = 0
+    while start < len(rows):
+        part, done = rows[start : start + size], None
+        try:
+            done = work(part)
+        except torch.OutOfMemoryError:
+            if len(part) == 1:
+                raise
+        if done is None:  # out of the handler, whose traceback holds what the attempt had made
+            size = len(part) // 2
+            machine.release()
+            print(f"The GPU's memory ran out with {len(part)} rows at once: {size} from here on.")
+            continue
+        yield part, done
+        start += len(part)
 
 
 def left_pad(sequences, device):

@@ -60,8 +60,8 @@ def transformers(
     prompts: list of {"id", "messages"}, rendered with the tokenizer's chat template (date, effort: see chat.render).
     top_p: draw among the likeliest tokens, as few as hold this share together. keep: file for answers as they come; the
     same call after a kill goes on from it. progress: called with (answered, total) after each batch. Prompts are
-    batched by length, so that padding is small. With several ranks each answers its share of the prompts, and all of
-    them get every answer. Raises ValueError where a prompt has no tokens.
+    batched by length, so that padding is small, and fewer at once from where a GPU's memory runs out on. With several
+    ranks each answers its share, and all get every answer. Raises ValueError where a prompt has no tokens.
     """
     settings = [max_new_tokens, temperature, top_p, seed, date, effort]
     share = ranks.share(prompts)
@@ -79,14 +79,13 @@ def transformers(
     devices = [model.device] if model.device.type == "cuda" else []
     with batching.evaluation(model), torch.random.fork_rng(devices):
         torch.manual_seed(seed + ranks.rank())
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            outcomes = continue_ids(model, [encoded[i] for i in rows], how)
+        batches = batching.halving(order, batch_size, lambda rows: continue_ids(model, [encoded[i] for i in rows], how))
+        for rows, outcomes in batches:
             for i, (ids, first, seconds) in zip(rows, outcomes, strict=True):
                 times = {"first_s": first, "seconds": seconds}
                 kept.add(answer(rest[i]["id"], texts[i], ids, stops, tokenizer) | times)
             if progress:
-                progress(len(share) - len(order) + min(start + batch_size, len(order)), len(share))
+                progress(len(kept.answers), len(share))
     answers = {answer["id"]: answer for part in ranks.gather(kept.ordered(share)) for answer in part}
     return [answers[prompt["id"]] for prompt in prompts]
 

@@ -125,8 +125,8 @@ def hosted_answers(model, prompts, max_new_tokens, environ, store, keep, *, pric
     environ: {variable: value or None} with HOSTED's names: API_BASE_URL and API_KEY of any server that speaks
     OpenAI's protocol, else OPENAI_API_KEY for api.openai.com. store: the judge's verdicts.Store, whose ledger the calls
     are added to. keep: file for answers as they come. prices: see `configured`.
-    Raises ValueError when the answers, at their longest, would exceed what is left of max_usd dollars, or when hidden
-    reasoning left no room for them: an empty answer that is ranked would say nothing of the model.
+    Raises ValueError when the answers, at their longest, would exceed what is left of max_usd dollars, or when too many
+    have no text, because hidden reasoning left no room or the server was away: ranked, they would say nothing of it.
     """
     base_url, key = environ.get("API_BASE_URL"), environ.get("API_KEY") or "none"
     if not base_url:
@@ -150,8 +150,10 @@ def hosted_answers(model, prompts, max_new_tokens, environ, store, keep, *, pric
 
     found = generate.server(base_url, prompts, max_new_tokens, model=model, api_key=key, keep=keep, slots=4,
                             timeout_s=timeout_s, charge=charge, progress=progress)  # fmt: skip
-    unsaid = sum(answer["finish"] == "length" and not answer["text"] for answer in found)
-    if unsaid > protocol.MAX_INVALID * len(found):
-        raise ValueError(f"{unsaid} of {len(found)} answers of {model} have no text after {max_new_tokens} tokens: "
-                         "hidden reasoning took them. Allow more tokens, or leave the candidate out")  # fmt: skip
+    unsaid = [answer["finish"] for answer in found if not answer["text"]]
+    if len(unsaid) > protocol.MAX_INVALID * len(found):
+        cut = unsaid.count("length")
+        raise ValueError(f"{len(unsaid)} of {len(found)} answers of {model} have no text: {cut} ended after "
+                         f"{max_new_tokens} tokens, which hidden reasoning took, {len(unsaid) - cut} never came. Raise "
+                         "judge.hosted_tokens and make again, or leave the candidate out")  # fmt: skip
     return found

@@ -27,7 +27,8 @@ class HeadTrainer(SFTTrainer):
     """SFTTrainer whose loss_type "nll" computes logits at the `kept` columns only; the loss is the same."""
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-        if self.args.loss_type == "nll" and "logits_to_keep" not in inputs:
+        own = self.args.loss_type == "nll" and not self.args.use_liger_kernel  # which has a loss that writes no logits
+        if own and "logits_to_keep" not in inputs:
             columns, following = kept(inputs["labels"])
             inputs = inputs | {"logits_to_keep": columns, "shift_labels": following}
         return super().compute_loss(model, inputs, *args, **kwargs)

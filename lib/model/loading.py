@@ -9,7 +9,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from lib.chat import encoding
-from lib.model import padding, saving, tokens, twin, unsloth
+from lib.model import padding, saving, tokens, twin
 from lib.pipeline import hub, machine, ranks
 from lib.pipeline.files import ROOT, cache_dir, kept_folder, rooted, sha256_json
 
@@ -153,9 +153,6 @@ def _placement(size, free):
 
 
 def _load(path, cfg, quantization, **changes):
-    if unsloth.active(cfg):
-        revision = changes.get("revision", cfg.model["revision"])
-        return unsloth.answering(unsloth.load(path, cfg, precision(cfg), bool(quantization), revision))
     options = {name: cfg.model[name] for name in ("revision", "attn_implementation")} | OURS | changes
     if quantization:  # an explicit None would erase what a 4-bit checkpoint says of itself
         options["quantization_config"] = quantization

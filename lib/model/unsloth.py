@@ -1,13 +1,14 @@
-"""Unsloth, which may train the adapter of chapter 3 on one GPU; chapter 4 never takes it.
+"""Unsloth, which may train the adapter of chapter 3 on one GPU, in a process of its own (lib/sft/child.py).
 
-Written against its signatures of 2026 and never run: where this project is tested there is no GPU. It is kept
-because its kernels are made for one small GPU, and because what it saves is PEFT's own format.
+It rewrites classes of transformers, PEFT and TRL wherever it is imported: no notebook imports it. Chapter 4 never takes
+it: its kernels read past the rounded weights that a module's forward reads.
 """
 
 import dataclasses
 import functools
 import importlib
 import os
+import subprocess
 import sys
 
 import torch
@@ -16,24 +17,18 @@ import torch
 def backend(cfg):
     """What trains this recipe's adapter in chapter 3, ("unsloth" or "transformers", the reason in words).
 
-    Raises ValueError where the recipe asks for Unsloth and it cannot be had. Chapter 4 always takes transformers: its
-    rounding replaces the weights that a module's forward reads, and Unsloth's kernels read past the module.
+    Raises ValueError where the recipe asks for Unsloth and it cannot be had.
     """
-    wanted, why = cfg.model["backend"], None
+    wanted = cfg.model["backend"]
     if wanted == "transformers":
         return wanted, "model.backend says so"
     if not torch.cuda.is_available():
         why = "there is no CUDA or ROCm GPU"
-    elif int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        why = "this run has several processes, and it serves one GPU"
-    elif unlike := _unlike(cfg):
-        why = unlike
+    elif "WORLD_SIZE" in os.environ:
+        why = "a launcher started this run, and it serves one process on one GPU"
     else:
-        try:
-            importlib.import_module("unsloth")
-        except Exception as error:  # it raises whatever its checks of driver, triton and versions raise
-            why = f"`import unsloth` fails: {type(error).__name__}: {error}"
-    if why is None:
+        why = _unlike(cfg) or _broken()
+    if not why:
         return "unsloth", f"model.backend is {wanted}, there is a GPU, and the package imports"
     if wanted == "unsloth":
         raise ValueError(
@@ -45,7 +40,7 @@ def backend(cfg):
 
 @functools.cache
 def defaults():
-    """{field: default} of trl.SFTConfig as TRL has them. Ask before Unsloth is imported, which puts others there."""
+    """{field: default} of trl.SFTConfig as TRL has them; Unsloth has others where a field is left out."""
     from trl import SFTConfig
 
     return {f.name: f.default for f in dataclasses.fields(SFTConfig) if f.default is not dataclasses.MISSING}
@@ -59,45 +54,36 @@ def _unlike(cfg):
     return f"its quantization is {fixed}, not this recipe's {cfg.model['quantization']}"
 
 
-def active(cfg):
-    """Whether `load` has rewritten transformers' classes in this process, so that loading must go through it."""
-    return "unsloth" in sys.modules and backend(cfg)[0] == "unsloth"
+def _broken():
+    """Why it cannot be imported here, as another process finds; None where it can."""
+    tried = subprocess.run([sys.executable, "-c", "import unsloth"], capture_output=True, text=True)
+    if not tried.returncode:
+        return None
+    return f"`import unsloth` fails: {(tried.stderr.strip().splitlines() or ['it gave no reason'])[-1]}"
 
 
-def load(path, cfg, dtype, quantized, revision):
-    """The base or a merged model by Unsloth's loader. dtype: its name. quantized: in 4 bits, else in 16."""
-    model, _ = _fast().from_pretrained(
+def trainable(cfg, path, dtype, revision):
+    """The base of `path` with a fresh adapter to train, by Unsloth's loader. dtype: torch's.
+
+    Import it before anything else: what is imported earlier keeps its own classes.
+    """
+    fast = importlib.import_module("unsloth").FastLanguageModel
+    quantized = bool(cfg.model["quantization"])
+    common = {
+        "use_gradient_checkpointing": "unsloth" if cfg.sft.get("gradient_checkpointing", True) else False,
+        "random_state": cfg.run["seed"],
+    }
+    model, _ = fast.from_pretrained(
         model_name=str(path),
         revision=revision,
         trust_remote_code=False,
         use_exact_model_name=True,  # else it loads a 4-bit copy of its own from the hub
-        max_seq_length=cfg.sft["max_length"] + cfg.chat["max_new_tokens"],
-        dtype=getattr(torch, dtype),
+        max_seq_length=cfg.sft["max_length"],
+        dtype=dtype,
         load_in_4bit=quantized,
         load_in_16bit=not quantized,
-        use_gradient_checkpointing=_checkpointing(cfg),
         fix_tokenizer=False,  # the tokenizer is ours
-        random_state=cfg.run["seed"],
+        **common,
     )
-    return model
-
-
-def adapt(model, cfg, lora):
-    """A model of `load` with a fresh adapter to train. lora: peft.LoraConfig(**cfg.lora)."""
-    values = {key: getattr(lora, key) for key in cfg.lora if key != "task_type"}  # that one it sets itself
-    values |= {key: sorted(value) for key, value in values.items() if isinstance(value, set)}
-    values |= {"use_gradient_checkpointing": _checkpointing(cfg), "random_state": cfg.run["seed"]}
-    return _fast().get_peft_model(model, **values)
-
-
-def answering(model):
-    """The model switched to inference, where its forward gives logits."""
-    return _fast().for_inference(model)
-
-
-def _fast():
-    return importlib.import_module("unsloth").FastLanguageModel
-
-
-def _checkpointing(cfg):
-    return "unsloth" if cfg.sft.get("gradient_checkpointing", True) else False
+    lora = {name: value for name, value in cfg.lora.items() if name != "task_type"}  # that one it sets itself
+    return fast.get_peft_model(model, **lora | common)

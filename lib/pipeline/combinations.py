@@ -78,6 +78,8 @@ def check(recipe):
     if model["checkpoint_4bit"] and not (model["quantization"] or {}).get("load_in_4bit"):
         raise ValueError("model.checkpoint_4bit saves the base in 4 bits: say which in model.quantization, or drop it")
     _subset(export["quantizations"], schema.QUANTIZATIONS, "export.quantizations")
+    if not export["quantizations"]:
+        raise ValueError(f"export.quantizations is empty: name at least one of {', '.join(schema.QUANTIZATIONS)}")
     if judge:
         arms = (recipe["preference"] or {"arms": ()})["arms"]
         candidates = ["base", "sft", *(["qat"] if qat else []), *export["quantizations"], *arms]

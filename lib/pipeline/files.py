@@ -9,12 +9,14 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
 from lib.pipeline import ranks
 
 ROOT = Path(__file__).resolve().parents[2]
+NEW_S = 5  # a folder's first seconds, in which its maker may not have locked it yet
 
 
 def cache_dir():
@@ -95,16 +97,22 @@ def whole_folder(folder):
 def kept_folder(folder, write):
     """A folder of the cache that is named by its content, written whole by write(path) where it is missing.
 
-    Where another process finishes the same folder first, that one is taken.
+    Where another process finishes the same folder first, that one is taken. What a killed one began is removed: it may
+    be a whole model, and nobody holds its lock.
     """
+    from filelock import FileLock, Timeout  # not at the top: set-up reads this file before anything is installed
+
     folder = Path(folder)
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True
-    ) as scratch:
-        made = Path(scratch, folder.name)
+    for begun in folder.parent.glob(f".{folder.name}.*"):
+        with contextlib.suppress(Timeout, OSError), FileLock(begun / "lock", timeout=0):
+            if time.time() - begun.stat().st_ctime > NEW_S:
+                shutil.rmtree(begun)
+    scratch = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True)
+    with scratch, FileLock(Path(scratch.name, "lock")):
+        made = Path(scratch.name, folder.name)
         write(made)
         try:
             os.replace(made, folder)

@@ -58,7 +58,7 @@ def of_stage(stage):
         names = ", ".join(sorted(p.stem for p in path.parent.glob("*.ipynb")))
         raise ValueError(f"no notebook notebooks/{stage}.ipynb; there is {names}")
     code = notebook_code(path)
-    pins = "".join(sha256_file(ROOT / name) for name in ("requirements.txt", "toolchain.txt"))
+    pins = "".join(sha256_file(ROOT / name) for name in ("requirements.lock", "toolchain.txt"))
     files = [ROOT / "lib" / f"{name}.{kind}" for name in modules(code) for kind in ("py", "yaml", "c")]
     parts = {path.relative_to(ROOT).as_posix(): sha256_file(path) for path in files if path.exists()}
     return {"notebook": sha256_text(code), "pins": sha256_text(pins), **parts}

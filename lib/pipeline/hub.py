@@ -5,10 +5,12 @@ Downloads are huggingface_hub's own. It goes on where a connection was closed, a
 
 import contextlib
 import os
+from pathlib import Path
 
 import httpx
-from huggingface_hub import constants, errors, get_hf_file_metadata, get_token, hf_hub_url
+from huggingface_hub import constants, errors, get_hf_file_metadata, get_token, hf_hub_url, try_to_load_from_cache
 
+from lib.pipeline import machine
 from lib.pipeline.run import setting
 
 OFFLINE = (httpx.TransportError, errors.LocalEntryNotFoundError, ConnectionError, TimeoutError)
@@ -27,6 +29,7 @@ def asked(repo, revision=None, kind="model"):
     """Let HF_TOKEN of .env count, and turn what the hub refuses inside the block into Refused, which says what to do.
 
     repo: hub id; a local folder passes through. revision: as in the recipe. kind: "model" or "dataset".
+    The commit of a model that was loaded inside the block is kept for stage.json.
     """
     if token := setting("HF_TOKEN"):
         os.environ["HF_TOKEN"] = token
@@ -39,6 +42,10 @@ def asked(repo, revision=None, kind="model"):
         if any(known):
             raise next(filter(None, known)) from error
         raise
+    with contextlib.suppress(errors.HFValidationError):  # a folder's path is no hub id
+        config = try_to_load_from_cache(repo, "config.json", revision=revision)  # .../snapshots/<commit>/config.json
+        if isinstance(config, str):
+            machine.REVISIONS[repo] = Path(config).parent.name
 
 
 def _causes(error):

@@ -16,8 +16,10 @@ import warnings
 from lib.pipeline.files import ROOT
 
 PACKAGES = (
-    "torch transformers trl peft bitsandbytes datasets torchao accelerate tokenizers gguf openai numpy pandas papermill"
+    "torch transformers trl peft unsloth bitsandbytes datasets torchao accelerate tokenizers gguf openai numpy pandas "
+    "papermill"
 )
+REVISIONS = {}  # hub id: the commit that this process read, whatever branch or none the recipe names
 LOGITS_BYTES = 4 * 2**30  # of disk, for probabilities of one file: 20,000 tokens of a vocabulary of 100,000
 TIMED = 10  # questions that a served file answers once more, alone on the machine
 
@@ -92,7 +94,7 @@ def peak_bytes():
 
 
 def describe():
-    """Versions, commit, hardware and peak memory, as they are now."""
+    """Versions, commits (ours, and those read from the hub), hardware and peak memory, as they are now."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES.split():
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -100,6 +102,7 @@ def describe():
     return {
         "versions": versions,
         "git": _commit(),
+        "revisions": dict(REVISIONS),
         "hardware": _hardware(),
         "peak_memory_mib": round(resident_bytes() / 2**20),
     }

@@ -4,10 +4,11 @@ import os
 import secrets
 import signal
 import sys
+import tempfile
 import time
 
 from lib.pipeline import ranks, records, run
-from lib.pipeline.files import ROOT, read_json, sha256_file
+from lib.pipeline.files import ROOT, cache_dir, read_json, remove, sha256_file, sha256_text
 from lib.pipeline.terminal import Terminal
 
 ERROR_MARK = "medtune-error"
@@ -32,6 +33,10 @@ def execute(stage, cfg, folder):
         PYTHONHASHSEED="0",  # sets are saved in one order, in adapter_config.json for example
     )
     own = "" if ranks.leads() else f".rank{ranks.rank()}"
+    keys = cache_dir() / "kernels" / sha256_text(f"{folder}{own}")[:16]  # the kernel's address and key lie there
+    remove(keys)  # left by a run that was killed
+    keys.mkdir(parents=True, mode=0o700)
+    tempfile.tempdir = str(keys)  # where jupyter_client writes them, in this process alone
     executed, error, started = folder / f"{stage}{own}.ipynb", "", time.time()
     terminal, failed = Terminal(folder, quiet=bool(own)), "FAILED"
     _listen(folder)
@@ -47,6 +52,8 @@ def execute(stage, cfg, folder):
     finally:
         terminal.close()
         run.kernel(folder).unlink(missing_ok=True)  # its process id may soon be another's
+        tempfile.tempdir = None
+        remove(keys)
     error = error or _incomplete(folder, nbformat.read(executed, as_version=4))
     if error:
         run.pending(folder).unlink(missing_ok=True)

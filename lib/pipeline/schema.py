@@ -88,18 +88,19 @@ class QatSection(Section):
 class ExportSection(Section):
     outtype: typing.Literal["bf16", "f16"] = "bf16"
     quantizations: list = Field(default_factory=lambda: ["q4_0", "q4_k_m", "q5_k_m", "q8_0"])
-    slots: int = 1
-    servers: int = 1
+    slots: int = Field(1, ge=1, le=1024)
+    servers: int = Field(1, ge=1, le=1024)
 
 
 class JudgeSection(Section):
-    questions: int = 200
+    questions: int = Field(200, ge=1, le=1000000)
     candidates: list = Field(default_factory=lambda: ["base", "sft", "qat", "q4_k_m"])
     judges: list = Field(default_factory=lambda: ["lexical"])
-    max_usd: float = 1.0
-    timeout_s: float = 120.0
+    hosted_tokens: int | None = Field(None, ge=1, le=1000000)  # of api: candidates, what they think too; null: chat's
+    max_usd: float = Field(1.0, ge=0, le=1000000)
+    timeout_s: float = Field(120.0, ge=1, le=86400)
     orders: int = Field(2, ge=1, le=20)  # in which each question is shown: two tell how often the order decides
-    repeats: int = 20  # calls made a second time under other codes
+    repeats: int = Field(20, ge=0, le=100000)  # calls made a second time under other codes
     exam: int = Field(12, ge=0, le=1000)  # questions of the exam that a judge must pass first; 0 leaves it out
     benchmarks: list = Field(default_factory=list)  # files of yours, [{name: healthbench, path, questions}]
 

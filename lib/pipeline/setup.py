@@ -1,8 +1,8 @@
 """`python3 -m lib.pipeline.setup`: everything a fresh clone needs, with the system's Python and its standard library.
 
-Checks first, then .venv with the exact pins of requirements.txt, and llama.cpp built beside it into the user's cache.
-A second run with nothing changed only compares a marker and ends. `--gpu` adds requirements-gpu.txt. PIP_ARGS in the
-environment goes to pip, for example an index of CPU-only wheels.
+Checks first, then .venv with the packages of requirements.lock, whose hashes pip checks, and llama.cpp built beside it
+into the user's cache. A second run with nothing changed only compares a marker and ends. `--gpu` adds
+requirements-gpu.lock. PIP_ARGS in the environment goes to pip, for example an index of CPU-only wheels.
 This file stays readable to Python 3.6, so that an old interpreter gets one clear line instead of a syntax error.
 """
 
@@ -27,6 +27,9 @@ READY = VENV / ".ready"
 LOGS = ROOT / "outputs"
 PYTHON = VENV / "bin" / "python"
 MINIMUM = (3, 11)
+PINS = ("requirements.txt", "requirements-gpu.txt", "toolchain.txt", "pyproject.toml")
+LOCKS = ("requirements.lock", "requirements-cuda.lock", "requirements-gpu.lock")  # written by lib/pipeline/lock.py
+FIRST = ("setuptools", "cmake", "ninja", "scikit-build-core")  # what other packages and llama.cpp are built with
 VENV_GIB, BUILD_GIB = 6, 2  # measured: CPU wheels 2 GiB installed, CUDA wheels about three times that; build 1 GiB
 
 
@@ -46,7 +49,7 @@ def main(args):
         with contextlib.suppress(FileNotFoundError):
             READY.unlink()  # from here on .venv is neither what it was nor what it will be
         with open(LOGS / "setup.log", "w", encoding="utf-8", buffering=1) as sink:
-            steps(sink, "requirements-gpu.txt" if gpu else "requirements.txt")
+            steps(sink, gpu)
     except KeyboardInterrupt:
         return fail("interrupted; run the same command again, finished steps are kept")
     except (BuildError, OSError) as error:
@@ -67,8 +70,7 @@ def fail(text):
 
 def fingerprint(gpu):
     """What .venv was made from: the pins, the project file, the Python version, the folder, GPU extras or not."""
-    names = ["requirements.txt", "pyproject.toml", "toolchain.txt"] + (["requirements-gpu.txt"] if gpu else [])
-    content = b"\0".join((ROOT / name).read_bytes() for name in names)
+    content = b"\0".join((ROOT / name).read_bytes() for name in (*PINS, *LOCKS))
     parts = ["gpu" if gpu else "cpu", hashlib.sha256(content).hexdigest(), sys.version.split()[0], str(ROOT)]
     return " ".join(parts)
 
@@ -85,6 +87,8 @@ def is_ready(gpu):
 def checks():
     """What would stop the set-up late, after long downloads: one-line problems, none when all is well."""
     built, problems = toolchain.ready(), []
+    if unlocked():
+        problems.append(", ".join(unlocked()) + " not in the lock files: run `make lock` after an edit of the pins")
     if importlib.util.find_spec("ensurepip") is None:  # Debian splits it off Python
         problems.append("no module ensurepip: on Debian or Ubuntu `apt install python3-venv`")
     compilers = os.environ.get("CXX", "c++ g++ clang++").split()  # as cmake looks for them
@@ -96,26 +100,57 @@ def checks():
     return problems
 
 
-def steps(sink, requirements):
+def pins(name):
+    """["torch==2.13.0", ...] of a requirements or lock file, names in the index's spelling."""
+    found = re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+    return [re.sub("[-_.]+", "-", package).lower() + "==" + version for package, version in found]
+
+
+def unlocked():
+    """Pins that the lock files lack, because a requirements file was edited and not locked again."""
+    locked = {pin for name in LOCKS for pin in pins(name)}
+    return [pin for name in PINS[:2] for pin in pins(name) if pin not in locked]
+
+
+def steps(sink, gpu):
     """.venv, build tools, then pip install with the llama.cpp build beside it. Raises BuildError."""
     pip_args = shlex.split(os.environ.get("PIP_ARGS", ""))
     install = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", *pip_args]
+    locked = [*install, "--no-deps", "--no-build-isolation", "--require-hashes", "-r"]  # a build fetches nothing either
     make_venv(sink)
     with contextlib.ExitStack() as stack:
+        timed([*locked, build_tools()], sink, "install " + ", ".join(FIRST))
         build = None
         if not toolchain.ready():
             if compilers.missing():
                 say(f"no nvcc beside this GPU: llama.cpp is built for the CPU, and {toolchain.SLOW}. Install the CUDA "
                     "toolkit and run `make setup` again")  # fmt: skip
-            timed(install + build_tools(), sink, "install cmake and ninja")
             build = stack.enter_context(background_build(pip_args))
-        say(f"installing {requirements}; the first time this downloads 0.6 GB for a CPU, gigabytes for CUDA")
-        timed([*install, "-r", str(ROOT / requirements)], sink, f"install {requirements}")
+        say("installing packages; the first time this downloads 0.6 GB for a CPU, gigabytes for CUDA")
+        if own_torch(pip_args):
+            timed([*install, own_torch(pip_args)], sink, "install torch from PIP_ARGS, whose hash no lock knows")
+        timed([*locked, str(ROOT / LOCKS[0])], sink, "install " + LOCKS[0])
+        if "+" not in torch_version():
+            timed([*locked, str(ROOT / LOCKS[1])], sink, "install " + LOCKS[1])
+        if gpu:
+            timed([*locked, str(ROOT / LOCKS[2])], sink, "install " + LOCKS[2])
         refuse_unseen()
-        timed([*install, "--no-deps", "-e", str(ROOT)], sink, "install this project")
+        timed([*install, "--no-deps", "--no-build-isolation", "-e", str(ROOT)], sink, "install this project")
         if build and build.wait() != 0:
             ending = f"signal {-build.returncode}" if build.returncode < 0 else f"status {build.returncode}"
             raise BuildError(f"the build of llama.cpp ended with {ending}; see outputs/toolchain.log.")
+
+
+def own_torch(pip_args):
+    """torch's pin where PIP_ARGS names PyTorch's index of another build than the CPU's (cu126, rocm6.4), else ""."""
+    named = re.search(r"/whl/(?!cpu\b)\w", " ".join(pip_args))
+    return next((pin for pin in pins(LOCKS[0]) if pin.startswith("torch==")), "") if named else ""
+
+
+def torch_version():
+    """torch's version in .venv: 2.13.0 is the package index's, which on Linux needs CUDA, and 2.13.0+cpu does not."""
+    code = "import importlib.metadata as m; print(m.version('torch'))"
+    return subprocess.run([str(PYTHON), "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout.decode()
 
 
 def refuse_unseen():
@@ -145,9 +180,12 @@ def make_venv(sink):
 
 
 def build_tools():
-    """The pins in requirements.txt that the build of llama.cpp needs before anything else."""
-    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    return re.findall(r"^(?:cmake|ninja|scikit-build-core)==\S+", text, re.MULTILINE)
+    """Path of a file with those lines of the lock that the builds need before anything else."""
+    text, path = (ROOT / LOCKS[0]).read_text(encoding="utf-8"), VENV / "build-tools.lock"
+    names = "|".join(map(re.escape, FIRST))
+    blocks = re.finditer(r"^(?:" + names + r")==(?:.*\\\n)*.*\n", text, re.MULTILINE)
+    path.write_text("".join(block.group() for block in blocks), encoding="utf-8")
+    return str(path)
 
 
 def timed(args, sink, step):

@@ -28,7 +28,7 @@ def rows(sections, assumed):
     counts = Counter()
     for role, source in entries.labelled(data).values():
         if role == "train":
-            counts[source.get("label") or source["name"]] += _counted(source, assumed)
+            counts[source.get("label") or source["name"]] += counted(source, assumed)
     stages = data["stages"] or [{"name": "all", "weights": dict.fromkeys(counts, 1.0)}]
     used = sum(
         counts.get(source, 0) * weight for stage in stages for source, weight in
@@ -37,7 +37,7 @@ def rows(sections, assumed):
     return int(used * (1 - data["eval_fraction"]))
 
 
-def _counted(source, assumed):
+def counted(source, assumed):
     """Rows of one source: the published count, or what a split such as "train[:500]" takes of it."""
     count, taken = assumed["rows"].get(source["name"], 0), re.search(r"\[:(\d+)\]", source.get("split") or "")
     return min(count, int(taken[1])) if taken else count
@@ -63,19 +63,26 @@ def flops_per_token(trained, frozen, shape, context, checkpointing=False):
     return 6 * trained + 4 * frozen + 3 * attention + again
 
 
-def training_hours(sections, shape, gpu, assumed, stage="sft"):
-    """Hours of one training run: {"hours", "tokens", "steps", "flops", "job": the utilization planned with}."""
-    fields, counts = memory.settings(sections, stage), memory.counted(sections, shape)
-    passed = shapes.active(shape, counts["parts"])
-    adapter = counts["adapter"] - shapes.idle(shape, counts["adapted experts"])
-    trained, frozen = (adapter, passed) if sections["lora"] else (passed, 0)
-    number, steps = tokens(sections, assumed, stage)
-    context = min(assumed["lengths"]["row"], fields["max_length"]) / 2
+def passed(sections, shape):
+    """Parameters that a training token passes through, (trained, frozen), and the name of the rate in utilization."""
+    counts = memory.counted(sections, shape)
+    found = shapes.active(shape, counts["parts"])
     job = "qlora" if sections["model"]["quantization"] else "lora"
     job = "experts" if counts["parts"]["experts"] else job
+    if not sections["lora"]:
+        return found, 0, job
+    return counts["adapter"] - shapes.idle(shape, counts["adapted experts"]), found, job
+
+
+def training_hours(sections, shape, gpu, assumed, stage="sft"):
+    """Hours of one training run: {"hours", "tokens", "steps", "flops", "job": the utilization planned with}."""
+    fields = memory.settings(sections, stage)
+    trained, frozen, job = passed(sections, shape)
+    number, steps = tokens(sections, assumed, stage)
+    context = min(assumed["lengths"]["row"], fields["max_length"]) / 2
     per_token = flops_per_token(trained, frozen, shape, context, fields["gradient_checkpointing"])
     if fields["loss_type"] == "distill":
-        per_token += 2 * passed
+        per_token += 2 * (frozen or trained)
     seconds = number * per_token / (gpu["tflops"] * 1e12 * assumed["utilization"][job])
     return {"hours": seconds / 3600, "tokens": number, "steps": steps, "flops": number * per_token, "job": job}
 
@@ -103,8 +110,12 @@ def answering_hours(sections, shape, gpu, assumed, bytes_read, chapter="02_basel
     questions, job = prompts(sections, chapter), "served" if served else "decode"
     at_once = sections["export"]["slots"] * sections["export"]["servers"] if served else chat["batch_size"]
     batches = -(-questions // at_once)
-    read = batches * chat["max_new_tokens"] * bytes_read
-    return read / (gpu["bandwidth_gb_s"] * 1e9 * assumed["utilization"][job]) / 3600
+    return reading_hours(batches * chat["max_new_tokens"] * bytes_read, gpu, assumed, job)
+
+
+def reading_hours(bytes_read, gpu, assumed, job):
+    """Hours to read so many bytes of weights, all batches and tokens together. job: decode or served."""
+    return bytes_read / (gpu["bandwidth_gb_s"] * 1e9 * assumed["utilization"][job]) / 3600
 
 
 def arms(sections):
@@ -192,8 +203,9 @@ def disk(sections, shape, assumed):
         "merged models of chapters 3 and 4": whole * (2 if runs else 1),  # that of an arm is gone before chapter 5
         "GGUF files of chapter 4": unrounded * gguf["bf16"] + grid[0] if runs else 0,
         "GGUF files of chapter 5": sum(gguf.values()) + (2 if runs else 1) * gguf["bf16"] + sum(grid),
-        "chapter 5: the base merged, logits, a file in float32": whole
-        + LOGITS_BYTES * (2 if runs else 1)
-        + (2 * whole if runs else 0),
+        # the base's weights are gone once its file is there, before anything is measured
+        "chapter 5: the base, then logits and a file in float32": max(
+            whole, (2 * whole + 2 * LOGITS_BYTES) if runs else LOGITS_BYTES
+        ),
     }
     return {what: size for what, size in found.items() if size}

@@ -4,13 +4,14 @@ Memory by part and phase (memory.py), hours, dollars and disk (budget.py), and w
 not fit. One GPU; what is assumed is printed, and stands in params/prices.yaml.
 """
 
+import itertools
 import os
 import sys
 from pathlib import Path
 
 import pandas as pd
 
-from lib.pipeline import machine
+from lib.pipeline import compilers, machine
 
 machine.quiet()  # before the libraries below are loaded, which say what they lack on this machine
 
@@ -20,8 +21,8 @@ from lib.pipeline.files import rooted  # noqa: E402
 from lib.plan import budget, memory  # noqa: E402
 
 GIB = memory.GIB
-NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
-       "bnb_4bit_compute_dtype": "bfloat16"}  # fmt: skip
+NF4_SET = "{load_in_4bit: true, bnb_4bit_quant_type: nf4, bnb_4bit_use_double_quant: true}"
+NF4 = recipe.parse(NF4_SET)
 SHORTEST = 512  # tokens; below it most answers would be cut
 
 
@@ -41,6 +42,15 @@ def on(sections, gpu):
     return changed(sections, model={"dtype": dtype, "quantization": quantization})
 
 
+def halved(fields):
+    """The fields of half a micro-batch, with as many rows a step; {} for one that has no half."""
+    rows, times = fields["per_device_train_batch_size"], 2 * fields["gradient_accumulation_steps"]
+    if rows % 2:
+        return {}
+    found = {"per_device_train_batch_size": rows // 2, "gradient_accumulation_steps": times}
+    return found | {"per_device_eval_batch_size": min(rows // 2, fields["per_device_eval_batch_size"])}
+
+
 def changes(sections):
     """Ever smaller versions of a recipe: yields (what was changed so far, sections), in the order to try them.
 
@@ -58,17 +68,14 @@ def changes(sections):
 
     if not fields["gradient_checkpointing"]:
         yield now("sft.gradient_checkpointing=true", sft={"gradient_checkpointing": True})
-    rows, times = fields["per_device_train_batch_size"], fields["gradient_accumulation_steps"]
-    while rows > 1 and rows % 2 == 0:
-        rows, times = rows // 2, times * 2
+    while smaller := halved(fields):
+        fields |= smaller
         said = [text for text in said if "batch_size" not in text and "accumulation" not in text]
-        smaller = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": times}
-        smaller["per_device_eval_batch_size"] = min(rows, fields["per_device_eval_batch_size"])
         yield now(" ".join(f"sft.{key}={value}" for key, value in smaller.items()), sft=smaller)
-    if fields["per_device_eval_batch_size"] > 1 and rows == 1:
+    if fields["per_device_eval_batch_size"] > 1 == fields["per_device_train_batch_size"]:
         yield now("sft.per_device_eval_batch_size=1", sft={"per_device_eval_batch_size": 1})
     if sections["lora"] and not sections["model"]["quantization"] and not sections["qat"]:
-        yield now("model.quantization: NF4, double quantization", model={"quantization": NF4})
+        yield now(f"model.quantization='{NF4_SET}'", model={"quantization": NF4})
     length = fields["max_length"]
     while length >= 2 * SHORTEST:
         length //= 2
@@ -82,11 +89,18 @@ def fits(sections, shape, gpu, assumed):
     return all(memory.needed(parts, assumed) <= gpu["memory_gib"] * GIB for parts in phases.values())
 
 
+def fitted(sections, shape, gpu, assumed):
+    """(settings, the sections with them): the first of `changes` with which training fits, none where it does already.
+
+    (None, None) where nothing makes it fit.
+    """
+    tried = itertools.chain([([], sections)], changes(sections))
+    return next((found for found in tried if fits(found[1], shape, gpu, assumed)), (None, None))
+
+
 def remedy(sections, shape, gpu, assumed):
-    """The first of `changes` with which training fits, as settings; [] where it fits already, None if none."""
-    if fits(sections, shape, gpu, assumed):
-        return []
-    return next((said for said, smaller in changes(sections) if fits(smaller, shape, gpu, assumed)), None)
+    """The settings of `fitted`."""
+    return fitted(sections, shape, gpu, assumed)[0]
 
 
 def fit(sections, shape, assumed):
@@ -122,18 +136,43 @@ def _table(title, rows):
 
 
 def _memory_tables(sections, shape, gpu, assumed):
-    for stage in ("sft", *(["qat"] if sections["qat"] else [])):
-        of = memory.PHASES if stage == "sft" else memory.PHASES[:2]  # merge and generation are as in chapter 3
-        phases = memory.memory(sections, shape, gpu, assumed, stage, of)
+    found = {"chapter 3": memory.memory(sections, shape, gpu, assumed)}
+    if sections["qat"]:  # merge and generation are as in chapter 3
+        found["an arm of chapter 4"] = memory.memory(sections, shape, gpu, assumed, "qat", memory.PHASES[:2])
+    if sections["preference"]:
+        found["chapter 7"] = _preference().memory_phases(sections, shape, gpu, assumed)
+    for chapter, phases in found.items():
         rows = pd.concat([pd.Series(parts, name=phase) for phase, parts in phases.items()], axis=1) / GIB
         needed = pd.Series({phase: memory.needed(parts, assumed) for phase, parts in phases.items()}) / GIB
         rows.loc["allocated"], rows.loc["needed"] = rows.sum(), needed
         rows = rows.astype(object)  # words below numbers
         rows.loc[f"fits in {gpu['memory_gib']}"] = (needed <= gpu["memory_gib"]).map({True: "yes", False: "NO"})
-        _table({"sft": "Memory, GiB, chapter 3", "qat": "Memory, GiB, an arm of chapter 4"}[stage], rows)
+        _table(f"Memory, GiB, {chapter}", rows)
 
 
-def _warnings(sections, shape, gpu):
+def _preference():
+    from lib.plan import preference  # loads TRL's trainers, which few recipes need
+
+    return preference
+
+
+def time(sections, shape, gpu, assumed):
+    """Rows of budget.time, chapter 7's among them where the recipe has it."""
+    found = budget.time(sections, shape, gpu, assumed)
+    return found + (_preference().time(sections, shape, gpu, assumed) if sections["preference"] else [])
+
+
+def disk(sections, shape, assumed):
+    """What budget.disk counts, chapter 7's files among it where the recipe has it."""
+    found = budget.disk(sections, shape, assumed)
+    return found | (_preference().disk(sections, shape, assumed) if sections["preference"] else {})
+
+
+def _warnings(sections, shape, gpu, assumed):
+    if compilers.missing():
+        served = sum(row["hours"] for row in budget.time(sections, shape, gpu, assumed) if row["stage"] == "05_export")
+        hours = served * gpu["bandwidth_gb_s"] / assumed["cpu_bandwidth_gb_s"]
+        yield f"no nvcc beside this machine's GPU: llama.cpp runs on the CPU, and chapter 5 answers for {hours:,.1f} h"
     model = sections["model"]
     compute = (model["quantization"] or {}).get("bnb_4bit_compute_dtype")
     if not gpu["bf16"] and "bfloat16" in (model["dtype"], compute):
@@ -163,16 +202,16 @@ def report(sections, shape, name, assumed):
             print(f'  {n}, to train: SET="{" ".join(v["remedy"])}"' if v["remedy"] else f"  {n}: nothing here fits")
     if found[name]["merge"] > gpu["memory_gib"]:
         print("  merge: chapter 3 adds the adapter to one matrix after the other, on the training device")
-    rows = pd.DataFrame(budget.time(sections, shape, gpu, assumed)).set_index("stage")
+    rows = pd.DataFrame(time(sections, shape, gpu, assumed)).set_index("stage")
     rows.loc["total"] = ["", *rows[["hours", "usd"]].sum()]
     _table(f"Time on one {name}", rows.rename(columns={"usd": "USD"}).rename_axis(None))
     for j in budget.judging(sections, assumed):
         price = "no price known" if j["usd"] is None else f"{j['usd']:.2f} USD"
         print(f"06_judge  {j['judge']}: {j['calls']} calls, {price} (judge.max_usd {sections['judge']['max_usd']})")
-    left = pd.Series(budget.disk(sections, shape, assumed)) / GIB
+    left = pd.Series(disk(sections, shape, assumed)) / GIB
     left.loc["total"] = left.sum()
     _table("Disk", left.to_frame("GiB"))
-    for warning in _warnings(sections, shape, gpu):
+    for warning in _warnings(sections, shape, gpu, assumed):
         print(f"WARNING: {warning}")
     print(f"\nAssumed (params/prices.yaml): {name} {gpu}; utilization {assumed['utilization']}; margins "
           f"{assumed['margins']}; lengths {assumed['lengths']}")  # fmt: skip
@@ -188,7 +227,7 @@ def main(arguments=None):
         gpu = memory.gpu(given.gpu or "a100-80gb", assumed)
         sections = on(recipe.chosen(given).sections(), gpu)
         shape = shapes.config(sections["model"]["base"], sections["model"]["twin"])
-        if shapes.experts(shape) and sections["model"]["dtype"] == "float32":
+        if shapes.experts(shape) and sections["model"]["dtype"] != "bfloat16":
             raise ValueError("torch multiplies stacked experts in bfloat16 only: add SET=model.dtype=bfloat16")
         try:
             layout.check(shape, bool(sections["qat"]))

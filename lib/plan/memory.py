@@ -73,18 +73,19 @@ def counted(sections, shape):
 
     whole: whether 256 divides the rows of every matrix.
     """
-    found = _counted(key(shape), json.dumps(sections["lora"]), _dtype(sections))
+    found = _counted(key(shape), json.dumps(sections["lora"]), dtype(sections))
     return dict(zip(COUNTED, found, strict=True))
 
 
-def _dtype(sections):
+def dtype(sections):
+    """torch's dtype of model.dtype."""
     return getattr(torch, sections["model"]["dtype"])
 
 
 def weights(sections, shape):
     """Bytes of the base as it is trained: {"weights": in 16 or 32 bits, "4-bit weights": NF4 with its scales}."""
     parts, quantization = counted(sections, shape)["parts"], sections["model"]["quantization"]
-    total, wide = sum(parts.values()), _dtype(sections).itemsize
+    total, wide = sum(parts.values()), dtype(sections).itemsize
     if not quantization or not quantization.get("load_in_4bit"):
         byte = 1 if quantization and quantization.get("load_in_8bit") else wide
         return {"weights": parts["matrices"] * byte + (total - parts["matrices"]) * wide}
@@ -111,7 +112,7 @@ def activations(sections, shape, gpu, fields, rows, length, backward):
         attention = "eager"  # without a mask, grouped key heads leave torch only the kernel that writes all scores
     peak = _peak(
         key(shape),
-        _dtype(sections),
+        dtype(sections),
         json.dumps(sections["lora"]),
         attention,
         rows=rows,
@@ -122,7 +123,7 @@ def activations(sections, shape, gpu, fields, rows, length, backward):
         backward=backward,
     )
     dequantized = counted(sections, shape)["largest linear"] if sections["model"]["quantization"] else 0
-    return peak + dequantized * _dtype(sections).itemsize  # 4-bit weights are there in full for each product
+    return peak + dequantized * dtype(sections).itemsize  # 4-bit weights are there in full for each product
 
 
 def memory(sections, shape, gpu, assumed, stage="sft", phases=PHASES):
@@ -134,13 +135,13 @@ def memory(sections, shape, gpu, assumed, stage="sft", phases=PHASES):
     recipe distils: chapters 3 and 4 give up each model before they load the next.
     """
     fields, base, counts = settings(sections, stage), weights(sections, shape), counted(sections, shape)
-    dtype, total = _dtype(sections), sum(counts["parts"].values())
-    trained, width = (counts["adapter"], 4) if sections["lora"] else (total, dtype.itemsize)
+    wide, total = dtype(sections).itemsize, sum(counts["parts"].values())
+    trained, width = (counts["adapter"], 4) if sections["lora"] else (total, wide)
     states = int(trained * state_bytes(fields["optim"], torch.float32 if width == 4 else torch.bfloat16))
     held = base | {"adapter": counts["adapter"] * width, "optimizer": states}
     kernels = {"kernels": int(assumed["margins"]["kernels_gib"] * GIB)}
     if stage == "qat":
-        held |= _qat(sections, counts, total, dtype)
+        held |= rounding(sections, shape) | ({"teacher": total * wide} if sections["qat"]["distill"] else {})
     length, found = fields["max_length"], {}
     if "training" in phases:
         rows = fields["per_device_train_batch_size"]
@@ -153,35 +154,39 @@ def memory(sections, shape, gpu, assumed, stage="sft", phases=PHASES):
     if "merge" in phases:
         found["merge"] = held | {"one matrix's sum": 14 * counts["largest"]}  # W, BA, their sum, and it in bfloat16
     if "generation" in phases:
-        kept = {"merged weights": total * dtype.itemsize}  # the notebook has freed the trainer, a merge what it merged
-        if sections["model"]["quantization"] and total * dtype.itemsize >= KEPT_FREE * gpu["memory_gib"] * GIB:
+        kept = {"merged weights": total * wide}  # the notebook has freed the trainer, a merge what it merged
+        if sections["model"]["quantization"] and total * wide >= KEPT_FREE * gpu["memory_gib"] * GIB:
             kept = base | {"adapter": counts["adapter"] * width}  # what answers then, as in chapter 3
-        found["generation"] = kept | _answering(sections, shape, gpu, assumed, fields)
+        found["generation"] = kept | answering(sections, shape, gpu, assumed, fields)
     return {phase: parts | kernels for phase, parts in found.items()}
 
 
-def _answering(sections, shape, gpu, assumed, fields):
+def answering(sections, shape, gpu, assumed, fields):
     """What a batch of chat.batch_size answers takes beside the weights."""
     prompt, batch = assumed["lengths"]["prompt"], sections["chat"]["batch_size"]
     alone = fields | {"loss_type": "chunked_nll", "packing": False}
     forward = activations(sections, shape, gpu, alone, batch, prompt, False)
-    cache = batch * (prompt + sections["chat"]["max_new_tokens"]) * token_cache(shape, _dtype(sections))
+    cache = batch * cached(shape, dtype(sections), prompt + sections["chat"]["max_new_tokens"])
     return {"keys and values": cache, "prompts' activations": forward}
 
 
-def _qat(sections, counts, total, dtype):
-    """Chapter 4's own: lib.qat.sites keeps every rounded matrix and a copy of its factors; distillation a teacher."""
-    qat = sections["qat"]
-    found = {"rounded weights": total * dtype.itemsize, "copies of the adapter": 4 * counts["adapter"]}
-    found["rounding one matrix"] = SEARCH_BYTES * counts["largest"]
-    return found | ({"teacher": total * dtype.itemsize} if qat["distill"] else {})
+def rounding(sections, shape):
+    """Bytes of training on a grid: lib.qat.sites keeps every rounded matrix and a copy of its factors."""
+    counts = counted(sections, shape)
+    found = {"rounded weights": sum(counts["parts"].values()) * dtype(sections).itemsize}
+    return found | {
+        "copies of the adapter": 4 * counts["adapter"],
+        "rounding one matrix": SEARCH_BYTES * counts["largest"],
+    }
 
 
-def token_cache(shape, dtype):
-    """Bytes of keys and values that one token takes in all layers."""
+def cached(shape, dtype, tokens):
+    """Bytes of keys and values of one row of tokens in all layers; a sliding window is all that its layers keep."""
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    return 2 * shape.num_hidden_layers * heads * size * dtype.itemsize
+    kinds = getattr(shape, "layer_types", None) or shape.num_hidden_layers * ["full_attention"]
+    kept = sum(min(tokens, shape.sliding_window) if kind == "sliding_attention" else tokens for kind in kinds)
+    return 2 * heads * size * dtype.itemsize * kept
 
 
 def needed(parts, assumed):

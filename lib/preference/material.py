@@ -27,11 +27,11 @@ def load(cfg, tokenizer, questions, local):
     """
     parts, ledger, drop = {"train": [], "test": []}, [], cfg.data["drop_overlaps"]
     for entry in cfg.preference["data"]:
-        reasons, count, seed = Counter(), entry.get("pairs", 64), cfg.run["seed"]
+        reasons, seed = Counter(), cfg.run["seed"]
         if entry["name"] == "clinic":
             axes, world = entry.get("axes") or list(clinic_pairs.AXES), clinic.load(local("data/clinic.yaml"))
-            sizes, terms = {"train": count, "test": max(20, count // 4)}, {"licence": "this repository's"}
-            found = {part: clinic_pairs.pairs(axes, size, seed, part, world) for part, size in sizes.items()}
+            terms = {"licence": "this repository's"}
+            found = {part: clinic_pairs.pairs(axes, size, seed, part, world) for part, size in per_axis(entry).items()}
         else:
             read, terms = list(converters.read(entry, reasons, local)), converters.terms(entry)
             found = {part: [p for p in read if _is_held_out(p) is (part == "test")] for part in ("train", "test")}
@@ -47,6 +47,12 @@ def load(cfg, tokenizer, questions, local):
         sizes = ", ".join(f"{len(found)} pairs to {part}" for part, found in parts.items())
         raise ValueError(f"preference.data gives {sizes}; where its rows went: {ledger}")
     return parts["train"], parts["test"], ledger
+
+
+def per_axis(entry):
+    """{"train", "test"}: pairs of each axis that an entry of the clinic gives."""
+    count = entry.get("pairs", 64)
+    return {"train": count, "test": max(20, count // 4)}
 
 
 def _is_held_out(pair):

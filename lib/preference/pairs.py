@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 
 from lib.chat import encoding, turns
-from lib.dataset import answers, choices, leakage
+from lib.dataset import answers, choices, framing, leakage
 from lib.dataset.choices import Reject
 
 SIDES = ("chosen", "rejected")
@@ -105,7 +105,9 @@ def without_leaks(pairs, evaluation, seed, drop, banned=()):
     evaluation: {name: list of records}, the frozen test. drop: cfg.data["drop_overlaps"]; the others are counted only.
     The ledger has a row for each source and evaluation set, a column for each detector. Both sides of a pair are read.
     """
-    scan = leakage.scan(map(_record, pairs), evaluation, seed, banned)
+    read = [_record(pair) for pair in pairs]
+    frames = framing.learn(read, *evaluation.values())
+    scan = leakage.scan(frames.bare(read), {name: list(frames.bare(r)) for name, r in evaluation.items()}, seed, banned)
     gone = scan.flagged(drop)
     ledger = scan.table(drop, np.ones(len(gone), bool))
     return [pair for pair, leaks in zip(pairs, gone, strict=True) if not leaks], ledger

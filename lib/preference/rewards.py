@@ -73,14 +73,28 @@ def values(model, sequences, batch_size=32):
     model: with a sequence-classification head of one label. sequences: lists of token ids, in any order.
     """
     order, found = sorted(range(len(sequences)), key=lambda i: -len(sequences[i])), [0.0] * len(sequences)
+
+    def marks(rows):
+        ids, _, mask = batching.right_pad([(sequences[i], sequences[i]) for i in rows], model.device)
+        ids = ids.masked_fill(mask == 0, model.config.get_text_config().pad_token_id)
+        return model(input_ids=ids, attention_mask=mask).logits[:, 0].tolist()
+
     with batching.evaluation(model):
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            ids, _, mask = batching.right_pad([(sequences[i], sequences[i]) for i in rows], model.device)
-            ids = ids.masked_fill(mask == 0, model.config.get_text_config().pad_token_id)
-            for i, value in zip(rows, model(input_ids=ids, attention_mask=mask).logits[:, 0].tolist(), strict=True):
+        for rows, given in batching.halving(order, batch_size, marks):
+            for i, value in zip(rows, given, strict=True):
                 found[i] = value
     return found
+
+
+SPOILT = {  # what is done to a chosen answer: the worse one, of the pair and of an answer to another question
+    "said twice": lambda pair, _: (
+        pair["chosen"] | {"output": pair["chosen"]["output"] + "\n\n" + pair["chosen"]["output"]}
+    ),
+    "form without content": lambda pair, _: {"reasoning": "This is to be thought about.", "output": "Answer: this"},
+    "empty": lambda pair, _: {"reasoning": "", "output": "."},
+    "the question again": lambda pair, _: pair["chosen"] | {"output": pair["question"]},
+    "an answer to another question": lambda pair, other: pair["chosen"] | {"output": other},
+}
 
 
 def probes(model, held_out, records, tokenizer, cfg):
@@ -89,21 +103,9 @@ def probes(model, held_out, records, tokenizer, cfg):
     held_out: pairs. An answer is made long with its own sentences said again, kept in form and emptied of content,
     left empty, replaced by the question, or by an assured answer to another question of `records`.
     """
-    other = f"Certainly, without any doubt. {records[0]['output']}"
-    spoilt = {
-        "said twice": lambda pair: (
-            pair["chosen"] | {"output": pair["chosen"]["output"] + "\n\n" + pair["chosen"]["output"]}
-        ),
-        "form without content": lambda pair: {"reasoning": "This is to be thought about.", "output": "Answer: this"},
-        "empty": lambda pair: {"reasoning": "", "output": "."},
-        "the question again": lambda pair: pair["chosen"] | {"output": pair["question"]},
-        "an answer to another question": lambda pair: (
-            pair["chosen"] | {"output": f"Certainly, without any doubt. {other}"}
-        ),
-    }
-    found = {}
-    for name, spoil in spoilt.items():
-        both = [pair | {"chosen": pair["chosen"], "rejected": spoil(pair)} for pair in held_out]
+    other, found = f"Certainly, without any doubt. {records[0]['output']}", {}
+    for name, spoil in SPOILT.items():
+        both = [pair | {"chosen": pair["chosen"], "rejected": spoil(pair, other)} for pair in held_out]
         rows = [pairs.tokens(pair, tokenizer, cfg, 4 * cfg.sft["max_length"]) for pair in both]
         good, bad = (values(model, [row["prompt_ids"] + row[f"{s}_ids"] for row in rows]) for s in pairs.SIDES)
         found[name] = stats.proportion([b > a for a, b in zip(good, bad, strict=True)])
