@@ -104,7 +104,7 @@ def check(reasons: Counter, failed: dict, spec: dict, label: str, min_reasoning_
              Counter({reason: reasons[reason] for reason in failed}).most_common(3)]  # fmt: skip
     said = f"{read} rows read, rejected { {reason: n for reason, n in reasons.items() if reason != 'kept'} }"
     remedy = "check its entry in the recipe and the split it names"
-    if spec.get("path"):
+    if spec.get("path") and read:
         remedy = (
             f"mend {spec['path']}, say in its entry of the recipe what its columns are (columns: ...), or let more "
             "rows go (max_rejected: 0.5). data/README.md explains the reasons, docs/own-data.md the columns"
