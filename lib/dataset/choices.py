@@ -154,6 +154,13 @@ def _in_lines(block: str) -> str:
     return block
 
 
+def without_order(text: str) -> str:
+    """Text without the orders and labels at its end."""
+    while (bare := ORDER.sub("", text)) != text:
+        text = bare
+    return text
+
+
 def inside(question: str) -> tuple[str, list[str]]:
     """(stem, options) of a question that lists its options at its end, on lines or in a row; (question, []) of others.
 
@@ -164,9 +171,7 @@ def inside(question: str) -> tuple[str, list[str]]:
     if not starts:
         return question, []
     start = starts[-1]
-    stem, block = question[: start.start()].strip(), question[start.end() :]
-    while (bare := ORDER.sub("", block)) != block:
-        block = bare
+    stem, block = question[: start.start()].strip(), without_order(question[start.end() :])
     if not stem:
         raise Reject("empty_question")
     if PREFIXED.match(stem[stem.rfind("\n") + 1 :].strip()):  # the letters start again: two lists, or a broken one

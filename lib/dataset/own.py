@@ -10,6 +10,9 @@ from lib.dataset.choices import LETTERS, Reject, clean
 from lib.dataset.conversations import conversation, exchange, joined, listed, taken_apart, void
 from lib.dataset.converters import TAIL_CHARS, choice, content, last_answer, named, optional
 
+NUMBERED = re.compile(r"(?:\n[ \t]*\(?[1-9][.)．、]\s*\S[^\n]*){2,9}\s*$")
+COUNTED = re.compile(r"\b(?:how many|number of)\b|多少|几", re.IGNORECASE)  # asks for a number, which is no option's
+
 
 def own(row: dict) -> dict:
     """Content fields of a row by role: instruction, context, input, output, reasoning, options, answer, index, base,
@@ -44,6 +47,8 @@ def _answered(row, question, reasoning, output):
     given = [(role, value) for role in ("answer", "index") if not void(value := row.get(role))]
     if not options:
         stem, options = choices.inside_or_none(question)
+        if not (options or given) and (found := _numbered(question, output)):
+            stem, options, output = found
     said = _said(output, options, None if given else row.get("base")) if options else None
     if not options or not (given or row.get("options") or said is not None):
         return _open(row, question, reasoning, output, [value for _, value in given])
@@ -56,6 +61,19 @@ def _answered(row, question, reasoning, output):
     (place,) = places
     reasoning = _agreeing(reasoning, options, place)
     return choice(stem, reasoning, _explanation(output, options, place, row.get("base")), options, place)
+
+
+def _numbered(question: str, output: str):
+    """(stem, options, output by letter) where "1. ..." lines end a question and the output opens with one's number."""
+    asked = choices.without_order(question)
+    lines, told = NUMBERED.search(asked), re.fullmatch(r"\(?([1-9])(?:[.)]+(.*))?", output, re.DOTALL)
+    if not lines or not told or COUNTED.search(asked[: lines.start()]):
+        return None
+    numbers, texts = zip(*re.findall(r"\n[ \t]*\(?([1-9])[.)．、]\s*(\S[^\n]*)", lines[0]), strict=True)
+    if list(numbers) != [str(n) for n in range(1, len(texts) + 1)] or told[1] not in numbers:
+        return None
+    options, said = choices.options_of(list(texts)), f"{LETTERS[int(told[1]) - 1]}. {told[2] or ''}".strip()
+    return (asked[: lines.start()].strip(), options, said) if _said(said, options, None) is not None else None
 
 
 def _open(row, question, reasoning, output, given):

@@ -64,7 +64,7 @@ def recognise(rows: list[dict], spec: dict, where: str) -> Shape:
         shape = dataclasses.replace(
             shape, reasoned=any(_thinks(shape, part) for row in rows for part in shape.parts(row))
         )
-    if unread := {column: row[column] for row in rows for column in shape.unread(row)}:
+    if unread := {column: row[column] for row in reversed(rows) for column in shape.unread(row)}:
         raise Unread(complaint(shape, unread))
     return shape
 
