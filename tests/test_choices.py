@@ -36,6 +36,12 @@ def reason(call, *args, **options):
         "(a) Vitamin A\n(b) Vitamin C\n(c) Vitamin K",
         "A.Vitamin A\nB.Vitamin C\nC.Vitamin K",
         "A: Vitamin A\nB: Vitamin C\nC: Vitamin K",
+        "A. Vitamin A B. Vitamin C C. Vitamin K",
+        "Options: (a) Vitamin A (b) Vitamin C (c) Vitamin K",
+        "A．Vitamin A\nB．Vitamin C\nC．Vitamin K",
+        {"0": "Vitamin A", "1": "Vitamin C", "2": "Vitamin K"},
+        {"3": "Vitamin K", "1": "Vitamin A", "2": "Vitamin C"},
+        {"label": ["1", "2", "3"], "text": OPTIONS},
     ],
 )
 def test_options_in_every_encoding(value):
@@ -60,7 +66,9 @@ def test_nothing_listed_is_an_open_question(value):
         (["one", "."], "options_unparsable"),
         ({"A": "one", "C": "two"}, "options_unparsable"),
         ({"A": None, "B": "two"}, "options_unparsable"),
-        ({"1": "one", "2": "two"}, "options_unparsable"),
+        ({"1": "one", "3": "two"}, "options_unparsable"),
+        ({"2": "one", "3": "two"}, "options_unparsable"),
+        ({"A": "one", "1": "two"}, "options_unparsable"),
         ({"A": "one", "a": "two"}, "options_unparsable"),
         ([{"key": "A", "value": "x"}, {"key": "A", "value": "y"}], "options_unparsable"),
         ([{"key": "A"}, {"value": "y"}], "options_unparsable"),
@@ -100,6 +108,7 @@ def test_options_that_cannot_be_read(value, expected):
         (2.0, {"base": 0}, 2),
         ("2", {"base": 1}, 1),
         ("B", {"means": "letter"}, 1),
+        ("2", {"base": 1, "means": "letter"}, 1),
     ],
 )
 def test_answers_in_every_encoding(answer, how, index):
@@ -116,6 +125,7 @@ def test_answers_in_every_encoding(answer, how, index):
         ("Vitamin C", OPTIONS, {"means": "letter"}, "answer_not_in_options"),
         ("C", ["B", "C", "D"], {}, "answer_ambiguous"),
         ("2", ["1", "2", "3"], {"base": 0}, "answer_ambiguous"),
+        (2, ["1", "2", "3"], {"base": 0}, "answer_ambiguous"),
         (3, OPTIONS, {"base": 0}, "answer_not_in_options"),
         (0, OPTIONS, {"base": 1}, "answer_not_in_options"),
         (10**400, OPTIONS, {"base": 0}, "answer_not_in_options"),
@@ -134,6 +144,7 @@ def test_answers_that_name_no_option_or_two(answer, options, how, expected):
 
 
 def test_a_letter_that_is_an_options_text_follows_what_the_source_means():
+    assert choices.find(3, ["2", "3", "4"]) == 1 and choices.find(1, ["2", "3", "1"], means="letter", base=0) == 1
     assert choices.find("C", ["B", "C", "D"], means="text") == 1
     assert choices.find("C", ["B", "C", "D"], means="letter") == 2
     assert choices.find("E", ["B", "E", "D"]) == 1, "there is no fifth option, so that E is the text"
@@ -148,6 +159,13 @@ def test_a_letter_that_is_an_options_text_follows_what_the_source_means():
         ("Which?\nAnswer Choices: (A) one (B) two", "Which?", ["one", "two"]),
         ("Vitamin\nA deficiency: which?\na. one\nb. two", "Vitamin\nA deficiency: which?", ["one", "two"]),
         ("Is vitamin B. or C. needed?", "Is vitamin B. or C. needed?", []),
+        ("哪个？\nA．one\nB．two", "哪个？", ["one", "two"]),
+        ("哪个？\nA、甲 B、乙 C、丙", "哪个？", ["甲", "乙", "丙"]),
+        ("哪个？\n（A）甲\n（B）乙", "哪个？", ["甲", "乙"]),
+        ("哪个？\nA.甲\nB.乙", "哪个？", ["甲", "乙"]),
+        ("Which?\n[A] one\n[B] two", "Which?", ["one", "two"]),
+        ("Which?\nA. one, or\nTwo\nB. two,\nor three", "Which?", ["one, or Two", "two, or three"]),
+        ("Which?\nA. Tell her\nB. Explain the options", "Which?", ["Tell her", "Explain the options"]),
     ],
 )
 def test_options_inside_a_question(question, stem, options):
@@ -162,10 +180,40 @@ def test_options_inside_a_question(question, stem, options):
         ("Which?\nA. one\nA. two\nB. three", "options_unparsable"),
         ("Which?\nA. one B. two B. three", "options_unparsable"),
         ("A. one\nB. two", "empty_question"),
+        ("Which?\nA. one\nB. two\n\nshe is allergic", "options_unparsable"),
+        ("Which?\nA. one\nB. two\nShe is allergic.", "options_unparsable"),
+        ("Which?\nA. one\nB. two\n*Beware*", "options_unparsable"),
+        ("Which?\nA. one\nB. two [/INST]", "options_unparsable"),
+        ("Which?\nA. one B. two Choose the right one:", "options_unparsable"),
     ],
 )
 def test_a_broken_list_inside_a_question(question, expected):
     assert reason(choices.inside, question) == expected
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "\nAnswer:",
+        " Answer:",
+        "\n\nAnswer with the letter only.",
+        ". Answer with the letter of the option.",
+        "\nThe correct answer is",
+        "\n### Response:",
+        "\n\n**Answer:**",
+        "\nChoose the best option.\nAnswer: (",
+        "\nPlease respond only with A, B, C or D.",
+        "\nLet's think step by step.",
+        "\nExplain your reasoning, then give the answer.",
+        "\n答案：",
+        "\n请选择正确答案。",
+    ],
+)
+def test_an_order_behind_the_list_is_no_part_of_its_last_option(order):
+    assert choices.inside(f"Which?\nA. one\nB. S. aureus{order}") == (
+        "Which?",
+        ["one", "S. aureus" + "." * (order[0] == ".")],
+    )
 
 
 def test_unquote():

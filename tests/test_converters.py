@@ -184,9 +184,17 @@ def fresh(name):
         ("reasonmed", {"output": "<think>\nOnly thoughts.\n</think>\n"}, "empty_answer"),
         ("own", {"answer": "A. y"}, "answer_conflict"),
         ("own", {"answer": "z"}, "answer_not_in_options"),
+        ("own", {"reasoning": "Ans. is 'a' i.e., x"}, "answer_conflict"),
+        ("own", {"reasoning": "It is late. So the answer is x."}, "answer_conflict"),
+        ("own", {"reasoning": "The answer is B. No: the answer is A."}, "answer_conflict"),
+        ("own", {"output": "It is late.\n\nAnswer: A"}, "answer_conflict"),
+        ("own", {"output": "It is late. So the answer is x."}, "answer_conflict"),
+        ("own", {"output": "A"}, "answer_conflict"),
+        ("own", {"output": "A. x, since it is late."}, "answer_conflict"),
+        ("reasonmed", {"output": "So.\n\nThe answer is A.\n\nWait, on reflection the answer is B."}, "answer_conflict"),
         ("own", {"options": ["C", "vitamin C", "D"], "answer": "C"}, "answer_ambiguous"),
         ("own", {"answer": 1}, "wrong_type"),
-        ("own", {"answer": None}, "empty_answer"),
+        ("own", {"answer": None}, "answer_not_in_options"),
         ("own", {"options": None, "answer": ["y"]}, "wrong_type"),
         *[(name, {sources.SOURCES[name].identity[-1]: cell}, reason) for name in ("medreason", "medmcqa", "own")
           for cell, reason in (({"a": 1}, "wrong_type"), ([1], "wrong_type"), (True, "wrong_type"), (1.5, "wrong_type"),
@@ -223,6 +231,31 @@ def test_medmcqa_counts_from_zero():
     record = kept("medmcqa", GOOD["medmcqa"] | {"exp": None, "cop": 3})
     assert (record["letter"], record["answer"], record["output"]) == ("D", "Vitamin C", "Answer: Vitamin C")
     assert (record["row_id"], record["benchmark"], record["reasoning"]) == ("made-up-0", "medmcqa", "")
+
+
+def test_a_copy_of_medmcqa_shows_from_where_it_counts():
+    def letters(cops):
+        rows = [GOOD["medmcqa"] | {"id": str(n), "exp": "", "cop": cop} for n, cop in enumerate(cops)]
+        return [r["letter"] for r in ingest.convert("medmcqa", rows, {"name": "medmcqa", "path": "copy.jsonl"})[0]]
+
+    assert letters([1, 2, 3, 4]) == letters([0, 1, 2, 3]) == letters([0.0, 1.0, 2.0, 3.0]) == list("ABCD")
+    with pytest.raises(shapes.Unread, match="never 0 and never 4.*name: own, with columns: {base: 0} or {base: 1}"):
+        letters([1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("cells", "reasoning", "output"),
+    [
+        ({"reasoning": "Ans. is 'b' i.e., y. It is late."}, "y. It is late.", "It.\n\nAnswer: y"),
+        ({"reasoning": "Perhaps the answer is A. No, the answer is B."}, None, "It.\n\nAnswer: y"),
+        ({"output": "The answer is B, since it is late."}, "So.", "since it is late.\n\nAnswer: y"),
+        ({"output": "B. y, since it is late."}, "So.", "y, since it is late.\n\nAnswer: y"),
+        ({"output": "x is wrong, avoid it."}, "So.", "x is wrong, avoid it.\n\nAnswer: y"),
+    ],
+)
+def test_what_states_the_right_letter_is_kept_without_it(cells, reasoning, output):
+    record = kept("own", GOOD["own"] | cells)
+    assert (record["reasoning"], record["output"]) == (reasoning or cells["reasoning"], output)
 
 
 def test_pubmedqa_puts_the_abstract_before_the_question():

@@ -15,7 +15,7 @@ from trl.trainer import sft_trainer as trl
 from lib.dataset import curriculum
 from lib.evaluation import cases, screens
 from lib.model import shapes
-from lib.pipeline import hub, recipe
+from lib.pipeline import compilers, hub, recipe
 from lib.pipeline.files import ROOT
 from lib.plan import budget, fit, memory, trace
 
@@ -283,10 +283,13 @@ def test_access_does_not_need_a_network():
     assert fit.access({"base": "twin", "revision": None}, offline) == ""
 
 
-def test_the_plan_of_the_tiny_recipe_prints_every_table(capsys):
+def test_the_plan_of_the_tiny_recipe_prints_every_table_and_the_hours_without_nvcc(capsys, monkeypatch):
+    monkeypatch.setattr(compilers, "missing", lambda: "nvcc")
     assert fit.main(["--recipe", "tiny", "--gpu", "l4"]) == 0
     out = capsys.readouterr().out
     assert all(word in out for word in ("keys and values", "Needed on each GPU", "Time on one l4", "Disk", "Assumed"))
+    assert all(word in out for word in ("Memory, GiB, chapter 7", "arm dpo: 240 steps", "GGUF files of chapter 7"))
+    assert re.search(r"WARNING: no nvcc .*: llama\.cpp runs on the CPU, and chapter 5 answers for [\d.]+ h", out)
     assert fit.main(["--gpu", "l5"]) == 2
     assert fit.main(["--recipe", "gpt_oss_20b@rehearsal"]) == 2  # in float32, for a CPU
     assert "add SET=model.dtype=bfloat16" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from transformers import DynamicCache, Gemma3TextConfig, GptOssConfig, Qwen3Conf
 
 from lib.dataset import clinic
 from lib.model import shapes
-from lib.pipeline import compilers, recipe
+from lib.pipeline import recipe
 from lib.pipeline.files import ROOT
 from lib.plan import budget, fit, memory, preference, table
 from lib.preference import clinic_pairs, rewards
@@ -110,14 +110,6 @@ def test_memory_and_disk_of_chapter_7_by_hand():
     written = preference.disk(cfg, shape, ASSUMED)
     assert written["GGUF files of chapter 7"] == 3 * int(4.5 * total / 8)
     assert written["checkpoints of chapter 7"] == 12 * adapter * (1 + 22)  # longer once, DPO every 500 of 10,940 steps
-
-
-def test_the_plan_prints_chapter_7_and_the_hours_without_nvcc(monkeypatch, capsys):
-    monkeypatch.setattr(compilers, "missing", lambda: "nvcc")
-    assert fit.main(["--recipe", "tiny", "--gpu", "l4"]) == 0
-    out = capsys.readouterr().out
-    assert all(word in out for word in ("Memory, GiB, chapter 7", "arm dpo: 240 steps", "GGUF files of chapter 7"))
-    assert re.search(r"WARNING: no nvcc .*: llama\.cpp runs on the CPU, and chapter 5 answers for [\d.]+ h", out)
 
 
 def committed():

@@ -58,6 +58,7 @@ SHAPE = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 SHAPE |= {"vocab_size": 600, "block_size": 256}
 GROUPED = {"num_key_value_heads": 1, "head_dim": 32}
 FIELDS = {"gpt2": {}, "gptoss": GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2}}
+BLANKS = ("llama2", "gemma3")  # SentencePiece takes U+2581 for the blank that it stands for
 PIECES = [
     *LOOK_ALIKES, "<end_of_turn>\n", "<bos>", "<pad>", "<unk>", "<0x0A>", "<tool_response>", "</tool_response>",
     "</think>\n\n", "<|end|><|start|>assistant<|channel|>final<|message|>", "\u2581", "\u0120",
@@ -211,7 +212,9 @@ def test_the_assistants_tokens_to_the_end_carry_loss_and_no_others(case):
         whole = encoding.render(talk, tokenizer, False, *case.style).removeprefix(case.begin)
         assert ids == serve.tokenize(case.url, whole)
         said = {key[0]: encoding.neutralise(row[key]) for key in ("reasoning", "output")}
-        assert tokenizer.decode(ids)[len(tokenizer.decode(ids[:start])) :] == case.turn.format(**said)
+        trained = tokenizer.decode(ids)[len(tokenizer.decode(ids[:start])) :]
+        written = case.turn.format(**said)
+        assert trained == (written.replace("\u2581", " ") if case.architecture in BLANKS else written)
         assert labels.count(end) == 1
         if tokenizer.bos_token not in (None, tokenizer.eos_token):
             asked = sum(turn["role"] == "user" for turn in talk)

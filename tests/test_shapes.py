@@ -42,9 +42,12 @@ def told(rows, least=0, **spec):
          "chat messages: "),
         ({"messages": json.dumps([{"role": "user", "content": [{"type": "text", "text": ASKED}]},
                                   {"role": "assistant", "content": "A."}])}, ASKED, "A.", "chat messages: "),
-        ({"conversation": [[ASKED, "A."]]}, ASKED, "A.", "messages = conversation"),
+        ({"conversation": [[ASKED, "A."]]}, ASKED, "A.", "messages = conversation, each answer is trained"),
         ({"prompt": [{"role": "user", "content": ASKED}], "completion": [{"role": "assistant", "content": "A."}]},
-         ASKED, "A.", "messages = prompt + completion"),
+         ASKED, "A.", "messages = prompt + completion, the last answer is trained"),
+        ({"messages": [{"role": "user", "content": ASKED, "id": 7},
+                       {"role": "assistant", "content": "A.", "weight": 1}]},
+         ASKED, "A.", "chat messages: "),
     ],
 )  # fmt: skip
 def test_a_shape_is_recognised_and_said(row, question, answer, said):
@@ -72,6 +75,17 @@ def test_a_shape_is_recognised_and_said(row, question, answer, said):
         ({"instruction": "Choose.", "input": f"{ASKED}\n{LIST}", "output": "(C)"}, "C"),
         ({"prompt": f"{ASKED}\nA. Adrenaline B. Atropine", "completion": "A. Adrenaline"}, "A"),
         ({"messages": [{"role": "user", "content": f"{ASKED}\n\n{LIST}"}, {"role": "assistant", "content": "B"}]}, "B"),
+        ({"prompt": f"{ASKED}\n{LIST}\nAnswer:", "completion": " C"}, "C"),
+        ({"instruction": f"{ASKED}\n1. Adrenaline\n2. Atropine", "output": "2"}, "B"),
+        ({"instruction": f"{ASKED}\n(1) Adrenaline\n(2) Atropine\nAnswer:", "output": "(2) Atropine, at once."}, "B"),
+        ({"instruction": ASKED, "options": OPTIONS, "output": "B"}, "B"),
+        ({"instruction": ASKED, "options": OPTIONS, "output": "B. Atropine, since it speeds the heart."}, "B"),
+        ({"prompt": ASKED, "choices": OPTIONS, "completion": "Atropine"}, "B"),
+        ({"question": ASKED, "choices": {"text": OPTIONS, "label": ["A", "B", "C"]}, "answerKey": "B"}, "B"),
+        ({"question": ASKED, "options": OPTIONS, "answer": "Atropine", "answer_idx": 1}, "B"),
+        ({"question": ASKED, "options": OPTIONS, "answer": "Atropine", "answer_idx": 2}, "B"),
+        ({"question": ASKED, "options": ["2", "3", "4"], "answer": 3}, "B"),
+        ({"question": ASKED, "options": "A. Adrenaline B. Atropine", "answer": "B"}, "B"),
     ],
 )  # fmt: skip
 def test_options_are_read_wherever_they_stand(row, letter):
@@ -90,7 +104,12 @@ def test_options_are_read_wherever_they_stand(row, letter):
         ("<reasoning>\nSo.\n</reasoning>\nThat.", "So.", "That."),
         ("## Thinking\n\nSo.\n\n## Final Response\n\nThat.", "So.", "That."),
         ("<|channel|>analysis<|message|>So.<|end|><|start|>assistant<|channel|>final<|message|>That.", "So.", "That."),
+        ("<Think>So.</Think>That.", "So.", "That."),
+        ("< thinking >So.</ thinking >That.", "So.", "That."),
+        ("### Thinking\nSo.\n### Final Response\nThat.", "So.", "That."),
+        ("# **thinking:**\nSo.\n\n# **FINAL ANSWER:**\nThat.", "So.", "That."),
         ("That is < 3 and > 1.", "", "That is < 3 and > 1."),
+        ("## Reasoning\nThat.", "", "## Reasoning\nThat."),
     ],
 )
 def test_reasoning_inside_an_output_is_taken_apart(output, reasoning, answer):
@@ -98,6 +117,58 @@ def test_reasoning_inside_an_output_is_taken_apart(output, reasoning, answer):
     for row in ({"instruction": ASKED, "output": output}, {"messages": chat}):
         (record,), _, _ = told([row])
         assert (record["reasoning"], record["output"]) == (reasoning, answer)
+
+
+@pytest.mark.parametrize(
+    ("asked", "output", "reason"),
+    [
+        (LIST, "Avoid Atropine.", None),
+        (LIST, "Atropine is contraindicated here.", None),
+        (LIST, "Neither Aspirin.", None),
+        (LIST, "The answer is A.\n\nWait, on reflection the answer is B.", "answer_conflict"),
+        (LIST, "E", "answer_not_in_options"),
+        (LIST, "A. Aspirin", "answer_conflict"),
+        ("1. Adrenaline\n2. Atropine", "B", "options_unparsable"),
+        ("How many?\n1. Adrenaline\n2. Atropine", "2", "options_unparsable"),
+        ("1. Adrenaline\n2. Atropine\n4. Aspirin", "1", "options_unparsable"),
+        ("1. Adrenaline\n2. Atropine", "2. Adrenaline", "answer_conflict"),
+        (f"{LIST}\nShe is allergic to all of these.", "B", "options_unparsable"),
+        (f"{LIST}\n\nshe has a rash", "Atropine", None),
+    ],
+)
+def test_an_option_that_is_not_stated_is_no_truth_and_a_letter_without_a_list_no_answer(asked, output, reason):
+    row = {"instruction": f"{ASKED}\n{asked}", "output": output}
+    records, reasons, _ = told([{"instruction": ASKED, "output": "It is."}, row])
+    assert reasons == ({"kept": 1, reason: 1} if reason else {"kept": 2})
+    assert reason or (records[1]["letter"], records[1]["output"]) == (None, output)
+
+
+def test_open_and_multiple_choice_rows_of_one_file():
+    rows = [{"question": ASKED, "answer": "Adrenaline is."}, {"question": ASKED, "options": OPTIONS, "answer": "B"},
+            {"question": ASKED, "options": None, "answer": "B"}]  # fmt: skip
+    records, reasons, _ = told(rows)
+    assert [(r["letter"], r["output"]) for r in records] == [(None, "Adrenaline is."), ("B", "Answer: Atropine")]
+    assert reasons == {"kept": 2, "answer_not_in_options": 1}, "a letter without a list"
+
+
+def test_the_columns_of_a_published_set_keep_id_and_benchmark():
+    row = {
+        "question": ASKED,
+        "options": dict(zip("ABC", OPTIONS, strict=True)),
+        "answer": OPTIONS[0],
+        "answer_idx": "A",
+    }
+    records, reasons, shape = told([row | {"id": n, "benchmark": "MedXpertQA"} for n in (1, 2, 2)])
+    assert [(r["row_id"], r["benchmark"]) for r in records] == [("1", "medxpertqa"), ("2", "medxpertqa")]
+    assert reasons == {"kept": 2, "duplicate_id": 1} and "columns of medqa, id = id, benchmark = bench" in shape.said
+
+
+@pytest.mark.parametrize("column", ["", "Unnamed: 0", "__index_level_0__"])
+def test_only_numbers_in_an_unnamed_column_number_the_rows(column):
+    row = {"question": ASKED, "answer": "A."}
+    assert told([row | {column: number} for number in (0, "1", 2.0, None)])[1] == {"kept": 4}
+    with pytest.raises(shapes.Unread, match=f"nothing reads '{column}', e.g. 'text'"):
+        told([row | {column: 0}] * 1500 + [row | {column: "text"}])
 
 
 @pytest.mark.parametrize(
@@ -111,6 +182,10 @@ def test_numbers_count_options_from_what_the_rows_show(answers, base):
 
 
 def test_numbers_that_show_no_base_are_asked_for():
+    numbered = [{"index": n, "question": ASKED, "choices": OPTIONS, "answer": "B"} for n in range(9)]
+    with pytest.raises(shapes.Unread, match=r"'index' holds numbers.*number the rows, columns: {ignore: \[index\]}"):
+        told(numbered)
+    assert told(numbered, columns={"ignore": "index"})[1] == {"kept": 9}
     rows = [{"question": ASKED, "choices": OPTIONS, "answer": 1}]
     with pytest.raises(shapes.Unread, match="from 0 or from 1.*columns: {base: 0}"):
         told(rows)
@@ -138,7 +213,8 @@ def test_a_column_that_nothing_reads_stops_the_stage_by_name_and_says_what_to_wr
     [
         ({"prompt": ASKED, "chosen": "A.", "rejected": "B."}, "preference pairs.*columns: {output: chosen"),
         ({"text": "A book."}, "has the columns 'text', and none is known as the question"),
-        ({"question": ASKED, "label": 1}, "none is known as the answer.*columns: {output: question}"),
+        ({"question": ASKED, "label": 1}, "none is known as the answer.*columns: {output: label}"),
+        ({"id": 1, "question": ASKED, "choices": OPTIONS, "gold": "A"}, "known as the answer.*columns: {answer: gold}"),
         ({"question": ASKED, "prompt": "Say.", "answer": "A."}, "'question', 'prompt' may each be the instruction"),
     ],
 )
@@ -185,13 +261,32 @@ def test_each_answer_of_a_conversation_is_trained_or_the_last():
     assert [turn["role"] for turn in told(rows)[0][0]["history"]] == ["system", "user", "assistant"]
 
 
+def test_pairs_are_turns_and_what_is_said_before_and_after_the_questions_is_counted():
+    records, reasons, _ = told([{"conversation": [["q1", "a1"], ["q2", "a2"], ["Thanks", None]]}])
+    assert [(r["instruction"], r["output"]) for r in records] == [("q1", "a1"), ("q2", "a2")]
+    assert reasons == {"kept": 2, "closing_turn": 1}
+    greeted = [{"from": "gpt", "value": "Hello!"}, *TALK, {"from": "human", "value": "Thanks."}]
+    records, reasons, _ = told([{"conversations": greeted}])
+    assert [r["output"] for r in records] == ["For how long?", "Rest."]
+    assert records[0]["history"] == [{"role": "system", "content": "Be brief."}]
+    assert reasons == {"kept": 2, "opening_turn": 1, "closing_turn": 1}
+    assert told([{"conversations": greeted}], turns="last")[1] == {"kept": 1, "opening_turn": 1, "closing_turn": 1}
+    check = {"path": "x", "max_rejected": 0.0}  # none of them is a fault
+    assert ingest.convert("own", [{"conversations": greeted}], {"name": "own"} | check)[1]["kept"] == 2
+
+
 @pytest.mark.parametrize(
     ("turns", "reason"),
     [
-        (TALK + [{"from": "human", "value": "Thanks?"}], "empty_answer"),
-        (TALK[2:], "empty_question"),
-        (TALK[:2] + [{"from": "function", "value": "x"}] + TALK[2:], "unknown_turn"),
-        (TALK[:2] + [{"from": "gpt", "value": "x", "tool_calls": [{"name": "f"}]}], "unknown_turn"),
+        (TALK + [{"from": "human", "value": "Thanks?"}], "closing_turn"),
+        (TALK[:2], "empty_answer"),
+        (TALK[2:3], "empty_question"),
+        (TALK[2:], "opening_turn"),
+        (TALK[:2] + [{"from": "function", "value": "x"}] + TALK[2:], "unknown_turn: function"),
+        (TALK[:2] + [{"from": "gpt", "value": "x", "tool_calls": [{"name": "f"}]}], "unknown_turn: tool_calls"),
+        (TALK[:2] + [{"from": "gpt", "value": "x", "weight": 0}], "unknown_turn: weight"),
+        (TALK[:2] + [{"from": "gpt", "value": "x", "channel": "final"}], "unknown_turn: channel"),
+        (TALK[:2] + [{"from": "gpt", "value": "It is. <think>never ends"}], "empty_answer"),
         (TALK[:2] + [{"from": "gpt", "value": "<think>never ends"}], "empty_answer"),
         (TALK[:2] + ["text"], "wrong_type"),
         ("no list", "wrong_type"),

@@ -54,8 +54,8 @@ SAMPLE_REASONS = {  # (rows kept, the reasons of the others)
     "own": (
         4,
         "reasoning_too_short reasoning_too_short reasoning_too_short reasoning_too_short reasoning_too_short "
-        "missing_column empty_question answer_not_in_options answer_ambiguous answer_conflict "
-        "options_unparsable empty_answer wrong_type",
+        "missing_column empty_question answer_not_in_options answer_not_in_options answer_ambiguous answer_conflict "
+        "options_unparsable wrong_type",
     ),
 }
 SAMPLE_REASONS |= dict.fromkeys(("jsonl", "parquet"), SAMPLE_REASONS["own"])  # other names of a user's own file

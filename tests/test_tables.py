@@ -242,6 +242,13 @@ def test_of_a_folder_without_its_card_the_config_is_asked_for(tmp_path):
     assert read(tmp_path, "medical_o1", config="zh")[1] == {"kept": 8}
 
 
+@pytest.mark.parametrize("data", ["instruction,output\n", "[]", "[ ]\n"])
+def test_a_file_without_rows_is_named_and_its_columns_are_not_blamed(tmp_path, data):
+    (tmp_path / "x").write_text(data)
+    with pytest.raises(ValueError, match="own gave no record: 0 rows read, .*\nTo do: check its entry in the recipe"):
+        read(tmp_path / "x")
+
+
 def test_damage_behind_the_first_bytes_is_named(tmp_path):
     text = "".join(
         json.dumps({"instruction": f"{n} {os.urandom(99).hex()}", "output": "x"}) + "\n" for n in range(9999)

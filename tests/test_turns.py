@@ -67,7 +67,7 @@ REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('no system tu
 def test_a_system_prompt_that_a_template_drops_or_refuses_stands_before_the_first_question(template):
     tokenizer = PAIRS["qwen3"][0]()
     tokenizer.chat_template = template
-    ids, _ = row(tokenizer, RECORD, "thinking_response")
+    ids, _ = row(turns.prepare(tokenizer, "thinking_response"), RECORD, "thinking_response")
     assert "<|im_start|>user\nYou are a careful doctor.\n\nMy nose runs." in tokenizer.decode(ids)
 
 

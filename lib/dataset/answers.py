@@ -6,11 +6,11 @@ option, lib/dataset/forms.py brings texts to one form.
 
 import re
 
-from lib.dataset.chosen import LETTERS, STATED, TAGGED, choice
+from lib.dataset.chosen import LETTERS, choice, stated
 from lib.dataset.forms import ALIASES, canonical, contains, negated, normalise
 
-__all__ = ["ALIASES", "FORMATS", "LETTERS", "STATED", "TAGGED", "canonical", "choice", "contains", "matches", "negated",
-           "normalise", "split_reasoning"]  # fmt: skip
+__all__ = ["ALIASES", "FORMATS", "LETTERS", "canonical", "choice", "contains", "matches", "negated",
+           "normalise", "split_reasoning", "stated"]  # fmt: skip
 
 
 def _split_think(text):

@@ -1,65 +1,44 @@
-"""Cells and multiple choice, however a source writes them: clean text, options, and the index of the right one.
+"""Multiple choice, however a source writes it: the options, and the index of the right one.
 
 Every function raises Reject with a short reason instead of guessing; lib/dataset/ingest.py counts the reasons.
 """
 
 import re
 
-MAX_CELL_CHARS = 200_000  # about 50k tokens: longer cells are scraping accidents, no recipe can train them
+from lib.dataset.cells import Reject as Reject
+from lib.dataset.cells import clean as clean
+from lib.dataset.cells import fold
+from lib.dataset.cells import unquote as unquote
+from lib.dataset.wording import ASKS
+
 LETTERS = "ABCDEFGHIJ"
-CONTROL = bytes([*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F])  # all but tab and the line ends
-MARK = r"\(?(?P<letter>{letters})[.):](?P<blank>\s*)"
+OPEN, CLOSE = r"[(\[（]?", r"[.):\]．、：）]"  # around a letter; the wide ones of Chinese take no blank behind them
+BEHIND = r"(?:[ \t]|(?<=[．、：）])|(?=[\u3400-\u9fff]))"
+MARK = rf"{OPEN}(?P<letter>{{letters}}){CLOSE}(?P<blank>\s*)"
 UPPER, LOWER = (re.compile(rf"(?:{MARK.format(letters=span)})(?P<text>.*)") for span in ("[A-Z]", "[a-z]"))
-PREFIXED = re.compile(r"\(?([A-Ja-j])[.):]\s*(?=\S)")
-LETTERED = re.compile(r"(?:option\s+)?\(?([a-j])\)?[.:)]*", re.IGNORECASE)
+PREFIXED = re.compile(rf"{OPEN}([A-Ja-j]){CLOSE}\s*(?=\S)")
+LETTERED = re.compile(r"(?:option\s+)?[(\[（]?([a-j])[)\]）]?[.):]*", re.IGNORECASE)
 FIELDS = {"key": ("key", "label", "letter"), "value": ("value", "text")}
-HEADING = r"(?:(?:answer choices|options|choices)[ \t]*:?\s*)?"
-BLOCK = re.compile(rf"(?:(?:^|\n)[ \t]*{HEADING}|[ \t]+answer choices[ \t]*:\s*)(?=\(?a[.):][ \t])", re.IGNORECASE)
-
-
-class Reject(Exception):
-    """A row that cannot become a record; `str(reject)` is the short reason that is counted."""
-
-
-def clean(value, empty: str) -> str:
-    """A cell as text: line ends are "\\n", no outer blanks. Raises Reject, with the reason `empty` for a void cell."""
-    if value is None:
-        raise Reject(empty)
-    if not isinstance(value, str):
-        raise Reject("wrong_type")
-    if len(value) > MAX_CELL_CHARS:
-        raise Reject("too_long")
-    try:
-        raw = value.encode()
-    except UnicodeEncodeError:  # a lone surrogate
-        raise Reject("bad_utf8") from None
-    if b"\xef\xbf\xbd" in raw:  # U+FFFD, which a lossy decoder left
-        raise Reject("bad_utf8")
-    if len(raw.translate(None, CONTROL)) < len(raw):  # four times as fast as a regular expression over the text
-        raise Reject("control_characters")
-    if b"\r" in raw:
-        value = value.replace("\r\n", "\n").replace("\r", "\n")
-    value = value.strip()
-    if not value:
-        raise Reject(empty)
-    return value
-
-
-def fold(text: str) -> str:
-    """Text as compared between an answer and its options: case, blanks and the closing full stop do not count."""
-    return " ".join(text.split()).rstrip(" .;,").casefold()
-
-
-def unquote(text: str) -> str:
-    """Text without the blanks and the stray or paired quotes around it; quotes inside and the prime of "5'" stay."""
-    text = text.strip()
-    for mark in "\"'":
-        count = text.count(mark)
-        if text[:1] == mark and (count % 2 or (count == 2 and text[-1:] == mark)):
-            text, count = text[1:].strip(), count - 1
-        if count % 2 and text[-1:] == mark and not (mark == "'" and text[-2:-1].isdigit()):
-            text = text[:-1].strip()
-    return text
+HEADING = r"(?:(?:answer choices|options|choices|选项)[ \t]*[:：]?\s*)?"
+BLOCK = re.compile(
+    rf"(?:(?:^|\n)[ \t]*{HEADING}|[ \t]+answer choices[ \t]*:\s*)(?={OPEN}a{CLOSE}{BEHIND})", re.IGNORECASE
+)
+LABEL = r"(?:(?:your|the|my)\s+)?(?:(?:final|correct|best|right)\s+)*(?:answer|response|assistant)(?:\s+is)?"
+NAMED = rf"\b[^\n]*\b(?:{ASKS}|reasoning|rationale|step|(?-i:[A-J]))\b[^\n]*"
+ORDER = re.compile(  # what a prompt says behind its list: "Answer:", "Answer with the letter only."
+    rf"(?:\n[\s#*_]*{LABEL}\s*[:：]?[\s*_]*[(\[]?|\s(?-i:Answer|ANSWER)\s*:"
+    r"|\n\s*(?:(?:please\s+|just\s+|only\s+)*(?:(?:answer|respond|reply)\b[^\n]*"
+    rf"|(?:choose|select|pick|give|return|output|provide|indicate|mark|state|write|explain|think){NAMED})"
+    r"|let.s think[^\n]*|(?:正确)?答案[^\n]{0,9}|请[^\n]*)"
+    rf"|(?<=[^\W\d_]{{2}}[.?!;])\s+(?:please\s+)?(?:answer|respond|reply)\s+(?:with|by|only|using){NAMED})\s*$",
+    re.IGNORECASE,
+)
+BESIDE = re.compile(  # a new paragraph or sentence, an order, a template's mark: no part of an option
+    r"\n\s*\n\s*\S|(?<![,，-])\n\s*[^a-z\d(\s]|[:：]\s*$|\[/INST\]|<\|"
+)
+LIST = re.compile(  # signs of a list, read or not: A and B, or 1 and 2, each marked
+    rf"(?:^|\s){OPEN}(?:a{CLOSE}.*?[\s；;,，]{OPEN}b|1{CLOSE}.*?[\s；;,，]{OPEN}2){CLOSE}", re.IGNORECASE | re.DOTALL
+)
 
 
 def options_of(value) -> list[str]:
@@ -75,7 +54,7 @@ def options_of(value) -> list[str]:
     if value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, list) and not value):
         return []
     if isinstance(value, str):
-        texts = parse_block(clean(value, "options_unparsable"))
+        texts = parse_block(_in_lines(clean(value, "options_unparsable")))
         return _checked(texts) if texts else []
     if not isinstance(value, list | tuple):
         raise Reject("wrong_type")
@@ -107,12 +86,17 @@ def _field(entry: dict, name: str):
 
 
 def _by_letter(pairs: list[tuple]) -> list:
-    """Texts ordered by their letters. Arrow gives every row all letters of its table: None at the end is no option."""
+    """Texts ordered by their letters or numbers. Arrow gives every row all letters: None at the end is no option."""
     if any(not isinstance(key, str) for key, _ in pairs):
         raise Reject("wrong_type")
-    texts = [text for _, text in sorted(pairs, key=lambda pair: _letter(pair[0]))]
-    if len(texts) > len(LETTERS) or "".join(sorted(_letter(key) for key, _ in pairs)) != LETTERS[: len(texts)]:
+    marks = [_letter(key) for key, _ in pairs]
+    if all(mark.isdecimal() and len(mark) < 3 for mark in marks):
+        places = [int(mark) - ("0" not in marks) for mark in marks]
+    else:
+        places = [LETTERS.index(mark) if mark in set(LETTERS) else -1 for mark in marks]
+    if len(pairs) > len(LETTERS) or sorted(places) != list(range(len(pairs))):
         raise Reject("options_unparsable")
+    texts = [pairs[places.index(place)][1] for place in range(len(pairs))]
     while texts and texts[-1] is None:
         texts.pop()
     return texts
@@ -124,9 +108,8 @@ def _letter(key: str) -> str:
 
 def parse_block(block: str) -> list[str]:
     """The option texts of a block of lines; an option may run over its line. [] for an empty block. Raises Reject."""
+    block = re.sub(rf"^\s*{HEADING}(?={OPEN}a{CLOSE}|\s*$)", "", block, flags=re.IGNORECASE)
     lines = [line.strip() for line in block.splitlines() if line.strip()]
-    if lines and lines[0].rstrip(":").casefold() in ("answer choices", "options", "choices"):
-        lines = lines[1:]
     texts, pattern = [], UPPER if not lines or UPPER.match(lines[0]) else LOWER
     for line in lines:
         match = pattern.fullmatch(line)
@@ -154,29 +137,47 @@ def unique(options: list[str], index: int) -> bool:
     return [fold(option) for option in options].count(fold(options[index])) == 1
 
 
+def _in_lines(block: str) -> str:
+    """ "A. one B. two C. three" with a line for each: broken before each mark that is written like the first."""
+    block = re.sub(rf"^\s*{HEADING}(?={OPEN}a{CLOSE})", "", block.strip(), flags=re.IGNORECASE)
+    first = re.match(rf"({OPEN})([Aa])({CLOSE})", block)
+    if not first or "\n" in block:
+        return block
+    for letter in LETTERS[1:]:
+        mark = re.escape(f"{first[1]}{letter if first[2].isupper() else letter.lower()}{first[3]}")
+        parts = re.split(rf"\s+(?={mark}(?:\s|{BEHIND}))", block)
+        if len(parts) == 1:
+            break
+        if len(parts) > 2:
+            raise Reject("options_unparsable")
+        block = "\n".join(parts)
+    return block
+
+
+def without_order(text: str) -> str:
+    """Text without the orders and labels at its end."""
+    while (bare := ORDER.sub("", text)) != text:
+        text = bare
+    return text
+
+
 def inside(question: str) -> tuple[str, list[str]]:
     """(stem, options) of a question that lists its options at its end, on lines or in a row; (question, []) of others.
 
-    Raises Reject when a list begins there and cannot be read.
+    An order or a label behind the list ("Answer with the letter only.", "Answer:") is no part of either.
+    Raises Reject when a list begins there and cannot be read, or when something else stands behind it.
     """
     starts = list(BLOCK.finditer(question))
     if not starts:
         return question, []
     start = starts[-1]
-    stem, block = question[: start.start()].strip(), question[start.end() :]
-    if "\n" not in block.strip():  # "A. one B. two C. three": broken before each mark that is written like the first
-        first = re.match(r"(\(?)([A-Za-z])([.):])", block)
-        for letter in LETTERS[1:]:
-            mark = re.escape(f"{first[1]}{letter if first[2].isupper() else letter.lower()}{first[3]}")
-            parts = re.split(rf"\s+(?={mark}\s)", block)
-            if len(parts) == 1:
-                break
-            if len(parts) > 2:
-                raise Reject("options_unparsable")
-            block = "\n".join(parts)
+    stem, block = question[: start.start()].strip(), without_order(question[start.end() :])
     if not stem:
         raise Reject("empty_question")
     if PREFIXED.match(stem[stem.rfind("\n") + 1 :].strip()):  # the letters start again: two lists, or a broken one
+        raise Reject("options_unparsable")
+    block = _in_lines(block)
+    if BESIDE.search(re.split(rf"\n[ \t]*(?={OPEN}[A-Ja-j]{CLOSE})", block)[-1]):
         raise Reject("options_unparsable")
     return stem, _checked(parse_block(block))
 
@@ -197,17 +198,20 @@ def listed(question: str, options: list[str]) -> str:
 def find(answer, options: list[str], means: str | None = None, base: int | None = None) -> int:
     """Index of the option that `answer` names.
 
-    answer: a text ("warfarin"), a letter ("C", "(c)"), both ("C. warfarin"), or a number where `base` is given.
-    means: "text" or "letter" where the source states which; None: a letter that is also the text of another option is
-        ambiguous.
+    answer: a text ("warfarin"), a letter ("C", "(c)"), both ("C. warfarin"), or a number where `base` is given or an
+        option reads so.
+    means: "text" or "letter" (or number) where the source states which; None: a letter or a number that is also
+        another option's text is ambiguous.
     base: number of the first option where the source counts its options, 0 or 1.
     Raises Reject: answer_not_in_options, answer_ambiguous, answer_conflict (letter and text disagree), wrong_type.
     """
-    if isinstance(answer, int | float) and not isinstance(answer, bool) and base is not None:
+    wanted = [fold(option) for option in options]
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
         if isinstance(answer, float) and not answer.is_integer():  # NaN and infinity too
             raise Reject("wrong_type")
-        return _within(int(answer) - base, options)
-    folded, wanted = fold(clean(answer, "empty_answer")), [fold(option) for option in options]
+        number = str(int(answer)) if abs(answer) < 100 else "100"
+        answer = answer if base is None and number not in wanted else number
+    folded = fold(clean(answer, "empty_answer"))
     text = wanted.index(folded) if folded in wanted and means != "letter" else None
     letter = LETTERED.fullmatch(folded) if means != "text" or text is None else None
     if base is not None and folded.isdecimal() and len(folded) < 3:

@@ -157,10 +157,7 @@ def choice(answer_text, options):
     if not 2 <= len(options) <= len(LETTERS):
         raise ValueError(f"{len(options)} options: expected 2 to {len(LETTERS)}")
     text = unicodedata.normalize("NFKC", answer_text or "").strip()
-    for match in reversed(list(TAGGED.finditer(text))):
-        if letter := _letter(match[1] or match[2] or "", options):
-            return letter
-    for read in (_stated, _discussed):
+    for read in (stated, _discussed):
         letter, speaks = read(text, options)
         if speaks:
             return letter
@@ -169,3 +166,15 @@ def choice(answer_text, options):
         return last["letter"]
     whole = _letter(text, options) if "\n" not in text else _opening(text.partition("\n")[0], options)
     return whole or _only_mentioned(text, options)
+
+
+def stated(text, options):
+    """(letter or None, whether the text states an answer): the first two tiers of `choice` alone.
+
+    What a data set calls the truth is told by these: an option that is only mentioned may be the wrong one.
+    """
+    text = unicodedata.normalize("NFKC", text)
+    for match in reversed(list(TAGGED.finditer(text))):
+        if letter := _letter(match[1] or match[2] or "", options):
+            return letter, True
+    return _stated(text, options)

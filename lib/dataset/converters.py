@@ -125,21 +125,29 @@ def reasonmed(row: dict, reasoned: bool = True) -> dict:
     question = without_stock(question)
     output = clean(row["output"], "empty_answer")
     stem, options = choices.inside(question)
-    tail = output[-TAIL_CHARS:]
     reasoning, said = _reasoning_and_answer(output) if reasoned else ("", output)
-    letter = answers.choice(tail, options) if options and states(tail) else None
-    if letter:
+    index = named(output[-TAIL_CHARS:], options) if options else None
+    if index is not None:
         if last_answer(said):
             said = said[: said.rfind("\n") + 1].strip()
-        return choice(stem, reasoning, said, options, LETTERS.index(letter))
+        return choice(stem, reasoning, said, options, index)
     fields = content(question, reasoning, said, None if options else last_answer(output))
     return fields | ({"instruction": choices.listed(stem, options), "options": options} if options else {})
 
 
-def states(text: str) -> bool:
-    """Whether the text states an answer, rather than mentioning an option; the words first, for speed."""
+def named(text: str, options: list[str]) -> int | None:
+    """Index of the option that a text states as its answer, rather than mentions; None where it states none.
+
+    Raises Reject: answer_conflict where its last two statements, in whatever words, name different options.
+    """
     folded = text.casefold()
-    return any(word in folded for word in STATING) and bool(answers.STATED.search(text) or answers.TAGGED.search(text))
+    if not any(word in folded for word in STATING):  # for speed
+        return None
+    letter, _ = answers.stated(text, options)
+    further = [other for other in stated.letters(text) if LETTERS.index(other) < len(options)]
+    if letter and further and further[-1] != letter:
+        raise Reject("answer_conflict")
+    return LETTERS.index(letter) if letter else None
 
 
 def _reasoning_and_answer(output: str) -> tuple[str, str]:
@@ -167,8 +175,8 @@ def pubmedqa(row: dict) -> dict:
     return choice(instruction, optional(row, "long_answer"), "", list(DECISIONS), DECISIONS.index(decision))
 
 
-def medmcqa(row: dict) -> dict:
-    """Content of a MedMCQA row: `cop` counts from 0 and is -1 where the answer is hidden; `exp` is the reasoning.
+def medmcqa(row: dict, base: int = 0) -> dict:
+    """Content of a MedMCQA row: `cop` counts from `base` and is -1 where the answer is hidden; `exp` is the reasoning.
 
     `exp` often states the answer's letter. That is cut out where it agrees with `cop`, else the row is rejected.
     """
@@ -178,7 +186,7 @@ def medmcqa(row: dict) -> dict:
         raise Reject("answer_hidden")
     if isinstance(row["cop"], str):
         raise Reject("wrong_type")  # a mirror's text; this source states a number
-    index = choices.find(row["cop"], options, base=0)
+    index = choices.find(row["cop"], options, means="letter", base=base)
     return choice(question, stated.without_letters(optional(row, "exp"), options, index), "", options, index)
 
 

@@ -12,7 +12,8 @@ from lib.dataset.choices import Reject, clean
 from lib.dataset.shapes import Unread
 from lib.dataset.sources import Source, lookup, require_columns
 
-CHOSEN = ("reasoning_too_short", "answer_hidden")  # rows that the recipe or the publisher keeps out
+CHOSEN = ("reasoning_too_short", "answer_hidden",  # what the recipe or the publisher keeps out,
+          "opening_turn", "closing_turn")  # and what no question or no answer belongs to  # fmt: skip
 
 
 def stream(name: str, rows: Iterable, spec: dict, reasons: Counter, min_reasoning_chars: int = 0) -> Iterator[dict]:
@@ -66,19 +67,22 @@ def read_as(name: str, rows: Iterable, spec: dict) -> tuple[Source, Iterable]:
     """(the Source that tells how rows are read, all of the rows); of a user's own file, as its first rows show."""
     source = lookup(name, spec.get("config"))
     if source.hub_id:
-        return source, rows
+        copied = name == "medmcqa" and spec.get("path")
+        return recognise.counted(source, rows, spec["path"]) if copied else (source, rows)
     shape, rows = recognise.read_as(rows, spec, spec.get("path") or name)
+    named = {role: shape.roles[role][0] for role in ("id", "benchmark") if role in shape.roles}
+    known = {"identity": (named["id"],) if "id" in named else (), "column": named.get("benchmark")}
     if shape.source:
         hub = lookup(shape.source)
-        return replace(hub, benchmark=None, licence=source.licence, convert=shape.convert, said=shape.said), rows
-    named = {role: shape.roles[role][0] for role in ("id", "benchmark") if role in shape.roles}
+        known = {field: getattr(hub, field) or value for field, value in known.items()}
+        return replace(hub, benchmark=None, licence=source.licence, convert=shape.convert, said=shape.said,
+                       **known), rows  # fmt: skip
     return replace(
         source,
         columns=shape.required,
         convert=shape.convert,
         parts=shape.parts if "messages" in shape.roles else None,
-        identity=(named["id"],) if "id" in named else (),
-        column=named.get("benchmark"),
+        **known,
         reasoned=shape.reasoned,
         said=shape.said,
     ), rows
@@ -100,7 +104,7 @@ def check(reasons: Counter, failed: dict, spec: dict, label: str, min_reasoning_
              Counter({reason: reasons[reason] for reason in failed}).most_common(3)]  # fmt: skip
     said = f"{read} rows read, rejected { {reason: n for reason, n in reasons.items() if reason != 'kept'} }"
     remedy = "check its entry in the recipe and the split it names"
-    if spec.get("path"):
+    if spec.get("path") and read:
         remedy = (
             f"mend {spec['path']}, say in its entry of the recipe what its columns are (columns: ...), or let more "
             "rows go (max_rejected: 0.5). data/README.md explains the reasons, docs/own-data.md the columns"

@@ -3,22 +3,15 @@
 The roles are listed in lib/dataset/shapes.py, which finds out what holds them.
 """
 
-import ast
-import json
 import re
 
-from lib.dataset import answers, choices
+from lib.dataset import choices, stated
 from lib.dataset.choices import LETTERS, Reject, clean
-from lib.dataset.converters import TAIL_CHARS, choice, content, last_answer, optional, states
+from lib.dataset.conversations import conversation, exchange, joined, listed, taken_apart, void
+from lib.dataset.converters import TAIL_CHARS, choice, content, last_answer, named, optional
 
-SPEAKERS = {  # what chat files call the three who speak
-    "user": "user", "human": "user", "prompter": "user", "patient": "user",
-    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "chatbot": "assistant", "model": "assistant",
-    "doctor": "assistant", "system": "system",
-}  # fmt: skip
-SPEAKER, SAID, THOUGHT = ("role", "from", "speaker"), ("content", "value", "text"), ("reasoning_content", "thinking")
-TURN_KEYS = {*SPEAKER, *SAID, *THOUGHT}
-TAGS = re.compile(r"<(/?)(?:thinking|thought|reasoning)>", re.IGNORECASE)
+NUMBERED = re.compile(r"(?:\n[ \t]*\(?[1-9][.)．、]\s*\S[^\n]*){2,9}\s*$")
+COUNTED = re.compile(r"\b(?:how many|number of)\b|多少|几", re.IGNORECASE)  # asks for a number, which is no option's
 
 
 def own(row: dict) -> dict:
@@ -29,12 +22,12 @@ def own(row: dict) -> dict:
     that is `history`, without its reasoning.
     """
     if row.get("messages") is not None:
-        row = row | last_exchange(conversation(row["messages"]))
+        row = row | exchange(conversation(row["messages"]))
     question = "\n\n".join(filter(None, (optional(row, role) for role in ("context", "instruction", "input"))))
     question = clean(question, "empty_question")
     system = {"role": "system", "content": optional(row, "system")}
     spoken = conversation([system] if system["content"] else []) + conversation(row.get("history"))
-    earlier = [{"role": turn["role"], "content": turn["content"]} for turn in _joined(spoken)]
+    earlier = [{"role": turn["role"], "content": turn["content"]} for turn in joined(spoken)]
     given = clean(row["output"], "empty_answer") if "output" in row else ""  # options and a truth can do without
     reasoning, output = taken_apart(given)
     if column := optional(row, "reasoning"):
@@ -46,145 +39,106 @@ def own(row: dict) -> dict:
 
 
 def _answered(row, question, reasoning, output):
-    """The content of one question and answer, multiple choice where options are listed."""
+    """The content of one question and answer, multiple choice where options are listed.
+
+    All that states an answer has to agree: the columns for it, the output, and the reasoning at its end.
+    """
     stem, options = question, choices.options_of(listed(row.get("options")))
-    stated = [value for role in ("answer", "index") if not _void(value := row.get(role))]
+    given = [(role, value) for role in ("answer", "index") if not void(value := row.get(role))]
     if not options:
         stem, options = choices.inside_or_none(question)
-        letter = answers.choice(output[-TAIL_CHARS:], options) if options and _says(output) else None
-        if options and not stated and not letter:  # a list, and nothing that names one of its lines: an open question
-            stem, options = question, []
-        if letter and not stated:
-            stated = [options[LETTERS.index(letter)]]
-    elif not stated:
-        stated = [last_answer(output) or _mentioned(output, options)]
-    if not options:
-        said = clean(stated[0], "") if stated else last_answer(output)
-        return content(question, reasoning, clean(output, "empty_answer"), said)
-    places = {choices.find(value, options, base=row.get("base")) for value in stated}
+        if not (options or given) and (found := _numbered(question, output)):
+            stem, options, output = found
+    said = _said(output, options, None if given else row.get("base")) if options else None
+    if not options or not (given or row.get("options") or said is not None):
+        return _open(row, question, reasoning, output, [value for _, value in given])
+    places = {choices.find(value, options, _means(role, value), row.get("base")) for role, value in given}
+    places |= {said} - {None}
+    if not places:
+        raise Reject("answer_not_in_options" if output else "empty_answer")
     if len(places) > 1:
         raise Reject("answer_conflict")
-    return choice(stem, reasoning, _explanation(output, options), options, *places)
+    (place,) = places
+    reasoning = _agreeing(reasoning, options, place)
+    return choice(stem, reasoning, _explanation(output, options, place, row.get("base")), options, place)
 
 
-def _void(value) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
+def _numbered(question: str, output: str):
+    """(stem, options, output by letter) where "1. ..." lines end a question and the output opens with one's number."""
+    asked = choices.without_order(question)
+    lines, told = NUMBERED.search(asked), re.fullmatch(r"\(?([1-9])(?:[.)]+(.*))?", output, re.DOTALL)
+    if not lines or not told or COUNTED.search(asked[: lines.start()]):
+        return None
+    numbers, texts = zip(*re.findall(r"\n[ \t]*\(?([1-9])[.)．、]\s*(\S[^\n]*)", lines[0]), strict=True)
+    if list(numbers) != [str(n) for n in range(1, len(texts) + 1)] or told[1] not in numbers:
+        return None
+    options, said = choices.options_of(list(texts)), f"{LETTERS[int(told[1]) - 1]}. {told[2] or ''}".strip()
+    return (asked[: lines.start()].strip(), options, said) if _said(said, options, None) is not None else None
 
 
-def _says(output: str) -> bool:
-    """Whether an output states an answer, or is one: it then has a single line."""
-    return states(output[-TAIL_CHARS:]) or "\n" not in output
+def _open(row, question, reasoning, output, given):
+    """The content of a question without options; its answer is the output where the file has no column for that."""
+    said = clean(given[0], "") if given else last_answer(output)
+    output = clean(output if "output" in row else said, "empty_answer")
+    if choices.LETTERED.fullmatch(output) and "options" in row and "output" not in row:
+        raise Reject("answer_not_in_options")
+    if re.fullmatch(r"\W*[A-Ja-j1-9]\W*", output) and choices.LIST.search(question):
+        raise Reject("options_unparsable")  # a letter or a number alone, and a list that was not read
+    return content(question, reasoning, output, said)
 
 
-def _mentioned(output: str, options: list[str]) -> str | None:
-    letter = answers.choice(output[-TAIL_CHARS:], options) if states(output[-TAIL_CHARS:]) else None
-    return options[LETTERS.index(letter)] if letter else None
+def _means(role, value) -> str | None:
+    """A number in a column that counts options is never an option's text."""
+    return "letter" if role == "index" and str(value).strip()[:1].isdigit() else None
 
 
-def _explanation(output: str, options: list[str]) -> str:
+def _said(output: str, options: list[str], base: int | None) -> int | None:
+    """Index of the option that an output is, opens with ("B. warfarin, since ...") or states; None where it does not.
+
+    Raises Reject for a letter that no option has, and for statements that do not agree.
+    """
+    if not output:
+        return None
+    try:
+        return choices.find(output, options, base=base)
+    except Reject as reject:
+        if str(reject) in ("answer_conflict", "answer_ambiguous") or choices.LETTERED.fullmatch(output):
+            raise
+    opened, said = _opening(output, options), named(output, options)
+    if opened and said not in (None, opened[0]):
+        raise Reject("answer_conflict")
+    return opened[0] if opened else said
+
+
+def _opening(output, options):
+    """(index, the output without its first letter) where an output opens with an option's letter and text, or None."""
+    mark = choices.PREFIXED.match(output)
+    place = LETTERS.index(mark[1].upper()) if mark else len(options)
+    if place >= len(options):
+        return None
+    words = r"\s+".join(map(re.escape, options[place].rstrip(" .").split()))
+    rest = output[mark.end() :]
+    return (place, rest) if re.match(rf"{words}[ \t]*(?:[.,;:(\n–—-]|$)", rest, re.IGNORECASE) else None
+
+
+def _agreeing(reasoning: str, options: list[str], place: int) -> str:
+    """Reasoning without the letters that it states; where it changes its mind the last one counts, and all stays."""
+    if named(reasoning[-TAIL_CHARS:], options) not in (None, place):
+        raise Reject("answer_conflict")
+    try:
+        return stated.without_letters(reasoning, options, place)
+    except Reject:
+        if stated.letters(reasoning)[-1:] != [LETTERS[place]]:
+            raise
+        return reasoning
+
+
+def _explanation(output: str, options: list[str], place: int, base: int | None) -> str:
     """What an output says beside naming its option: the record says that in a last line of its own."""
     if last_answer(output):
         output = output[: output.rfind("\n") + 1].strip()
     try:
-        return "" if output and choices.find(output, options) is not None else output
+        return "" if output and choices.find(output, options, base=base) is not None else output
     except Reject:
-        return output
-
-
-def taken_apart(text: str) -> tuple[str, str]:
-    """(reasoning, answer) of an output that holds both, in think tags, under headings or in harmony's channels.
-
-    Raises Reject where the reasoning never ends.
-    """
-    tagged = TAGS.sub(r"<\1think>", text) if "<" in text else text
-    if "</think>" in tagged or tagged.startswith("<think>"):
-        form = "think"
-    elif text.startswith("## Thinking") or "\n## Final Response" in text:
-        form = "thinking_response"
-    elif text.startswith("<|channel|>") or "<|channel|>final<|message|>" in text:
-        form = "harmony"
-    else:
-        return "", text
-    reasoning, answer, _ = answers.split_reasoning(tagged, form)
-    if not answer:
-        raise Reject("empty_answer")
-    return reasoning, answer
-
-
-def listed(value):
-    """A cell that holds a list or an object, also where a table stores it as text: JSON, or as Python writes it."""
-    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
-        return value
-    for read in (json.loads, ast.literal_eval):
-        try:
-            return read(value)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-    return value
-
-
-def conversation(value) -> list[dict]:
-    """[{"role", "content", "reasoning"}] of a cell: a list of messages, or of [question, answer] pairs.
-
-    Turns of one speaker in a row become one. Raises Reject: wrong_type, or unknown_turn for a speaker, a field or a
-    kind of content that is not read (tool calls, images).
-    """
-    value = listed(value)
-    if _void(value):
-        return []
-    if not isinstance(value, list | tuple):
-        raise Reject("wrong_type")
-    return _joined([turn for entry in value for turn in _turns(entry)])
-
-
-def _joined(spoken: list[dict]) -> list[dict]:
-    """Turns in which no speaker follows himself."""
-    turns = []
-    for turn in spoken:
-        if turns and turns[-1]["role"] == turn["role"]:
-            last = turns.pop()
-            turn = turn | {key: "\n\n".join(filter(None, (last.get(key), turn.get(key))))
-                           for key in ("content", "reasoning")}  # fmt: skip
-        turns.append(turn)
-    return turns
-
-
-def _turns(entry):
-    """The turns of one entry of a conversation."""
-    if isinstance(entry, list | tuple):  # [question, answer], the answer None where there is none yet
-        if len(entry) != 2:
-            raise Reject("wrong_type")
-        pairs = zip(("user", "assistant"), entry, strict=True)
-        entry = [{"role": role, "content": text} for role, text in pairs if not _void(text)]
-        return [turn for said in entry for turn in _turns(said)]
-    if not isinstance(entry, dict):
-        raise Reject("wrong_type")
-    if any(not _void(value) and value != [] for key, value in entry.items() if key not in TURN_KEYS):
-        raise Reject("unknown_turn")
-    speaker = next((entry[key] for key in SPEAKER if not _void(entry.get(key))), None)
-    role = SPEAKERS.get(str(speaker).casefold())
-    if not role:
-        raise Reject("unknown_turn")
-    said = next((entry[key] for key in SAID if not _void(entry.get(key))), None)
-    if isinstance(said, list):  # OpenAI's parts
-        if any(not isinstance(part, dict) or part.get("type") != "text" for part in said):
-            raise Reject("unknown_turn")
-        said = "\n\n".join(str(part.get("text", "")) for part in said)
-    thought = next((optional(entry, key) for key in THOUGHT if not _void(entry.get(key))), "")
-    text = clean(said, "empty_question" if role == "user" else "empty_answer")
-    inner, text = taken_apart(text) if role == "assistant" else ("", text)
-    return [{"role": role, "content": text, "reasoning": thought or inner}]
-
-
-def last_exchange(turns: list[dict]) -> dict:
-    """{"instruction", "output", "reasoning", "history"} of a conversation that ends with the answer to learn."""
-    if not turns or turns[-1]["role"] != "assistant":
-        raise Reject("empty_answer")
-    if len(turns) < 2 or turns[-2]["role"] != "user":
-        raise Reject("empty_question")
-    *before, asked, said = turns
-    earlier = [{"role": turn["role"], "content": turn["content"]} for turn in before]
-    if next((turn["role"] for turn in earlier if turn["role"] != "system"), "user") != "user":
-        raise Reject("empty_question")  # an answer before the first question
-    return {"instruction": asked["content"], "output": said["content"], "reasoning": said["reasoning"],
-            "history": earlier}  # fmt: skip
+        opened = _opening(output, options)
+        return stated.without_letters(opened[1] if opened else output, options, place)

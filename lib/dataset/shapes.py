@@ -4,11 +4,13 @@ A cell that is not read stops the stage by its column's name, so that nothing of
 """
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lib.dataset import own, sources
+from lib.dataset import conversations, own, sources
 from lib.dataset.choices import Reject
+from lib.dataset.conversations import listed, void
 
 ROLES = {  # what a column may hold: names under which it is known, in lower case
     "messages": ("messages", "conversations", "conversation", "dialogue"),
@@ -19,13 +21,14 @@ ROLES = {  # what a column may hold: names under which it is known, in lower cas
     "reasoning": ("reasoning", "complex_cot", "cot", "chain_of_thought", "reasoning_content", "thinking", "rationale",
                   "explanation", "exp"),
     "options": ("options", "choices"),
-    "answer": ("answer", "correct_answer", "final_answer", "ground_truth"),
+    "answer": ("answer", "correct_answer", "final_answer", "ground_truth", "answer_key", "answerkey"),
     "index": ("answer_idx", "answer_index", "correct_option", "cop", "index"),
     "system": ("system", "system_prompt"),
     "history": ("history",),
     "id": ("id",),
     "benchmark": ("benchmark",),
 }  # fmt: skip
+ROW_NUMBERS = {"", "unnamed:_0", "__index_level_0__"}  # columns in which pandas numbers the rows
 KEYS = (*ROLES, "ignore", "base")  # of `columns` in the recipe
 REMEDY = "In its entry of the recipe say which, columns: {{{}}}; roles are {}: docs/own-data.md"
 
@@ -55,7 +58,8 @@ class Shape:
     def said(self) -> str:
         """ "alpaca: question = instruction + input, answer = output", as it is printed."""
         if self.source:
-            return f"the columns of {self.name}"
+            more = [f"{role} = {names[0]}" for role, names in self.roles.items()]
+            return ", ".join([f"the columns of {self.name}", *more])
         words = {"instruction": "question", "output": "answer", "answer": "truth", "index": "truth by number"}
         asked = {"instruction": [c for r in ("context", "instruction", "input") for c in self.roles.get(r, ())]}
         roles = {
@@ -63,8 +67,13 @@ class Shape:
         }
         parts = [f"{words.get(role, role)} = {' + '.join(map(str, names))}" for role, names in roles.items() if names]
         base = [] if self.base is None else [f"options count from {self.base}"]
-        trained = {"each": "each answer is trained", "last": "the last answer is trained"}[self.turns]
+        trained = "each answer is trained" if self.each else "the last answer is trained"
         return f"{self.name}: " + ", ".join(parts + base + [trained] * ("messages" in self.roles))
+
+    @property
+    def each(self) -> bool:
+        """Whether each answer of a conversation is trained: of prompt and completion the completion alone is."""
+        return self.turns == "each" and len(self.roles.get("messages", ())) == 1
 
     @property
     def required(self) -> tuple:
@@ -91,7 +100,7 @@ class Shape:
             return found
         if len(names) == 1:
             return found[0]
-        found = [own.listed(value) for value in found if not void(value)]
+        found = [listed(value) for value in found if not void(value)]
         if all(isinstance(value, list) for value in found):
             return list(itertools.chain(*found))
         if any(not isinstance(value, str) for value in found):
@@ -99,35 +108,41 @@ class Shape:
         return "\n\n".join(found)
 
     def unread(self, row) -> list:
-        """Columns of a row that hold something and have no role."""
-        return [c for c in row.keys() - self.ignored if not void(row[c])] if row.keys() - self.ignored else []
+        """Columns of a row that hold something and have no role; a row's number holds nothing."""
+        if not row.keys() - self.ignored:
+            return []
+        return [c for c in row if c not in self.ignored and not void(row[c]) and not _row_number(c, row[c])]
 
     def parts(self, row) -> Iterator:
         """The row once for each of its answers, up to that answer; most rows hold one."""
         names = self.roles.get("messages", ())
-        cell = own.listed(row.get(names[0])) if len(names) == 1 and isinstance(row, dict) else None
-        if self.turns == "last" or not isinstance(cell, list) or not all(isinstance(t, dict) for t in cell):
+        if not names or not isinstance(row, dict) or (len(names) > 1 and void(row.get(names[-1]))):
             yield row
             return
-        speakers = [next((str(t[k]).casefold() for k in own.SPEAKER if t.get(k)), "") for t in cell]
-        ends = [n for n, who in enumerate(speakers, 1) if own.SPEAKERS.get(who) == "assistant"
-                and own.SPEAKERS.get((speakers + [""])[n]) != "assistant"]  # fmt: skip
-        if not ends or ends[-1] < len(cell):  # a last question that nobody answers is counted as empty_answer
-            ends.append(len(cell))
+        try:
+            cells = conversations.beginnings(self.cell(row, "messages", names), self.each)
+        except Reject:
+            yield row
+            return
         (key,) = self.roles.get("id", (None,))
-        for number, end in enumerate(ends):
+        for number, cell in enumerate(cells):
             named = {key: f"{row[key]}.{number}"} if number and not void(row.get(key)) else {}
-            yield row | {names[0]: cell[:end]} | named
+            yield row | dict.fromkeys(names[1:]) | {names[0]: cell} | named
+
+
+def plain(column) -> str:
+    """A column's name as it is compared."""
+    return str(column).strip().strip("\ufeff").casefold().replace(" ", "_") if column is not None else ""
+
+
+def _row_number(column, cell) -> bool:
+    return plain(column) in ROW_NUMBERS and bool(re.fullmatch(r"\d+(?:\.0)?", str(cell).strip()))
 
 
 def complaint(shape, cells):
     """What is said of cells that nothing reads, {column: cell}."""
-    names = ", ".join(str(column) for column in cells)
+    names = ", ".join(str(column) or '""' for column in cells)
     shown = "; ".join(f"{column!r}, e.g. {str(cell)[:60]!r}" for column, cell in list(cells.items())[:5])
     return (f"{shape.where}, read as {shape.said}: nothing reads {shown}. Nothing of a row is lost in silence: "
             + REMEDY.format(f"ROLE: {next(iter(cells))}}}, or leave out what is not needed, "
                             f"columns: {{ignore: [{names}]", ", ".join(KEYS)))  # fmt: skip
-
-
-def void(cell) -> bool:
-    return cell is None or cell == [] or (isinstance(cell, str) and not cell.strip()) or cell != cell

@@ -23,14 +23,30 @@ INNER = re.compile(  # further on: "Ans. is 'd' i.e.", "Hence the right option i
     r"(?:correct\s+|right\s+|best\s+)?(?:answer|option|choice)\b[.,:;\s]*)",
     re.IGNORECASE,
 )
+HINT = re.compile(  # what INNER cannot do without, seven times as fast
+    r"(?:ans(?:wer)?|option|choice|答案)[\s.:：]*(?:is\b|-|是|为)?[\s:：]*(?:option\s+)?[('\"‘“`\[]*[a-j](?![a-z])",
+    re.IGNORECASE,
+)
+
+
+def letters(text: str) -> list[str]:
+    """The letters that a text states further on, in order and as capitals."""
+    return [_letter(match) for match in _inner(text)]
+
+
+def _inner(text: str):
+    return INNER.finditer(text) if HINT.search(text) else ()
+
+
+def _letter(match) -> str:
+    return next(filter(None, match.group("stated", "stated_bare", "named", "named_bare", "plain"))).upper()
 
 
 def without_letters(explanation: str, options: list[str], index: int) -> str:
     """The explanation without the letters that it states, first or further on. Raises Reject: answer_conflict."""
     explanation, kept, end = _without_first(explanation, options, index), [], 0
-    for match in INNER.finditer(explanation):
-        letter = next(filter(None, match.group("stated", "stated_bare", "named", "named_bare", "plain")))
-        if LETTERS.index(letter.upper()) != index:
+    for match in _inner(explanation):
+        if LETTERS.index(_letter(match)) != index:
             raise Reject("answer_conflict")
         kept, end = [*kept, explanation[end : match.start()]], match.end()
     return "".join([*kept, explanation[end:]]).strip()

@@ -5,7 +5,7 @@ As in chapter 1, kept + every reject reason = rows read, and what is read by whi
 
 import itertools
 
-from lib.dataset import clinic, ingest, own, readers, sources
+from lib.dataset import clinic, conversations, ingest, readers, sources
 from lib.dataset.choices import Reject, clean
 from lib.preference import clinic_pairs, pairs
 
@@ -22,15 +22,15 @@ def preference(row):
     """question, messages, chosen and rejected of a row with prompt, chosen, rejected, system. Raises Reject.
 
     The prompt is text or messages; a side is text, the messages after the prompt, or the whole conversation, which may
-    do without a prompt. Reasons besides those of lib.dataset.own: prompt_conflict, where a conversation asks something
-    else than the prompt, and no_common_prompt, where the two sides answer different ones.
+    do without a prompt. Reasons besides those of lib.dataset.conversations: prompt_conflict, where a conversation asks
+    something else than the prompt, and no_common_prompt, where the two sides answer different ones.
     """
-    opening = own.conversation([{"role": "system", "content": row["system"]}] if row.get("system") else [])
+    opening = conversations.conversation([{"role": "system", "content": row["system"]}] if row.get("system") else [])
     if row.get("prompt"):
-        prompt = own.listed(row["prompt"])
+        prompt = conversations.listed(row["prompt"])
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": clean(prompt, "empty_question")}]
-        opening += own.conversation(prompt)
+        opening += conversations.conversation(prompt)
     sides = [_exchange(opening, row[side]) for side in pairs.SIDES]
     asked, before = ([side[key] for side in sides] for key in ("instruction", "history"))
     if asked[0] != asked[1] or before[0] != before[1]:
@@ -41,13 +41,13 @@ def preference(row):
 
 
 def _exchange(opening, value):
-    value = own.listed(value)
+    value = conversations.listed(value)
     if value is None or isinstance(value, str):
         value = [{"role": "assistant", "content": clean(value, "empty_answer")}]
-    said = own.conversation(value)
+    said = conversations.conversation(value)
     if said and said[0]["role"] != "assistant":  # the whole conversation
         opening = [turn for turn in opening if turn["role"] == "system" != said[0]["role"]]
-    return own.last_exchange(opening + said)
+    return conversations.last_exchange(opening + said)
 
 
 def _sides(*sides):
