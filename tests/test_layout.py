@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import GraniteMoeHybridConfig, LlamaConfig
 
 from lib.model import addresses, layout
 
@@ -76,3 +76,10 @@ def test_a_small_model_keeps_the_arrangement_and_tells_its_sizes_apart():
     assert (small.num_attention_heads, small.num_key_value_heads, small.num_hidden_layers) == (32, 8, 3)
     assert small.head_dim < 64 and small.hidden_size % 32 == 0 and small.hidden_size < 4096
     assert config.head_dim == 128  # the model's own is left as it is
+
+
+def test_a_small_model_with_states_has_heads_that_fit(tmp_path):
+    config = GraniteMoeHybridConfig(hidden_size=2048, mamba_n_heads=64, num_local_experts=0, num_experts_per_tok=0)
+    small = layout.shrunk(config)
+    small.save_pretrained(tmp_path)  # transformers checks the sizes there
+    assert small.mamba_n_heads == 64 and small.mamba_d_head * 64 == 2 * small.hidden_size < 2 * config.hidden_size

@@ -130,6 +130,8 @@ def shrunk(config):
                 small.head_dim = 2 * prime
             elif name != "head_dim":
                 setattr(small, name, prime * (2 * heads if name in ("hidden_size", "n_embd", "d_model") else 1))
+    if getattr(small, "mamba_d_head", None) and not getattr(small, "mamba_d_ssm", None):  # of Granite 4: a quotient
+        small.mamba_d_head = small.mamba_expand * small.hidden_size // small.mamba_n_heads
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "quantization_config"):
         setattr(small, name, None)
     rotary = getattr(small, "rope_parameters", None)
@@ -154,6 +156,7 @@ def _no_bars():
 def _convert(small):
     with tempfile.TemporaryDirectory() as scratch:
         try:
+            small.save_pretrained(scratch)  # it checks the sizes
             with torch.random.fork_rng(devices=[]):
                 model = AutoModelForCausalLM.from_config(small, dtype=torch.float32, trust_remote_code=False)
         except Exception as error:  # whatever an architecture asserts of its sizes
