@@ -141,8 +141,8 @@ def _row_number(column, cell) -> bool:
 
 def complaint(shape, cells):
     """What is said of cells that nothing reads, {column: cell}."""
-    names = ", ".join(str(column) or '""' for column in cells)
+    written = [str(column) or '""' for column in cells]
     shown = "; ".join(f"{column!r}, e.g. {str(cell)[:60]!r}" for column, cell in list(cells.items())[:5])
     return (f"{shape.where}, read as {shape.said}: nothing reads {shown}. Nothing of a row is lost in silence: "
-            + REMEDY.format(f"ROLE: {next(iter(cells))}}}, or leave out what is not needed, "
-                            f"columns: {{ignore: [{names}]", ", ".join(KEYS)))  # fmt: skip
+            + REMEDY.format(f"ROLE: {written[0]}}}, or leave out what is not needed, "
+                            f"columns: {{ignore: [{', '.join(written)}]", ", ".join(KEYS)))  # fmt: skip

@@ -88,7 +88,7 @@ class Keys:
 
     brief: of what is asked. whole: of that with what tells it from others asked in the same words. question: `whole`
     where several of these records share the brief one over different wholes, else `brief`. instruction: of the
-    normalised instruction without stock phrases. last: of the question that closes a passage or is a
+    normalised instruction without stock phrases, options sorted. last: of the question that closes a passage or is a
     conversation's further turn, else `brief`. answer: of the normalised ground truth, 0 where there is none. source:
     index into `names`, which is sorted. draw: decides who is drawn first.
     """
@@ -119,7 +119,8 @@ def keys(records, seed: int) -> Keys:
         brief = question(record)
         whole, instruction = _whole(record, brief), brief
         if record["options"] or earlier(record):
-            instruction = "\n".join([*earlier(record), wording.without_stock(record["instruction"])])
+            asks = [wording.without_stock(stem(record)), *sorted(record["options"])]  # in whichever order
+            instruction = "\n".join([*earlier(record), *asks])
             instruction = normalise_question(instruction)
         truth = normalise_question(record["answer"]) if record.get("answer") else None
         place, short = places.setdefault(record["source"], len(places)), _hash(brief)
