@@ -59,9 +59,15 @@ def _on_the_grid(sections, shape, gpu, assumed):
     said = []
     while sections["qat"] and not _rounds(sections, shape, gpu, assumed):
         smaller = fit.halved(memory.settings(sections, "qat"))
-        said = [f"qat.{key}={value}" for key, value in smaller.items()] or ["qat=null"]
+        said = [f"qat.{key}={value}" for key, value in smaller.items()] or _without(sections["judge"])
         sections = fit.changed(sections, qat=smaller) if smaller else sections | {"qat": None}
     return said, sections
+
+
+def _without(judge):
+    """The settings that leave chapter 4's training out, and its model as a candidate of chapter 6."""
+    others = [name for name in (judge or {"candidates": []})["candidates"] if name != "qat"]
+    return ["qat=null", *([f"judge.candidates=[{','.join(others)}]"] if judge else [])]
 
 
 def _rounds(sections, shape, gpu, assumed):
