@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 
 from gguf import GGUFValueType, TokenType
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
 
@@ -87,7 +87,9 @@ def tokenizer(architecture, name, folder):
         split = pre_tokenizers.Split(Regex(PRE_TOKENIZERS[family.tokenizer]), "isolated")
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         core.pre_tokenizer, core.decoder = pre_tokenizers.Sequence([split, byte_level]), decoders.ByteLevel()
-        made = PreTrainedTokenizerFast(tokenizer_object=core, bos_token=None)
+        begin = (family.begin, known["bos_token_id"])
+        core.post_processor = processors.TemplateProcessing(single=f"{begin[0]} $A", special_tokens=[begin])
+        made = PreTrainedTokenizerFast(tokenizer_object=core)
         control = known["tokens"][len(vocab) :]
     else:
         made = family.tokenizer(vocab=vocab, merges=merges)
