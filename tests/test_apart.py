@@ -176,7 +176,7 @@ def test_unsloth_begins_where_transformers_does_and_its_adapter_loads(small_base
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     trained = [p.detach().cpu() for p in model.parameters() if p.requires_grad]
     assert len(losses) == 2 and losses[0] == pytest.approx(told, rel=0.01)
-    assert all(not torch.equal(one, other) for one, other in zip(begun, trained, strict=True))
+    assert any(not torch.equal(one, other) for one, other in zip(begun, trained, strict=True))
 
 
 def order(tensor):
