@@ -59,7 +59,7 @@ class DataSection(Section):
 class ModelSection(Section):
     base: str = ""
     revision: str | None = None
-    backend: typing.Literal["auto", "unsloth", "transformers"] = "auto"  # what trains the adapter: model/unsloth
+    backend: typing.Literal["auto", "unsloth", "transformers"] = "transformers"  # trains the adapter: model/unsloth
     dtype: typing.Literal["auto", "float32", "bfloat16", "float16"] = "bfloat16"  # auto: loading.precision
     attn_implementation: str = "sdpa"
     quantization: dict | None = None
