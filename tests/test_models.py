@@ -123,7 +123,9 @@ def test_a_cpu_trains_with_transformers_and_says_why(small_base, tmp_path, monke
     with pytest.raises(ValueError, match=r"its quantization is .*, not this recipe's \{'load_in_8bit': True\}"):
         unsloth.backend(over(small_base, backend="unsloth", quantization={"load_in_8bit": True}))
     (tmp_path / "unsloth.py").write_text("")
-    assert unsloth.backend(cfg)[0] == unsloth.backend(over(small_base, backend="auto", quantization=NF4))[0] == "unsloth"
+    assert (
+        unsloth.backend(cfg)[0] == unsloth.backend(over(small_base, backend="auto", quantization=NF4))[0] == "unsloth"
+    )
     assert unsloth.backend(over(small_base, backend="transformers"))[0] == "transformers"
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert unsloth.backend(cfg)[0] == "transformers" and "unsloth" not in sys.modules
