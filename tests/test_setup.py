@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import hashlib
+import importlib.metadata
 import io
 import os
 import re
@@ -15,6 +16,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from lib.pipeline import compilers, lock, setup, toolchain
 
@@ -101,6 +104,14 @@ def test_every_package_of_the_lock_files_has_hashes_and_nothing_else_stands_ther
     assert not set(names[0]) & set(names[1]) and not set(names[2]) & {*names[0], *names[1]}
     assert len(set(names[0])) > 180 and "nvidia-cublas" in " ".join(names[1]) and "unsloth" in names[2]
     assert set(setup.FIRST) <= set(names[0])
+
+
+def test_what_is_installed_first_needs_nothing_that_comes_later():
+    """On a machine with empty caches a source package is built before anything else of the lock is there."""
+    for name in setup.FIRST:
+        for requirement in map(Requirement, importlib.metadata.requires(name) or ()):
+            if not requirement.marker or requirement.marker.evaluate({"extra": ""}):
+                assert canonicalize_name(requirement.name) in setup.FIRST, f"{name} needs {requirement.name}"
 
 
 def test_the_lock_takes_torch_from_the_package_index_and_from_pytorchs(monkeypatch):

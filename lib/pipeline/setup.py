@@ -29,7 +29,8 @@ PYTHON = VENV / "bin" / "python"
 MINIMUM = (3, 11)
 PINS = ("requirements.txt", "requirements-gpu.txt", "toolchain.txt", "pyproject.toml")
 LOCKS = ("requirements.lock", "requirements-cuda.lock", "requirements-gpu.lock")  # written by lib/pipeline/lock.py
-FIRST = ("setuptools", "cmake", "ninja", "scikit-build-core")  # what other packages and llama.cpp are built with
+# What packages and llama.cpp are built with; the last two are what scikit-build-core itself needs.
+FIRST = ("setuptools", "cmake", "ninja", "scikit-build-core", "packaging", "pathspec")
 VENV_GIB, BUILD_GIB = 6, 2  # measured: CPU wheels 2 GiB installed, CUDA wheels about three times that; build 1 GiB
 
 
