@@ -1,14 +1,15 @@
 import itertools
+import random
 from types import SimpleNamespace
 
 import pytest
 import torch
 from loopback import Endpoint, completion
 from tiny_qwen import alone, byte_tokenizer, ids_of, random_model
-from transformers import GptOssConfig
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, GptOssConfig, Qwen3Config
 
 from lib.chat import packing
-from lib.evaluation import batching, generate
+from lib.evaluation import batching, generate, multiple_choice
 from lib.evaluation.kept import Kept
 
 torch.set_num_threads(1)  # more are slower at this size
@@ -281,3 +282,34 @@ def test_where_memory_runs_out_on_one_row_the_error_stands(model, tokenizer, mon
     monkeypatch.setattr(model, "generate", none)
     with pytest.raises(torch.OutOfMemoryError):
         generate.transformers(model, tokenizer, QUESTIONS, 12, 8)
+
+
+@pytest.mark.parametrize("window", [None, 24])
+def test_what_all_prompts_begin_with_is_read_once_and_changes_nothing(monkeypatch, window):
+    """Worked examples before every question; with a window of attention that is narrower than them, too."""
+    sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "head_dim": 16}
+    if window:
+        sliding = {"sliding_window": window, "layer_types": ["sliding_attention", "full_attention"]}
+        config = Gemma3TextConfig(num_hidden_layers=2, num_key_value_heads=1, **sizes, **sliding)
+    else:
+        config = Qwen3Config(num_hidden_layers=2, num_key_value_heads=2, **sizes)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    rng = random.Random(0)
+    shown = [rng.randrange(10, 300) for _ in range(batching.SHARED + 10)]
+    prompts = [shown + [rng.randrange(10, 300) for _ in range(length)] for length in (5, 31, 18)]
+    assert batching.shared_cache(model, prompts).get_seq_length() == len(shown)
+    read, forward = [], model.model.forward
+    monkeypatch.setattr(model.model, "forward", lambda input_ids, **kw: read.append(input_ids.numel())
+                        or forward(input_ids=input_ids, **kw))  # fmt: skip
+    how = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": [1]}
+    found = []
+    for least in (batching.SHARED, 10**6):
+        read.clear()
+        monkeypatch.setattr(batching, "SHARED", least)
+        with batching.evaluation(model):
+            sums = multiple_choice._option_sums(model, [(prompt, [[7, 8], [9]]) for prompt in prompts])
+            answers = [ids for ids, *_ in generate.continue_ids(model, prompts, how)]
+        found.append((sums, answers, sum(read)))
+    (once, said, few), (each, expected, many) = found
+    assert said == expected and once == [pytest.approx(row, abs=1e-4) for row in each] and few < 0.7 * many

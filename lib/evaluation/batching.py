@@ -1,14 +1,17 @@
 """A model that answers and does not learn, and sequences of unlike length in one batch."""
 
 import contextlib
+import os
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
+from transformers import DynamicCache
 
 from lib.chat.turns import IGNORE_INDEX
 from lib.model import head
 from lib.pipeline import machine
 
+SHARED = 128  # tokens that all sequences begin with, from which on they are worth a pass of their own
 LOGITS_AT_ONCE = 2**28  # numbers: one gigabyte in float32, whatever the vocabulary
 
 
@@ -61,6 +64,29 @@ def left_pad(sequences, device):
     ids = torch.tensor([[0] * (longest - len(s)) + list(s) for s in sequences], device=device)
     mask = torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in sequences], device=device)
     return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def shared_cache(model, sequences):
+    """A cache of the tokens that all sequences begin with, read once; None where those are fewer than SHARED.
+
+    sequences: lists of token ids, to be padded on the left as `left_pad` does. The cache stands for the first columns
+    of that batch: a shorter sequence has its gap in front and less of the common beginning behind it, so that whatever
+    follows the cache is tokens, and no padding lies inside a window of attention.
+    """
+    width, common = max(map(len, sequences)), os.path.commonprefix(sequences)
+    gaps, length = [width - len(s) for s in sequences], min(len(common), min(map(len, sequences)) - 1)
+    cache = DynamicCache(config=model.config)
+    plain = all(type(layer).__name__ in ("DynamicLayer", "DynamicSlidingWindowLayer") for layer in cache.layers)
+    if len(sequences) < 2 or length < max(SHARED, max(gaps) + 1) or not plain:
+        return None
+    read = DynamicCache()  # without a config no layer forgets what lies before its window
+    ids = torch.tensor([common[:length]], device=model.device)
+    model(input_ids=ids, past_key_values=read, use_cache=True, logits_to_keep=1)
+    for number, layer in enumerate(read.layers):
+        parts = (layer.keys, layer.values)
+        rows = [[pad(part[:, :, : length - gap], (0, 0, gap, 0)) for gap in gaps] for part in parts]
+        cache.update(*map(torch.cat, rows), number)
+    return cache
 
 
 def right_pad(rows, device):

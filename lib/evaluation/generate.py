@@ -132,6 +132,7 @@ def continue_ids(model, prompts, how):
     clock, stops = _Clock(), set(how["eos_token_id"])
     config = GenerationConfig(pad_token_id=how["eos_token_id"][0], **how)
     out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, synced_gpus=False,
+                         past_key_values=batching.shared_cache(model, prompts),
                          stopping_criteria=StoppingCriteriaList([clock]))  # fmt: skip
     found = []
     for row in out[:, ids.shape[1] :].tolist():

@@ -75,11 +75,12 @@ def _option_sums(model, pairs):
     """Log-probability of each option in nats: list (questions) of lists (options). pairs: (prompt ids, option ids)."""
     count = max(len(options) for _, options in pairs)
     prompts, mask, positions = batching.left_pad([prompt for prompt, _ in pairs], model.device)
-    cache = DynamicCache(config=model.config)
+    cache = batching.shared_cache(model, [prompt for prompt, _ in pairs]) or DynamicCache(config=model.config)
+    known = cache.get_seq_length()
     first = model(
-        input_ids=prompts,
+        input_ids=prompts[:, known:],
         attention_mask=mask,
-        position_ids=positions,
+        position_ids=positions[:, known:],
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
