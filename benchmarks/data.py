@@ -118,7 +118,7 @@ def full_size(folder, count, world, words, tokenizer):
     assert reasons.total() == count and reasons["converter_error"] == 0, reasons
     steps.done("read, convert, filter", count)
     pool = records.read(folder / "pool.arrow")
-    frames = framing.learn(records.rows(pool), exam_rows)
+    frames = framing.learn(records.rows(pool.select(framing.COLUMNS)), exam_rows)
     scan = leakage.scan(frames.bare(records.rows(pool)), {"exam": list(frames.bare(exam_rows))}, SEED)
     steps.done("dedup keys, leakage", kept)
     twice, nearly = split.duplicates(scan.keys), near.duplicates(scan.signatures) >= 0

@@ -17,6 +17,7 @@ SHARES = {"head": 0.1, "clause": 0.5, "tail": 0.9}  # of a source's rows that be
 SAME = 0.99  # of the different questions have to be different without their frames too
 EDGE = re.compile(r"(?<=[.!:?])\s+|(?<=[。！：？])\s*|\s*\n\s*|(?P<clause>(?<=[,，])\s*)")
 ASKS = re.compile(r"[?？]")
+COLUMNS = ["source", "instruction", "options", "history"]  # what is read of a record: the others need not be loaded
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lib.dataset import folders, jsonfiles, own
+from lib.dataset import conversations, folders, jsonfiles
 from lib.dataset.jsonfiles import broken_line, opened, opening
 
 BATCH = 1000  # rows decoded at once
@@ -162,7 +162,8 @@ def decoded(row: dict) -> dict:
     """A row of a hub data set whose lists, objects and numbers a table stores as text."""
     for name, cell in row.items():
         if cell[:1] in ("[", "{"):
-            plain = own.listed(NUMPY.sub(lambda m: m[1] + "," * bool(m[2]) if m[1] else "," * m[0].isspace(), cell))
+            commas = NUMPY.sub(lambda m: m[1] + "," * bool(m[2]) if m[1] else "," * m[0].isspace(), cell)
+            plain = conversations.listed(commas)
             row[name] = cell if isinstance(plain, str) else plain
         elif name == "cop":
             row[name] = int(float(cell)) if re.fullmatch(r"-?\d(\.0)?", cell.strip()) else cell.strip() or None
