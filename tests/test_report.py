@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import nbformat
 import papermill
@@ -251,6 +252,23 @@ def test_published_notebooks_and_readme(repository):
         again == {p.name: p.read_bytes() for p in target.iterdir()}
         and readme == (root / "docs" / "results.md").read_text()
     )
+
+
+def test_another_recipe_is_published_beside_the_default_one_and_what_has_not_run_is_named(repository, monkeypatch):
+    """Each has files of its own; publishing one leaves the other's, and the README, as they are."""
+    monkeypatch.setattr(results.execute, "stale", lambda *args: "")
+    (repository / "docs" / "results-gemma.md").write_text(f"{publish.START}\n{publish.END}\n")
+    shutil.rmtree(repository / "outputs" / "tiny" / "03_sft")
+    cfg = SimpleNamespace(name="gemma", overrides={"model": {"base": "copies/gemma"}})
+    readme = (repository / "README.md").read_text()
+    target = publish.publish(repository / "outputs" / "tiny", cfg, repository)
+    page = (repository / "docs" / "results-gemma.md").read_text()
+    assert target == repository / "outputs/published/gemma" and (target / "01_dataset.ipynb").exists()
+    assert "](../outputs/published/gemma/01_dataset.ipynb)" in page and "/published/gemma/02_baseline-1.png" in page
+    assert "Not run: 03_sft." in page and 'make all RECIPE=gemma SET="model.base=copies/gemma"' in page
+    assert readme == (repository / "README.md").read_text()
+    publish.publish(without_third(repository) / "outputs" / "tiny", root=repository)
+    assert (target / "01_dataset.ipynb").exists() and (target.parent / "01_dataset.ipynb").exists()
 
 
 def test_publish_refuses_too_much_and_a_readme_without_marks(repository, monkeypatch):

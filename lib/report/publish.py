@@ -1,8 +1,7 @@
-"""The published copy of the default run: executed notebooks that GitHub renders, and the results in README and docs."""
+"""The published copy of a run: executed notebooks that GitHub renders, and the results in README and docs."""
 
 import base64
 import re
-import shutil
 import textwrap
 
 import pandas as pd
@@ -12,6 +11,7 @@ from lib.pipeline import credentials
 from lib.pipeline.files import ROOT, write_text
 from lib.report import chapters, results
 
+DEFAULT = "tiny"  # the recipe whose results stand in the README
 LIMIT_MIB = 4
 ROWS = 6  # of the README's results
 WANTED = ("nearest", "best form", "sft accuracy", "not sent on: sft", "minus ptq", "qat q")  # words of their labels
@@ -21,11 +21,17 @@ START, END = "<!-- results:start -->", "<!-- results:end -->"
 def publish(folder, cfg=None, root=ROOT):
     """Rewrite outputs/published/ and the results in README.md (six rows) and docs/results.md (all, and the figures).
 
+    A recipe other than the default one has outputs/published/<recipe>/ and docs/results-<recipe>.md, without README;
+    there, stages that have not run are left out and named.
     folder: outputs/<run>. root: the repository that holds notebooks/, outputs/published/, README.md and docs/.
     Raises ValueError, before anything is written, when a stage is not finished and up to date, when the copies exceed
     LIMIT_MIB, when one shows a path of this machine or a key of .env, or when a page has no results block.
     """
     run, files, figures = results.read_run(folder, cfg, root / "notebooks"), {}, []
+    recipe, left_out = cfg.name if cfg else DEFAULT, []
+    if recipe != DEFAULT:
+        left_out = [result.stage for result in run if result.state == "missing"]
+        run = [result for result in run if result.state != "missing"]
     for result in run:
         if result.state != "fresh" or result.notebook is None:
             why = result.why or "it ran in JupyterLab, which leaves no executed notebook"
@@ -38,14 +44,19 @@ def publish(folder, cfg=None, root=ROOT):
             figures.append((name, figure["alt"]))
     mib = _checked_size(files)
     command = f"make all{results.options(folder.name, cfg)}"
-    full = results_block(run, figures, command).replace("](outputs/", "](../outputs/")
-    blocks = {"README.md": front_block(results.headline(run), _origin(run, command)), "docs/results.md": full}
+    said = _origin(run, command) + (f" Not run: {', '.join(left_out)}." if left_out else "")
+    full = results_block(run, figures, said).replace("](outputs/", "](../outputs/")
+    blocks = {"README.md": front_block(results.headline(run), said), "docs/results.md": full}
+    target = root / "outputs" / "published"
+    if recipe != DEFAULT:
+        blocks = {f"docs/results-{recipe}.md": full.replace("/published/", f"/published/{recipe}/")}
+        target /= recipe
     pages = {name: with_results((root / name).read_text(encoding="utf-8"), text, name) for name, text in blocks.items()}
     for name, text in (pages | {n: content.decode() for n, content in files.items() if n.endswith(".ipynb")}).items():
         credentials.check(text, name)
-    target = root / "outputs" / "published"
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
+    target.mkdir(parents=True, exist_ok=True)
+    for old in [path for path in target.iterdir() if path.is_file()]:  # folders are other recipes'
+        old.unlink()
     for name, content in files.items():
         (target / name).write_bytes(content)
     for name, text in pages.items():
@@ -75,13 +86,13 @@ def _checked_size(files):
     return total
 
 
-def results_block(run, figures, command):
+def results_block(run, figures, origin):
     """Markdown of the measured results: where they come from, the headline table, the headline figures.
 
     run: list of results.Result. figures: [(file in outputs/published/, alternative text)].
     """
     rows = [row | {"shown": row["title"]} for row in results.headline(run)]
-    lines = [_origin(run, command), "", _table(rows, "Stage", "Measure")]
+    lines = [origin, "", _table(rows, "Stage", "Measure")]
     for name, alt in figures:
         lines += ["", f"![{plain(alt)}](outputs/published/{name})"]
     return "\n".join(lines)
