@@ -90,8 +90,11 @@ def test_hours_of_the_arms_and_of_the_reward_model_by_hand():
     assert number == 200 and hours == pytest.approx((flops / (989e12 * 0.20) + reads / (3350e9 * 0.30)) / 3600)
     number, hours = preference.reward_hours(cfg, shape, H100, ASSUMED)
     read = 2 * 21_880 * (1 + len(rewards.SPOILT)) * 2 * passed  # held-out pairs, as they are and spoilt
+    flops = row * (100 * 8 * 2 * (6 * adapter + 4 * passed + 3 * attention * row / 2) + read)
+    assert number == 100 and hours == pytest.approx(flops / (989e12 * 0.30) / 3600)
+    _, hours = preference.reward_hours(cfg | {"lora": None}, shape, H100, ASSUMED)  # whole, in float32
     flops = row * (100 * 8 * 2 * (6 * passed + 3 * attention * row / 2) + read)
-    assert number == 100 and hours == pytest.approx(flops / (67e12 * 0.30) / 3600)
+    assert hours == pytest.approx(flops / (67e12 * 0.30) / 3600)
 
 
 def test_memory_and_disk_of_chapter_7_by_hand():
@@ -99,14 +102,13 @@ def test_memory_and_disk_of_chapter_7_by_hand():
     adapter = memory.counted(cfg, shape)["adapter"]
     found = preference.memory_phases(cfg, shape, H100, ASSUMED)
     assert list(found) == ["reward model", "largest arm", "answers"]
-    assert [found["reward model"][part] for part in ("weights", "gradients", "optimizer")] == [
-        4 * total,
-        4 * total,
-        8 * total,
-    ]
+    parts = ("weights", "adapter", "gradients", "optimizer")
+    assert [found["reward model"][part] for part in parts] == [2 * total, 4 * adapter, 4 * adapter, 8 * adapter]
+    whole = preference.memory_phases(cfg | {"lora": None}, shape, H100, ASSUMED)["reward model"]
+    assert [whole[part] for part in parts] == [4 * total, 0, 4 * total, 8 * total]
     assert found["largest arm"]["rounded weights"] == found["largest arm"]["chapter 3's model"] == 2 * total
     judged = ARMS | {"judged": ARMS["rloo"] | {"reward": "model"}}
-    assert preference.memory_phases(sections(arms=judged), shape, H100, ASSUMED)["answers"]["reward model"] == 4 * total
+    assert preference.memory_phases(sections(arms=judged), shape, H100, ASSUMED)["answers"]["reward model"] == 2 * total
     written = preference.disk(cfg, shape, ASSUMED)
     assert written["GGUF files of chapter 7"] == 3 * int(4.5 * total / 8)
     assert written["checkpoints of chapter 7"] == 12 * adapter * (1 + 22)  # longer once, DPO every 500 of 10,940 steps

@@ -51,7 +51,7 @@ def model(trained=True):
 def arms(tmp_path, rows=None, scored=None, **preference):
     cfg = SimpleNamespace(
         chat={"format": "instruction", "date": None, "reasoning_effort": None, "max_new_tokens": 8, "batch_size": 8},
-        sft={"max_length": 128}, run={"seed": 1}, model={"dtype": "float32"},
+        sft={"max_length": 128}, run={"seed": 1}, model={"dtype": "float32"}, lora=None,
         preference={"kl_limit": 1.0, "samples": 2, "learn_from": 4, "reward": {}} | preference,
     )  # fmt: skip
     stage = SimpleNamespace(dir=tmp_path, recipe=cfg, headless=True, progress=None, resume_key=lambda: "key")
@@ -173,16 +173,27 @@ def test_the_reward_model_begins_level_and_padding_changes_no_reward(tmp_path):
     assert alone == pytest.approx(rewards.values(scorer, rows), abs=1e-4) and len(set(alone)) == 3
 
 
-def test_a_reward_model_learns_to_tell_sides_apart(tmp_path):
+@pytest.mark.parametrize("dtype", [None, "float32", "bfloat16"])
+def test_a_reward_model_learns_to_tell_sides_apart(tmp_path, dtype):
+    """Whole, and by an adapter of the recipe's lora in its precision: then nothing but adapter and head has moved."""
     tuned, folder = model(), tmp_path / "merged"
     tuned.merge_and_unload().save_pretrained(folder)
     made = arms(tmp_path, reward={"max_steps": 20, "learning_rate": 0.01, "logging_steps": 5})
+    if dtype:
+        made.cfg.lora = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+        made.cfg.model["dtype"] = dtype
     scorer = training.reward_model(made.cfg, folder, TOKENIZER)
+    before = {name: p.detach().clone() for name, p in scorer.named_parameters()}
     whole = pairs.whole(made.rows)
     trainer = training.score_trainer(made.cfg, made.stage, scorer, Dataset.from_list(whole), TOKENIZER)
     trainer.train()
     good, bad = (rewards.values(scorer, [whole[0][f"{side}_ids"]])[0] for side in pairs.SIDES)
     assert good > bad + 1
+    moved = {name for name, p in scorer.named_parameters() if not torch.equal(p, before[name])}
+    assert moved and all(p.dtype == torch.float32 for name, p in scorer.named_parameters() if name in moved)
+    if dtype:
+        assert all("lora_" in name or "score.modules_to_save" in name for name in moved)
+        assert scorer.dtype == getattr(torch, dtype)
 
 
 def test_pass_at_k_is_the_share_of_draws_of_k_with_a_right_one():

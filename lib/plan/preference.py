@@ -1,7 +1,7 @@
 """Chapter 7 in the plan: pairs, reward model, arms and answers, counted from what the chapter itself uses.
 
-The reward model is trained whole and in float32, whatever the base is loaded in. Every arm begins at the base with
-chapter 3's adapter and holds a copy of that adapter, which is its reference.
+The reward model learns by an adapter as large as chapter 3's, on the merged model in 16 bits; whole and in float32
+where the recipe has no lora. Every arm begins at the base with chapter 3's adapter, and a copy of it is its reference.
 """
 
 import dataclasses
@@ -11,7 +11,6 @@ from collections import Counter
 import torch
 from trl import RewardConfig
 
-from lib.model import shapes
 from lib.plan import budget, memory
 from lib.preference import clinic_pairs, material, rewards, training
 
@@ -97,12 +96,18 @@ def reward_hours(sections, shape, gpu, assumed):
     axes, held = pairs(sections, assumed)
     number, batch = steps(given, axes.total())
     row = min(assumed["lengths"]["row"], sections["sft"]["max_length"])
-    parts = memory.counted(sections, shape)["parts"]
-    passed = shapes.active(shape, parts)
-    trained = budget.flops_per_token(passed, 0, shape, row / 2, given["gradient_checkpointing"])
+    trained, frozen, job = budget.passed(_unquantized(sections), shape)
+    per_token = budget.flops_per_token(trained, frozen, shape, row / 2, given["gradient_checkpointing"])
     marked = 2 * held * (1 + len(rewards.SPOILT))
-    flops = row * (number * batch * 2 * trained + marked * 2 * passed)
-    return number, flops / (gpu["fp32_tflops"] * 1e12 * assumed["utilization"]["lora"]) / 3600
+    flops = row * (number * batch * 2 * per_token + marked * 2 * (frozen or trained))
+    rate = gpu["tflops" if sections["lora"] else "fp32_tflops"]
+    return number, flops / (rate * 1e12 * assumed["utilization"][job]) / 3600
+
+
+def _unquantized(sections):
+    """The recipe as the reward model sees it: it begins at the merged model, which is not in 4 bits."""
+    whole = {"dtype": "float32"} if not sections["lora"] else {}
+    return sections | {"model": sections["model"] | {"quantization": None} | whole}
 
 
 def answers(sections):
@@ -120,7 +125,7 @@ def time(sections, shape, gpu, assumed):
     """Rows of chapter 7 in the form of budget.time."""
     chosen = sections["preference"]
     number, hours = reward_hours(sections, shape, gpu, assumed)
-    found = [(f"reward model, {number:,} steps in float32", hours)]
+    found = [(f"reward model, {number:,} steps", hours)]
     for name, arm in chosen["arms"].items():
         number, hours = arm_hours(sections, shape, gpu, assumed, arm)
         runs = 1 + len(chosen["seeds"])
@@ -139,13 +144,15 @@ def memory_phases(sections, shape, gpu, assumed):
     total, wide = sum(counts["parts"].values()), memory.dtype(sections).itemsize
     kernels = {"kernels": int(assumed["margins"]["kernels_gib"] * memory.GIB)}
     given = fields(RewardConfig, chosen["reward"]) | {"loss_type": "chunked_nll"}
-    whole = sections | {"model": sections["model"] | {"dtype": "float32", "quantization": None}, "lora": None}
+    merged, trained = _unquantized(sections), counts["adapter"] if sections["lora"] else total
     rows, tokens = 2 * given["per_device_train_batch_size"], min(given["max_length"], sections["sft"]["max_length"])
-    found = {"reward model": {"weights": 4 * total, "gradients": 4 * total,
-             "optimizer": int(total * memory.state_bytes(given["optim"], torch.float32)),
-             "activations and logits": memory.activations(whole, shape, gpu, given, rows, tokens, True)}}  # fmt: skip
+    size = total * memory.dtype(merged).itemsize
+    found = {"reward model": {"weights": size, "gradients": 4 * trained,
+             "adapter": 4 * trained if sections["lora"] else 0,
+             "optimizer": int(trained * memory.state_bytes(given["optim"], torch.float32)),
+             "activations and logits": memory.activations(merged, shape, gpu, given, rows, tokens, True)}}  # fmt: skip
     judged = any(arm.get("reward") == "model" for arm in chosen["arms"].values())
-    beside = {"chapter 3's model": total * wide} | ({"reward model": 4 * total} if judged else {})
+    beside = {"chapter 3's model": total * wide} | ({"reward model": size} if judged else {})
     parts = [_arm(sections, shape, gpu, assumed, arm) for arm in chosen["arms"].values()]
     if parts:
         found["largest arm"] = beside | max(parts, key=lambda part: sum(part.values()))

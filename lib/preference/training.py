@@ -7,6 +7,7 @@ Here the rows bring token ids, and prompts are tokenized as they stand.
 import math
 
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, PrinterCallback, TrainerCallback
 from trl import (
     DPOConfig,
@@ -21,7 +22,7 @@ from trl import (
 )
 
 from lib.export import gguf
-from lib.model import loading
+from lib.model import adapter, loading
 from lib.model.head import HeadTrainer
 from lib.qat import grids
 
@@ -129,15 +130,20 @@ def log_probabilities(model, batch, adapter="default"):
 
 
 def reward_model(cfg, folder, tokenizer):
-    """The fine-tuned model of `folder` with a fresh head of one number in place of its vocabulary, in float32.
+    """The fine-tuned model of `folder` with a fresh head of one number in place of its vocabulary.
 
-    The head begins at zero: at first no answer is better than another.
+    The head begins at zero: at first no answer is better than another. Head and an adapter of the recipe's lora learn,
+    in float32; the rest stays as it is, in the recipe's precision. Without lora all of it learns, in float32.
     """
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=1, dtype=torch.float32, **loading.OURS
-    )
+    dtype = getattr(torch, loading.precision(cfg)) if cfg.lora else torch.float32
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=dtype, **loading.OURS)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     torch.nn.init.zeros_(model.score.weight)
+    model.score.register_forward_pre_hook(lambda head, given: (given[0].to(head.weight.dtype),))
+    if cfg.lora:
+        torch.manual_seed(cfg.run["seed"])
+        own = LoraConfig(**cfg.lora | {"task_type": "SEQ_CLS", "modules_to_save": ["score"]})
+        model = adapter.in_float32(get_peft_model(model, own))
     return model.to(loading.device())
 
 
@@ -145,7 +151,8 @@ def score_trainer(cfg, stage, model, rows, tokenizer):
     """TRL's trainer of the reward model on rows {"chosen_ids", "rejected_ids"}, with the recipe's preference.reward."""
     known = set(RewardConfig.__dataclass_fields__) - {"loss_type"}
     device = {k: v for k, v in loading.device_fields(cfg, stage, "checkpoints/reward").items() if k in known}
-    fields = {"save_strategy": "no", "report_to": "none"} | device | {"bf16": False, "fp16": False}
+    whole = {} if cfg.lora else {"bf16": False, "fp16": False}
+    fields = {"save_strategy": "no", "report_to": "none"} | device | whole
     arguments = RewardConfig(**fields | cfg.preference["reward"])
     trainer = ScoreTrainer(model, arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[Leash()])
     trainer.remove_callback(PrinterCallback)
