@@ -57,6 +57,7 @@ OTHERS = {  # found by asking the converter alone; name: (the family whose token
     "qwen3 moe": ("qwen3", (Qwen3MoeConfig, Qwen3MoeForCausalLM), MOE, EXPERTS_ALONE),
     "smollm3": ("llama", (SmolLM3Config, SmolLM3ForCausalLM), LLAMA | {"no_rope_layers": [1, 0]}, LINEAR),
 }  # fmt: skip
+TURNED = ["full_attention", "sliding_attention"]  # llama.cpp has a window in five layers of six, whatever stands here
 TOKENS = torch.arange(270, 302).view(2, 16)
 CHAT = ["Which test?\n\nA. one\nB. two", "  Fever of 38.5 °C, since 3 days…", "the end </s> <|im_end|> of it"]
 
@@ -127,6 +128,26 @@ def compare(exported, scheme, tmp_path):
     with torch.no_grad():
         again = rounding.quantize_model(plain(folder), types)(TOKENS, labels=TOKENS).loss.item()
     assert [loss.item() for loss in losses] == pytest.approx([again, again], rel=1e-5)
+
+
+ROWS = [([*range(270 + n, 318 + n)], [-100] * 20 + [5] * 28) for n in range(9)]  # conversations of 48 tokens
+
+
+def test_the_file_is_computed_as_the_model_is(exported):
+    *_, folder, full = exported
+    with serve.running(full, ctx=256) as url:
+        found = release.divergences(url, plain(folder), [*ROWS, ([5] * 300, [5] * 300)], 256)
+    assert len(found) >= 5 and max(map(abs, found)) < 0.02
+    assert release.same_model(found).endswith(f"(median of {len(found)} conversations).")
+    assert release.same_model([]).startswith("No conversation")
+
+
+@pytest.mark.parametrize("odd", [{"query_pre_attn_scalar": 1}, {"sliding_window": 6, "layer_types": TURNED}])
+def test_a_configuration_that_llama_cpp_computes_otherwise_is_told(odd, tmp_path):
+    """Its weights and prompts are equal, and the converter says nothing: a scale of attention, an order of windows."""
+    *_, folder, full = made(tmp_path, "gemma3", FAMILIES["gemma3"][1] | odd, LINEAR)
+    with serve.running(full, ctx=256) as url, pytest.raises(ValueError, match="of 8 conversations the next token's"):
+        release.same_model(release.divergences(url, plain(folder), ROWS, 256))
 
 
 @pytest.mark.parametrize("scheme", ["q4_0", "q4_k_m"])

@@ -4,20 +4,27 @@ Answers are compared by their likeliest tokens. Drawn by chance, two answers par
 probabilities differ in the fourth decimal only and the seed is the same: a token's share of the dice moves a little.
 """
 
+import math
+import statistics
 from collections import deque
 from itertools import zip_longest
 from pathlib import Path
 
 import pandas
+import torch
 from huggingface_hub import ModelCard, ModelCardData
 
 from lib.chat import encoding
+from lib.chat.turns import IGNORE_INDEX
+from lib.evaluation import batching
 from lib.export import serve
 from lib.figures.markup import plain
 from lib.pipeline.files import ROOT
 
 APART = 1.0  # nats
 MAX_NEW_TOKENS = 256  # of each compared answer: a model that differs does so early
+LIKELIEST, LONGEST = 20, 8  # next tokens that are compared, in so many conversations
+OTHERWISE = 0.05  # nats
 
 
 def parity(conversations, tokenizer, to_text, to_tokens, date=None):
@@ -46,6 +53,41 @@ def _same(ours, theirs, where):
         f"{where}: the server sees something else than the trainer from position {at} on: "
         f"trained {ours[max(0, at - 20) : at + 20]!r}, served {theirs[max(0, at - 20) : at + 20]!r}"
     )
+
+
+def divergences(base_url, model, rows, ctx):
+    """How far the next token's distribution, as a running llama-server has it, is from a transformers model's: nats.
+
+    rows: (ids, labels) of conversations; the LONGEST that fit into the server's ctx are read, up to the middle of what
+    is learnt of each: a window of attention cuts long ones only. The divergence is summed over the server's LIKELIEST
+    tokens; a row is left out where the server does not tell them (a token may be part of a character).
+    """
+    found, asked = [], {"n_predict": 1, "n_probs": LIKELIEST, "temperature": 0, "cache_prompt": False}
+    for ids, labels in sorted((row for row in rows if len(row[0]) <= ctx), key=lambda row: -len(row[0]))[:LONGEST]:
+        learnt = [place for place, label in enumerate(labels) if label != IGNORE_INDEX]
+        ids = list(ids[: learnt[len(learnt) // 2]])
+        reply = serve.request(base_url, "/completion", asked | {"prompt": ids}, timeout_s=1800)
+        told = [token for at in reply.get("completion_probabilities", ()) for token in at["top_logprobs"]]
+        with batching.evaluation(model):
+            logits = model(input_ids=torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1]
+        ours = logits.float().log_softmax(-1)
+        parts = [math.exp(t["logprob"]) * (t["logprob"] - float(ours[t["id"]])) for t in told]
+        found += [sum(parts)] if parts else []
+    return found
+
+
+def same_model(found):
+    """The median of `divergences`, in words. Raises ValueError above OTHERWISE: the weights are computed otherwise."""
+    if not found:
+        return "No conversation is there to compare probabilities on."
+    if (middle := statistics.median(found)) > OTHERWISE:
+        raise ValueError(
+            f"llama.cpp computes something else than transformers with these weights: of {len(found)} conversations the"
+            f" next token's distribution is {middle:.2f} nats apart in the median, allowed are {OTHERWISE}. The pinned "
+            "llama.cpp may fix what this configuration changes: a scale of attention, windows, the rotary embedding"
+        )
+    told = f"{abs(middle):.1e} nats from PyTorch's (median of {len(found)} conversations)"
+    return f"The next token's distribution is {told}."
 
 
 def greedy(base_url, prompts, max_new_tokens):
