@@ -136,7 +136,8 @@ ROWS = [([*range(270 + n, 318 + n)], [-100] * 20 + [5] * 28) for n in range(9)] 
 def test_the_file_is_computed_as_the_model_is(exported):
     *_, folder, full = exported
     with serve.running(full, ctx=256) as url:
-        found = release.divergences(url, plain(folder), [*ROWS, ([5] * 300, [5] * 300)], 256)
+        told = release.next_tokens(url, [*ROWS, ([5] * 300, [5] * 300)], 256)
+    found = release.divergences(plain(folder), told)
     assert len(found) >= 5 and max(map(abs, found)) < 0.02
     assert release.same_model(found).endswith(f"(median of {len(found)} conversations).")
     assert release.same_model([]).startswith("No conversation")
@@ -146,8 +147,10 @@ def test_the_file_is_computed_as_the_model_is(exported):
 def test_a_configuration_that_llama_cpp_computes_otherwise_is_told(odd, tmp_path):
     """Its weights and prompts are equal, and the converter says nothing: a scale of attention, an order of windows."""
     *_, folder, full = made(tmp_path, "gemma3", FAMILIES["gemma3"][1] | odd, LINEAR)
-    with serve.running(full, ctx=256) as url, pytest.raises(ValueError, match="of 8 conversations the next token's"):
-        release.same_model(release.divergences(url, plain(folder), ROWS, 256))
+    with serve.running(full, ctx=256) as url:
+        told = release.next_tokens(url, ROWS, 256)
+    with pytest.raises(ValueError, match="of 8 conversations the next token's"):
+        release.same_model(release.divergences(plain(folder), told))
 
 
 @pytest.mark.parametrize("scheme", ["q4_0", "q4_k_m"])

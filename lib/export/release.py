@@ -55,24 +55,31 @@ def _same(ours, theirs, where):
     )
 
 
-def divergences(base_url, model, rows, ctx):
-    """How far the next token's distribution, as a running llama-server has it, is from a transformers model's: nats.
+def next_tokens(base_url, rows, ctx):
+    """What a running llama-server finds likely next, in the middle of what is learnt of a conversation.
 
-    rows: (ids, labels) of conversations; the LONGEST that fit into the server's ctx are read, up to the middle of what
-    is learnt of each: a window of attention cuts long ones only. The divergence is summed over the server's LIKELIEST
-    tokens; a row is left out where the server does not tell them (a token may be part of a character).
+    rows: (ids, labels) of conversations; the LONGEST that fit into the server's ctx are read: a window of attention
+    cuts long ones only. Returns (ids up to there, {token: log-probability} of its LIKELIEST tokens); a row is left out
+    where the server does not tell them (a token may be part of a character).
     """
     found, asked = [], {"n_predict": 1, "n_probs": LIKELIEST, "temperature": 0, "cache_prompt": False}
     for ids, labels in sorted((row for row in rows if len(row[0]) <= ctx), key=lambda row: -len(row[0]))[:LONGEST]:
         learnt = [place for place, label in enumerate(labels) if label != IGNORE_INDEX]
         ids = list(ids[: learnt[len(learnt) // 2]])
         reply = serve.request(base_url, "/completion", asked | {"prompt": ids}, timeout_s=1800)
-        told = [token for at in reply.get("completion_probabilities", ()) for token in at["top_logprobs"]]
-        with batching.evaluation(model):
+        at = reply.get("completion_probabilities", ())
+        found += [(ids, {t["id"]: t["logprob"] for t in first["top_logprobs"]}) for first in at[:1]]
+    return found
+
+
+def divergences(model, told):
+    """How far each distribution of `next_tokens` is from a transformers model's: nats, over the tokens named there."""
+    found = []
+    with batching.evaluation(model):
+        for ids, served in told:
             logits = model(input_ids=torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1]
-        ours = logits.float().log_softmax(-1)
-        parts = [math.exp(t["logprob"]) * (t["logprob"] - float(ours[t["id"]])) for t in told]
-        found += [sum(parts)] if parts else []
+            ours = logits.float().log_softmax(-1)
+            found.append(sum(math.exp(p) * (p - float(ours[token])) for token, p in served.items()))
     return found
 
 
