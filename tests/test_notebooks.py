@@ -46,6 +46,7 @@ def test_one_parameters_cell_with_literals_only_and_finish_last(path):
     tree = ast.parse("".join(tagged[0]["source"]))
     names = {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body}
     assert names == {"recipe": "tiny", "overrides": {}}
+    assert cells[0] is tagged[0]  # papermill's values follow it, and Colab's set-up reads them
     assert f'run.start("{path.stem}", recipe, overrides)' in "".join(cells[2]["source"])
     assert ast.unparse(ast.parse("".join(cells[-1]["source"])).body[-1]).startswith("stage.finish(")
     assert load(path)["cells"][-1]["cell_type"] == "code"

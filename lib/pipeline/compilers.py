@@ -42,6 +42,21 @@ def nvidia():
     return re.findall(r"^GPU \d+: (.+?)(?: \(|$)", _says("nvidia-smi", "-L"), re.M)
 
 
+def unseen(version):
+    """What to do where nvidia-smi sees a GPU and torch, of this version, sees none; "" where neither does.
+
+    All training would otherwise run on the CPU unasked.
+    """
+    found = nvidia()
+    if not found:
+        return ""
+    return (
+        f"nvidia-smi sees {found[0]}, and torch {version} does not: install a driver as new as this torch needs (580 "
+        "for CUDA 13), or give PIP_ARGS the index of a torch for yours (https://pytorch.org/get-started/locally) at "
+        "set-up. To stay on the CPU set CUDA_VISIBLE_DEVICES to nothing: CUDA_VISIBLE_DEVICES= make ..."
+    )
+
+
 def _program(name, home):
     """Path of a program: on PATH, or where its vendor installs it."""
     return shutil.which(name) or shutil.which(name, path=f"{home}/bin")
