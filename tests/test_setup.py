@@ -222,6 +222,20 @@ def test_llama_cpp_is_built_for_the_gpus_there_are_and_cached_apart(program):
     assert len({without, cuda, toolchain.key()}) == 3
 
 
+def test_the_build_says_how_long_it_will_take(monkeypatch, capsys):
+    def command(args, sink, step, report=None):
+        for line in ("[0/8] start", "[1/8] a", "[2/8] b", "c", "[4/8] d", "[8/8] e") if report else ():
+            report(line)
+
+    clock = iter([0, 30, 70, 100])  # seconds: the start, then each quarter that a line reaches
+    monkeypatch.setattr(toolchain, "command", command)
+    monkeypatch.setattr(toolchain.time, "monotonic", lambda: next(clock))
+    toolchain.compile_programs("source", "build", None, [])
+    assert re.findall(r"\((.+)\)", capsys.readouterr().out) == [
+        "30 s, about 90 s to go", "70 s, about 70 s to go", "100 s, about 0 s to go"
+    ]  # fmt: skip
+
+
 def archive(path, *names):
     with tarfile.open(path, "w:gz") as tar:
         for name in names:

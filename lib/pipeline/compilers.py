@@ -19,6 +19,8 @@ def gpu_flags():
 
     Only for the GPUs that are here: kernels for every kind take an hour to compile. Programs built so put as many
     layers on the GPU as fit, of their own accord. Written from llama.cpp's build notes; never run, for want of a GPU.
+    Flash attention stays in: llama-server takes it of its own accord, and what answering costs without it is not
+    measured. Its kernels for every pair of quantized caches (GGML_CUDA_FA_ALL_QUANTS) are left out by default.
     """
     nvcc, hipcc = (_program(name, home) for name, home in (("nvcc", "/usr/local/cuda"), ("hipcc", "/opt/rocm")))
     if nvcc:
