@@ -249,6 +249,32 @@ def test_disk_is_what_the_notebooks_were_counted_to_write(name, gib):
     assert sum(budget.disk(cfg, shape, ASSUMED).values()) / 2**30 == pytest.approx(gib, rel=0.05)
 
 
+def test_the_fewest_chapters_that_make_a_session_suffice_by_hand():
+    hours = {"02_baseline": 2, "03_sft": 7, "04_qat": 3, "05_export": 4, "07_preference": 1}
+
+    def time(cut):
+        gone = {"04_qat": cut["qat"], "07_preference": cut["preference"]}
+        return [{"stage": stage, "hours": h} for stage, h in hours.items() if gone.get(stage, True)]
+
+    def disk(cut):
+        gib = {"base": 30, "GGUF files of chapter 5": 25, "GGUF files of chapter 4": 15 if cut["qat"] else 0}
+        return {what: size * memory.GIB for what, size in gib.items()}
+
+    def said(**limits):
+        return list(budget.session({"qat": 1, "preference": 1}, limits, time, disk))
+
+    assert said() == said(session_h=17, disk_gib=70) == []
+    assert said(session_h=16) == ["longer than a 16 h session: leave out 07_preference"]
+    assert said(session_h=12, disk_gib=50) == [
+        "longer than a 12 h session: leave out 07_preference and 05_export",
+        "more than 50 GiB of Colab's disk: leave out 05_export",
+    ]
+    assert said(session_h=7, disk_gib=29) == [
+        "longer than a 7 h session: leave out 07_preference and 04_qat and 05_export and 02_baseline",
+        "more than 29 GiB of Colab's disk, whatever chapter is left out",
+    ]
+
+
 def test_a_t4_answers_from_four_bits_and_the_adapter_as_chapter_3_does():
     gpu = memory.gpu("t4", ASSUMED)
     cfg = fit.on(recipe.load("llama31_8b_t4").sections(), gpu)
