@@ -3,7 +3,7 @@
     exactness  are the grids on CUDA those of the CPU, value for value?
     qat        step time and memory of exact QAT beside plain LoRA
     train      speed and memory of chapter 3's training at real size, random weights, beside what `make plan` says
-    recipe     the tiny recipe's six stages, end to end on the GPU
+    recipe     the tiny recipe's seven stages, end to end on the GPU
 
 Each result goes to outputs/bench/gpu.json and into the table of docs/benchmarks.md as soon as it is there; a check that
 fails has its error in the table and ends nothing else. Parts may run one by one: earlier results of the same machine

@@ -1,4 +1,4 @@
-"""The tiny recipe's six stages, end to end on the device there is: the recipe part of benchmarks.gpu."""
+"""The tiny recipe's seven stages, end to end on the device there is: the recipe part of benchmarks.gpu."""
 
 import functools
 import os

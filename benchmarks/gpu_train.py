@@ -84,10 +84,15 @@ def load(name, args):
     return cfg, shapes.config(cfg.model["base"], cfg.model["twin"]), {} if args.tiny else aims
 
 
+def attention(cfg, shape):
+    """As loading.attention, for a shape that no download stands behind."""
+    return packing.first_exact(cfg.model["attn_implementation"], shape, loading.device())
+
+
 def adapted(cfg, shape):
     """A random model of that shape on the device, in the recipe's dtype and quantization, with its adapter."""
     torch.manual_seed(cfg.run["seed"])
-    options = {"dtype": getattr(torch, loading.precision(cfg)), "attn_implementation": cfg.model["attn_implementation"]}
+    options = {"dtype": getattr(torch, loading.precision(cfg)), "attn_implementation": attention(cfg, shape)}
     with torch.device(loading.device()):
         model = AutoModelForCausalLM.from_config(shape, **options)
     if cfg.model["quantization"]:
@@ -109,7 +114,7 @@ class Clock(TrainerCallback):
 
 def trainer_for(cfg, shape, folder):
     """(chapter 3's trainer over random rows, why it packs or does not)."""
-    gate = packing.exact(shape, cfg.model["attn_implementation"], loading.device())
+    gate = packing.exact(shape, attention(cfg, shape), loading.device())
     changes, why = packing.fields(cfg.sft, gate)
     stage = SimpleNamespace(dir=folder, headless=True)
     settings = cfg.sft | changes | loading.device_fields(cfg, stage)

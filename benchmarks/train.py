@@ -90,7 +90,7 @@ class Bench:
             [cfg.chat[k] for k in ("format", "date", "reasoning_effort")],
         )
         stage = SimpleNamespace(dir=folder, headless=True)
-        gate = packing.exact(loading.base(cfg).config, cfg.model["attn_implementation"], loading.device())
+        gate = packing.exact(loading.base(cfg).config, loading.attention(cfg), loading.device())
         changes, self.why = packing.fields(cfg.sft, gate)
         once = {"num_train_epochs": 1.0, "eval_strategy": "no"}
         self.fields = cfg.sft | changes | loading.device_fields(cfg, stage) | once

@@ -7,6 +7,7 @@ import torch
 from loopback import Endpoint, completion
 from tiny_qwen import alone, byte_tokenizer, ids_of, random_model
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, GptOssConfig, Qwen3Config
+from transformers.integrations import sdpa_attention
 
 from lib.chat import packing
 from lib.evaluation import batching, generate, multiple_choice
@@ -57,6 +58,22 @@ def test_rows_end_at_their_own_stop_token_and_at_their_own_time(model, monkeypat
         end = next((i + 1 for i, token in enumerate(ids) if token in stops), len(ids))
         assert out == ids[:end] and (first, seconds) == (1, end)
     assert len({len(out) for out, _, _ in got}) > 2
+
+
+def test_keys_are_repeated_for_padded_rows_alone(monkeypatch):
+    """transformers drops a mask that masks nothing; under any other sdpa repeats keys and values for each query."""
+    counts, model = [], packing.small(Qwen3Config(num_key_value_heads=8), "sdpa")
+    real = sdpa_attention.repeat_kv
+    monkeypatch.setattr(sdpa_attention, "repeat_kv", lambda *args: counts.append(len(args)) or real(*args))
+    how = generate._drawing(0.0, 1.0) | {"max_new_tokens": 6, "eos_token_id": [2]}
+    first, second, short = [5, 9, 11, 7], [8, 3, 3, 60], [5, 9]
+    with batching.evaluation(model):
+        even = generate.continue_ids(model, [first, second], how)
+        assert counts == []
+        padded = generate.continue_ids(model, [first, short], how)
+        assert len(counts) == 2 * 2 * len(padded[0][0])  # keys and values, two layers, each token
+        one, other = (generate.continue_ids(model, [row], how)[0][0] for row in (second, short))
+    assert even[0][0] == padded[0][0] and (even[1][0], padded[1][0]) == (one, other)
 
 
 def test_what_a_models_own_settings_ask_for_is_not_done(model, tokenizer):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+from types import SimpleNamespace
 
 import families
 import gguf as package
@@ -91,6 +92,21 @@ def text(tmp_path_factory):
 def server(bf16):
     with serve.running(bf16, ctx=256) as base_url:
         yield base_url
+
+
+def test_the_gpu_is_given_back_before_a_server_starts(monkeypatch):
+    done = []
+
+    def start(*args, **options):
+        done.append("started")
+        raise OSError("no program")
+
+    monkeypatch.setattr(serve.machine, "release", lambda: done.append("released"))
+    monkeypatch.setattr(serve, "toolchain", lambda: SimpleNamespace(server="llama-server"))
+    monkeypatch.setattr(serve.subprocess, "Popen", start)
+    with pytest.raises(OSError, match="no program"), serve.running("a.gguf"):
+        pass
+    assert done == ["released", "started"]
 
 
 def test_the_file_holds_the_models_numbers_under_the_mapped_names(twin, bf16):

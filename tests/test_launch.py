@@ -8,6 +8,7 @@ import subprocess
 import pytest
 import yaml
 
+from lib.pipeline import recipe
 from lib.pipeline.files import ROOT
 
 LAUNCH = ROOT / "params" / "launch"
@@ -25,6 +26,18 @@ def test_the_task_of_skypilot_has_the_fields_of_its_schema_and_gives_the_machine
     for target in re.findall(r"make ([a-z]\w+)", task["setup"] + task["run"]):
         assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE)
     assert set(task["envs"]) <= set(re.search(r"^GIVEN := (.+)", MAKEFILE, re.MULTILINE)[1].split())
+
+
+def test_every_set_of_the_pages_on_launching_is_one_that_a_recipe_takes():
+    """A row without RECIPE is of the one before it, qwen3_8b."""
+    found = []
+    for page in (LAUNCH / "README.md", ROOT / "docs" / "cluster-and-cloud.md"):
+        for line in page.read_text(encoding="utf-8").splitlines():
+            name = re.search(r"RECIPE=(\w+)", line)
+            found += [(name[1] if name else "qwen3_8b", text) for text in re.findall(r'SET="([^"]+)"', line)]
+    assert len(found) >= 7
+    for name, text in found:
+        recipe.load(name, recipe.parse_set(text.removesuffix(" ...")))
 
 
 def test_a_users_own_data_goes_along_and_keys_do_not():

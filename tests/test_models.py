@@ -24,6 +24,7 @@ from lib.chat import encoding
 from lib.evaluation import generate
 from lib.model import adapter, loading, offload, unsloth
 from lib.pipeline import machine
+from lib.pipeline.files import ROOT
 from lib.qat import rounding
 
 ROW = torch.arange(5, 45).unsqueeze(0)
@@ -101,6 +102,28 @@ def test_weights_that_wait_in_main_memory_are_read_and_rounded_as_others(small_b
         assert torch.equal(rounding.quantize_model(parts, types)(ROW).logits, expected)
     assert not torch.equal(expected, exact)
     assert rounding.fingerprints(parts, types) == rounding.fingerprints(whole, types)
+
+
+def test_a_merged_model_in_parts_gives_way_to_the_base_with_its_adapter(small_base, tmp_path):
+    """Chapter 3's own cell, up to its answers; what stands for the merged model would answer otherwise."""
+    cells = json.loads((ROOT / "notebooks" / "03_sft.ipynb").read_text())["cells"]
+    code = next(text for cell in cells if "offload.in_parts(" in (text := "".join(cell["source"])))
+    cfg, lora = over(small_base), {"target_modules": ["q_proj", "down_proj"], "init_lora_weights": False}
+    tuned, parts, whole = (loading.base(cfg) for _ in range(3))
+    tuned = get_peft_model(tuned, LoraConfig(r=4, task_type="CAUSAL_LM", **lora)).eval()
+    tuned.save_pretrained(tmp_path / "adapter")
+    cpu_offload(parts.model.layers[1], execution_device="cpu")
+    taken = []
+    for merged in (parts, whole):
+        names = {"merged": merged, "stage": SimpleNamespace(dir=tmp_path), "cfg": cfg}
+        exec(
+            code.partition("answers = ")[0], names | {"offload": offload, "machine": machine, "loading": loading}, names
+        )
+        taken.append(names["tuned"])
+    asked = [{"id": str(n), "messages": [{"role": "user", "content": "Fever? " * n}]} for n in (1, 9)]
+    said = [[answer["text"] for answer in generate.transformers(model, loading.tokenizer(cfg), asked, 12)]
+            for model in (tuned, *taken)]  # fmt: skip
+    assert said[0] == said[1] != said[2] and taken[1] is whole and not offload.in_parts(taken[0])
 
 
 def test_what_was_given_up_is_free_when_a_merged_model_is_placed(small_base, monkeypatch):

@@ -46,6 +46,7 @@ def test_one_parameters_cell_with_literals_only_and_finish_last(path):
     tree = ast.parse("".join(tagged[0]["source"]))
     names = {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body}
     assert names == {"recipe": "tiny", "overrides": {}}
+    assert cells[0] is tagged[0]  # papermill's values follow it, and Colab's set-up reads them
     assert f'run.start("{path.stem}", recipe, overrides)' in "".join(cells[2]["source"])
     assert ast.unparse(ast.parse("".join(cells[-1]["source"])).body[-1]).startswith("stage.finish(")
     assert load(path)["cells"][-1]["cell_type"] == "code"
@@ -137,19 +138,28 @@ def test_prose_that_may_be_left_out_names_a_section():
     assert {tag for tag in tags if tag.startswith("needs ")} <= {f"needs {name}" for name in recipe.SECTIONS}
 
 
-def test_a_chapter_gives_a_model_up_before_it_loads_the_next():
+def assigned(node):
+    """(target, value) of each name that a statement binds, those of a tuple one by one; as source."""
+    for target in node.targets if isinstance(node, ast.Assign) else ():
+        several = isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)
+        pairs = zip(target.elts, node.value.elts, strict=True) if several else [(target, node.value)]
+        yield from (tuple(map(ast.unparse, pair)) for pair in pairs)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_chapter_gives_a_model_up_before_it_loads_the_next_or_starts_a_server(path):
     """Two of 39 GiB fit no common GPU; what chapter 4's arms load is local to functions."""
-    for path in NOTEBOOKS:
-        cells = [c for c in code(load(path)) if COLAB not in c["metadata"].get("tags", [])]
-        held = set()
-        for node in ast.parse("\n".join("".join(c["source"]) for c in cells)).body:
-            loads = isinstance(node, ast.Assign) and re.match(
-                r"loading\.(saved|base)\(|adapter\.trainable\(", ast.unparse(node.value)
-            )
-            if loads:
+    cells = [c for c in code(load(path)) if COLAB not in c["metadata"].get("tags", [])]
+    held, serving = set(), {"serve.running"}
+    for node in ast.parse("\n".join("".join(c["source"]) for c in cells)).body:
+        calls = {ast.unparse(n.func) for n in ast.walk(node) if isinstance(n, ast.Call)}
+        if calls & serving:
+            serving |= {node.name} if isinstance(node, ast.FunctionDef) else set()
+            assert not held, f"{path.stem}: {held} in memory at {ast.unparse(node)}"
+        for name, value in assigned(node):
+            if re.match(r"loading\.(saved|base)\(|adapter\.trainable\(", value):
                 assert not held, f"{path.stem}: {held} in memory at {ast.unparse(node)}"
-                held.add(ast.unparse(node.targets[0]))
-            if isinstance(node, ast.Assign) and ast.unparse(node.value) == "None":
-                held -= {ast.unparse(target) for target in node.targets}
-            held -= {ast.unparse(t) for n in ast.walk(node) if isinstance(n, ast.Delete) for t in n.targets}
-        assert path.stem != "04_qat" or not held
+                held.add(name)
+            held -= {name} if value == "None" else set()
+        held -= {ast.unparse(t) for n in ast.walk(node) if isinstance(n, ast.Delete) for t in n.targets}
+    assert path.stem != "04_qat" or not held

@@ -14,6 +14,8 @@ from transformers import (
 )
 
 from lib.chat import encoding, packing
+from lib.model import loading
+from lib.pipeline import recipe
 
 
 @pytest.mark.parametrize("config", [LlamaConfig(), Qwen3Config()], ids=["llama", "qwen3"])
@@ -21,6 +23,19 @@ from lib.chat import encoding, packing
 def test_llama_and_qwen3_are_exact(config, attention):
     found = packing.exact(config, attention)
     assert found["exact"] and found["difference"] <= 1e-5 and found["architecture"] == config.model_type
+
+
+def test_of_several_attentions_a_gpu_takes_the_first_that_is_exact(monkeypatch, tmp_path):
+    monkeypatch.setattr(packing, "exact", lambda config, name, device: {"exact": name == "kernels"})
+    taken = [packing.first_exact(names, None, device) for names, device in (
+        (["flex_attention", "kernels", "eager"], "cuda"), (["flex_attention", "eager"], "cuda"),
+        (["kernels", "eager"], "cpu"), ("sdpa", "cuda"))]  # fmt: skip
+    assert taken == ["kernels", "eager", "eager", "sdpa"]
+    GptOssConfig().save_pretrained(tmp_path)
+    monkeypatch.setattr(loading, "_in_16_bits", lambda cfg: tmp_path)
+    monkeypatch.setattr(loading, "device", lambda: "cuda")
+    monkeypatch.setattr(packing, "exact", lambda config, name, device: {"exact": config.model_type == "gpt_oss"})
+    assert loading.attention(recipe.load("gpt_oss_20b")) == "flex_attention"
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

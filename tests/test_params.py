@@ -104,7 +104,8 @@ def test_the_libraries_take_its_values(name, tmp_path):
     """The adapter finds what it names on a small model of the architecture, and the trainer's arguments construct."""
     cfg = recipe.load(name)
     SFTConfig(**cfg.sft | loading.device_fields(cfg, SimpleNamespace(dir=tmp_path, headless=True)))
-    small = packing.small(ARCHITECTURES.get(name, LlamaConfig)(), cfg.model["attn_implementation"])
+    shape = ARCHITECTURES.get(name, LlamaConfig)()
+    small = packing.small(shape, packing.first_exact(cfg.model["attn_implementation"], shape))
     model = get_peft_model(small, LoraConfig(**cfg.lora))
     adapted = " ".join(name for name, p in model.named_parameters() if p.requires_grad)
     assert all(f".{module}.lora_A" in adapted for module in cfg.lora["target_modules"])

@@ -16,10 +16,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from lib.pipeline import compilers, lock, setup, toolchain
+from lib.pipeline import compilers, lock, machine, run, setup, toolchain
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = ["commands", "compilers", "files", "ranks", "setup", "toolchain"]
@@ -221,6 +222,20 @@ def test_llama_cpp_is_built_for_the_gpus_there_are_and_cached_apart(program):
     assert len({without, cuda, toolchain.key()}) == 3
 
 
+def test_the_build_says_how_long_it_will_take(monkeypatch, capsys):
+    def command(args, sink, step, report=None):
+        for line in ("[0/8] start", "[1/8] a", "[2/8] b", "c", "[4/8] d", "[8/8] e") if report else ():
+            report(line)
+
+    clock = iter([0, 30, 70, 100])  # seconds: the start, then each quarter that a line reaches
+    monkeypatch.setattr(toolchain, "command", command)
+    monkeypatch.setattr(toolchain.time, "monotonic", lambda: next(clock))
+    toolchain.compile_programs("source", "build", None, [])
+    assert re.findall(r"\((.+)\)", capsys.readouterr().out) == [
+        "30 s, about 90 s to go", "70 s, about 70 s to go", "100 s, about 0 s to go"
+    ]  # fmt: skip
+
+
 def archive(path, *names):
     with tarfile.open(path, "w:gz") as tar:
         for name in names:
@@ -296,16 +311,20 @@ def test_a_gpu_build_that_fails_becomes_one_for_the_cpu_and_every_process_finds_
 
 
 def test_a_gpu_without_its_compiler_or_without_a_torch_that_sees_it_is_said(program, monkeypatch, tmp_path):
-    assert compilers.missing() is None and setup.refuse_unseen() is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert compilers.missing() is None and setup.refuse_unseen("none") is None and machine.refuse_unseen() is None
     program("nvidia-smi", "GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-1)")
     assert compilers.missing() == "nvcc" and compilers.nvidia() == ["NVIDIA A100-SXM4-80GB"]
     for sees, how in (("True", contextlib.nullcontext()), ("False", pytest.raises(setup.BuildError, match="driver"))):
         program("python", f"2.12.0 {sees}")
-        monkeypatch.setattr(setup, "PYTHON", tmp_path / "bin" / "python")
         with how:
-            setup.refuse_unseen()
+            setup.refuse_unseen(tmp_path / "bin" / "python")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="nvidia-smi sees NVIDIA A100-SXM4-80GB, and torch .* driver"):
+        run.start("01_dataset")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # asked for
-    setup.refuse_unseen()
+    setup.refuse_unseen(tmp_path / "bin" / "python")
+    machine.refuse_unseen()
     program("nvcc", "")
     assert compilers.missing() is None
 

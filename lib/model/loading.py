@@ -1,5 +1,6 @@
 """Models and tokenizers in memory: the base, an adapter on it, and what the device decides about training."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from lib.chat import encoding
+from lib.chat import encoding, packing
 from lib.model import padding, saving, tokens, twin
 from lib.pipeline import hub, machine, ranks
 from lib.pipeline.files import ROOT, cache_dir, kept_folder, rooted, sha256_json
@@ -153,7 +154,7 @@ def _placement(size, free):
 
 
 def _load(path, cfg, quantization, **changes):
-    options = {name: cfg.model[name] for name in ("revision", "attn_implementation")} | OURS | changes
+    options = {"revision": cfg.model["revision"], "attn_implementation": attention(cfg)} | OURS | changes
     if quantization:  # an explicit None would erase what a 4-bit checkpoint says of itself
         options["quantization_config"] = quantization
     with hub.asked(path, options["revision"]):
@@ -163,6 +164,17 @@ def _load(path, cfg, quantization, **changes):
     model.generation_config.update(temperature=None, top_p=None, top_k=None)  # decoding is the recipe's to choose
     placed = getattr(model, "is_quantized", False) or "device_map" in options
     return model.eval() if placed else model.eval().to(device())
+
+
+def attention(cfg):
+    """Name of the attention that every model of the recipe computes with on this device."""
+    named = cfg.model["attn_implementation"]
+    return named if isinstance(named, str) else _attention(str(_in_16_bits(cfg)), cfg.model["revision"], tuple(named))
+
+
+@functools.cache
+def _attention(path, revision, names):
+    return packing.first_exact(names, AutoConfig.from_pretrained(path, revision=revision, **OURS), device())
 
 
 def device():

@@ -19,6 +19,8 @@ def gpu_flags():
 
     Only for the GPUs that are here: kernels for every kind take an hour to compile. Programs built so put as many
     layers on the GPU as fit, of their own accord. Written from llama.cpp's build notes; never run, for want of a GPU.
+    Flash attention stays in: llama-server takes it of its own accord, and what answering costs without it is not
+    measured. Its kernels for every pair of quantized caches (GGML_CUDA_FA_ALL_QUANTS) are left out by default.
     """
     nvcc, hipcc = (_program(name, home) for name, home in (("nvcc", "/usr/local/cuda"), ("hipcc", "/opt/rocm")))
     if nvcc:
@@ -40,6 +42,21 @@ def nvidia():
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
         return []
     return re.findall(r"^GPU \d+: (.+?)(?: \(|$)", _says("nvidia-smi", "-L"), re.M)
+
+
+def unseen(version):
+    """What to do where nvidia-smi sees a GPU and torch, of this version, sees none; "" where neither does.
+
+    All training would otherwise run on the CPU unasked.
+    """
+    found = nvidia()
+    if not found:
+        return ""
+    return (
+        f"nvidia-smi sees {found[0]}, and torch {version} does not: install a driver as new as this torch needs (580 "
+        "for CUDA 13), or give PIP_ARGS the index of a torch for yours (https://pytorch.org/get-started/locally) at "
+        "set-up. To stay on the CPU set CUDA_VISIBLE_DEVICES to nothing: CUDA_VISIBLE_DEVICES= make ..."
+    )
 
 
 def _program(name, home):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import warnings
 
+from lib.pipeline import compilers
 from lib.pipeline.files import ROOT
 
 PACKAGES = (
@@ -34,6 +35,14 @@ def quiet():
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch|transformers|trl|peft|datasets|torchao")
     for name in ("torchao", "torch.utils._pytree", "trl", "peft", "datasets", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def refuse_unseen():
+    """Raise RuntimeError where nvidia-smi sees a GPU and torch does not, after a change of driver or machine say."""
+    import torch
+
+    if not torch.cuda.is_available() and (why := compilers.unseen(torch.__version__)):
+        raise RuntimeError(why)
 
 
 def seed(seed, threads):

@@ -179,9 +179,11 @@ class Stage:
 def start(stage, recipe_name="tiny", overrides=None):
     """Open a stage: load the recipe, take the stage's lock, clear what an earlier attempt left, seed everything.
 
-    Works from any working directory. Raises ValueError on a bad recipe, RuntimeError when the stage is running.
+    Works from any working directory. Raises ValueError on a bad recipe, RuntimeError when the stage is running
+    or torch sees no GPU where there is one.
     """
     ranks.one_device()
+    machine.refuse_unseen()
     cfg = recipe.load(recipe_name, overrides)
     folder = outputs_dir() / cfg.run_name / stage
     folder.mkdir(parents=True, exist_ok=True)

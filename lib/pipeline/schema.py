@@ -61,7 +61,7 @@ class ModelSection(Section):
     revision: str | None = None
     backend: typing.Literal["auto", "unsloth", "transformers"] = "transformers"  # trains the adapter: model/unsloth
     dtype: typing.Literal["auto", "float32", "bfloat16", "float16"] = "bfloat16"  # auto: loading.precision
-    attn_implementation: str = "sdpa"
+    attn_implementation: str | typing.Annotated[list[str], Field(min_length=1)] = "sdpa"  # loading.attention
     quantization: dict | None = None
     checkpoint_4bit: bool = False  # the base is saved in 4 bits once, in the cache, and loaded from there
     twin: dict | None = None

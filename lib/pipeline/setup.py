@@ -135,7 +135,7 @@ def steps(sink, gpu):
             timed([*locked, str(ROOT / LOCKS[1])], sink, "install " + LOCKS[1])
         if gpu:
             timed([*locked, str(ROOT / LOCKS[2])], sink, "install " + LOCKS[2])
-        refuse_unseen()
+        refuse_unseen(PYTHON)
         timed([*install, "--no-deps", "--no-build-isolation", "-e", str(ROOT)], sink, "install this project")
         if build and build.wait() != 0:
             ending = f"signal {-build.returncode}" if build.returncode < 0 else f"status {build.returncode}"
@@ -154,19 +154,14 @@ def torch_version():
     return subprocess.run([str(PYTHON), "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout.decode()
 
 
-def refuse_unseen():
-    """Raise BuildError where nvidia-smi sees a GPU and torch does not: all training would run on the CPU unasked."""
-    found = compilers.nvidia()
-    if not found:
+def refuse_unseen(python):
+    """Raise BuildError where nvidia-smi sees a GPU and the torch of this Python does not."""
+    if not compilers.nvidia():
         return
     code = "import torch; print(torch.__version__, torch.cuda.is_available())"
-    said = subprocess.run([str(PYTHON), "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout.decode()
+    said = subprocess.run([str(python), "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout.decode()
     if said.split()[1:] != ["True"]:
-        raise BuildError(
-            f"nvidia-smi sees {found[0]}, and torch {said.split()[0] if said else ''} does not: install a driver as "
-            "new as this torch needs (580 for CUDA 13), or give PIP_ARGS the index of a torch for yours "
-            "(https://pytorch.org/get-started/locally). To stay on the CPU: CUDA_VISIBLE_DEVICES= make setup."
-        )
+        raise BuildError(compilers.unseen(said.split()[0] if said else ""))
 
 
 def make_venv(sink):

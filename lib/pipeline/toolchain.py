@@ -186,7 +186,7 @@ def patch(source):
 
 
 def compile_programs(source, build_dir, sink, gpu):
-    """cmake, then ninja, with a line of progress at each quarter."""
+    """cmake, then ninja, with a line of progress and of the time that is left at each quarter."""
     start = time.monotonic()
     command(
         ["cmake", "-G", "Ninja", "-S", str(source), "-B", str(build_dir), *FLAGS, *gpu],
@@ -197,10 +197,12 @@ def compile_programs(source, build_dir, sink, gpu):
 
     def report(line):
         nonlocal quarter
-        done = re.match(r"\[(\d+)/(\d+)\]", line)
-        if done and 4 * int(done.group(1)) >= quarter * int(done.group(2)):
-            quarter += 1
-            say(f"llama.cpp: {done.group(1)} of {done.group(2)} files compiled ({time.monotonic() - start:.0f} s)")
+        found = re.match(r"\[(\d+)/(\d+)\]", line)
+        done, total = map(int, found.groups()) if found else (0, 1)
+        if 4 * done >= quarter * total:
+            quarter, spent = quarter + 1, time.monotonic() - start
+            left = spent / done * (total - done)
+            say(f"llama.cpp: {done} of {total} files compiled ({spent:.0f} s, about {left:.0f} s to go)")
 
     command(["ninja", "-C", str(build_dir), "-j", str(jobs()), *PROGRAMS], sink, "compile llama.cpp", report)
 

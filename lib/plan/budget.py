@@ -5,6 +5,7 @@ attention over its document. Time is FLOPs over a planned share of the GPU's den
 forward pass. Generation is bound by memory instead: each token of a batch reads all weights once.
 """
 
+import itertools
 import re
 from collections import Counter
 
@@ -12,6 +13,8 @@ from lib.dataset import entries
 from lib.model import shapes
 from lib.pipeline.machine import LOGITS_BYTES, TIMED
 from lib.plan import memory
+
+OPTIONAL = ("07_preference", "04_qat", "05_export", "02_baseline")  # chapters a run can do without, least lost first
 
 
 def load():
@@ -209,3 +212,24 @@ def disk(sections, shape, assumed):
         ),
     }
     return {what: size for what, size in found.items() if size}
+
+
+def remaining(sections, left, time, disk):
+    """(hours, GiB) of a recipe without the chapters in `left`; time and disk count those of sections."""
+    nulls = {"04_qat": "qat", "07_preference": "preference"}
+    cut = sections | {nulls[name]: None for name in left if name in nulls}
+    hours = sum(row["hours"] for row in time(cut) if row["stage"] not in left)
+    export = "05_export" not in left
+    return hours, sum(size for what, size in disk(cut).items() if export or "chapter 5" not in what) / memory.GIB
+
+
+def session(sections, gpu, time, disk):
+    """Yield what a hosted session with this GPU does not hold, and the fewest chapters to leave out, if that helps."""
+    limits = (gpu.get("session_h"), gpu.get("disk_gib"))
+    said = (f"longer than a {limits[0]} h session", f"more than {limits[1]} GiB of Colab's disk")
+    ways = [way for size in range(len(OPTIONAL) + 1) for way in itertools.combinations(OPTIONAL, size)]
+    ways = [way for way in ways if "02_baseline" not in way or "05_export" in way]  # which needs it
+    for place, limit in enumerate(limits):
+        way = next((way for way in ways if not limit or remaining(sections, way, time, disk)[place] <= limit), None)
+        if way != ():
+            yield said[place] + (f": leave out {' and '.join(way)}" if way else ", whatever chapter is left out")

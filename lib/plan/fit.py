@@ -181,6 +181,9 @@ def _warnings(sections, shape, gpu, assumed):
         yield refused
     if (model["quantization"] or {}).get("load_in_4bit") and shapes.experts(shape):
         yield "the experts are no linear layers: 4 bits leave them as they are"
+    yield from budget.session(
+        sections, gpu, lambda cut: time(cut, shape, gpu, assumed), lambda cut: disk(cut, shape, assumed)
+    )
 
 
 def report(sections, shape, name, assumed):

@@ -107,6 +107,7 @@ def _peak(shape_key, dtype, lora_key, attention, **about):
 def activations(sections, shape, gpu, fields, rows, length, backward):
     """Peak bytes of a step above weights and gradients, with everything that lives only during the step."""
     attention = sections["model"]["attn_implementation"]
+    attention = attention if isinstance(attention, str) else attention[-1]  # what runs where no faster one does
     packed = bool(fields["packing"]) and is_packed(key(shape), attention)
     if attention == "sdpa" and not gpu["flash"] and not packed:
         attention = "eager"  # without a mask, grouped key heads leave torch only the kernel that writes all scores
