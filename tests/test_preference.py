@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from collections import Counter
 from itertools import combinations
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import yaml
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tiny_qwen import byte_tokenizer, random_model
-from transformers import TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from lib import execute
 from lib.evaluation import generate, probability
@@ -122,23 +123,80 @@ def test_samples_are_drawn_from_the_prompt_as_chapter_three_renders_it(tmp_path)
     assert len(seen) == 2 and all(0 < len(ids) <= 8 for _, ids in seen)
 
 
-def leashed(**logs):
-    leash, control = training.Leash(0.5), TrainerControl()
-    leash.on_log(None, TrainerState(global_step=3), control, logs=logs)
-    return leash, control
+@pytest.mark.parametrize("name", ["loss", "rewards/key/mean"])
+def test_a_loss_or_reward_that_is_not_finite_ends_the_run(name):
+    with pytest.raises(ValueError, match=f"{name} is nan at step 3: lower preference's learning_rate"):
+        training.Leash().on_log(None, TrainerState(global_step=3), TrainerControl(), logs={name: math.nan})
 
 
-@pytest.mark.parametrize("logs", [{"loss": math.nan}, {"rewards/key/mean": math.nan}, {"reward/mean": math.inf}])
-def test_a_loss_or_reward_that_is_not_finite_ends_the_run(logs):
-    with pytest.raises(ValueError, match=r"is (nan|inf) at step 3: lower preference's learning_rate"):
-        leashed(**logs)
+def test_a_loss_that_is_not_a_number_is_seen_through_the_trainer(tmp_path):
+    tuned = model()
+    next(p for name, p in tuned.named_parameters() if "lora_B" in name).data.fill_(math.nan)
+    with pytest.raises(ValueError, match="loss is nan at step 1"):
+        arms(tmp_path).trainer(tuned, {"method": "dpo", "pairs": ["decision"], **COMMON}, "dpo", 1).train()
 
 
-def test_a_divergence_above_the_limit_ends_the_run_and_keeps_what_there_is():
-    leash, control = leashed(loss=0.1, kl=0.6)
-    assert control.should_training_stop and control.should_save and leash.passed == 3
-    leash, control = leashed(loss=0.1, kl=0.4)
-    assert not control.should_training_stop and leash.passed is None
+SAMPLED = {"method": "rloo", "reward": "format", "num_generations": 2, **COMMON}
+
+
+def order(ids, *_):
+    return [float(n) for n in range(len(ids))]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_reward_that_is_no_number_is_named_though_the_key_beside_it_has_one(tmp_path, value):
+    scored = {"format": lambda ids, *_: [value, 1.0], "key": order}
+    with pytest.raises(ValueError, match=rf"reward format is {value} for question q\d"):
+        arms(tmp_path, scored=scored).trainer(model(), SAMPLED, "rloo", 1).train()
+
+
+def test_where_no_answer_has_a_known_truth_a_run_goes_on(tmp_path):
+    scored = {"key": lambda ids, *_: [None] * len(ids)}
+    made = arms(tmp_path, scored=scored)
+    log = made.train(made.trainer(model(), SAMPLED | {"reward": "key"}, "rloo", 1), "rloo")
+    assert log[0]["rewards/key/mean"] is None
+
+
+def test_a_reward_that_hangs_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(rewards, "LIMIT_S", 0.2)
+    ended = threading.Event()
+    scored = {"format": lambda ids, *_: ended.wait(20) and [1.0, 1.0], "key": order}
+    with pytest.raises(TimeoutError, match=r"reward format has not answered in 0.2 s"):
+        arms(tmp_path, scored=scored).trainer(model(), SAMPLED, "rloo", 1).train()
+    ended.set()
+
+
+@pytest.mark.parametrize("method", ["rloo", "grpo"])
+def test_an_arm_without_a_leash_logs_its_divergence_all_the_same(tmp_path, method):
+    made = arms(tmp_path, scored={"format": order, "key": order})
+    arm = SAMPLED | {"method": method, "max_steps": 2} | ({} if method == "grpo" else {"beta": 0.0})
+    points = measure.curve(made.train(made.trainer(model(), arm, method, 1), method), "format")
+    assert points[0]["kl"] == pytest.approx(0, abs=1e-6) and points[1]["kl"] != 0
+
+
+class Weights(TrainerCallback):
+    """What every step begins with."""
+
+    def __init__(self):
+        self.begun = []
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        self.begun.append([p.detach().clone() for p in model.parameters() if p.requires_grad])
+
+
+@pytest.mark.parametrize(("every", "limit"), [(1, 0.05), (2, 0.1)])
+def test_a_divergence_above_the_limit_ends_the_run_and_puts_the_last_weights_below_it_back(tmp_path, every, limit):
+    made, tuned, seen = arms(tmp_path, scored={"format": order, "key": order}, kl_limit=limit), model(), Weights()
+    arm = SAMPLED | {"beta": 0.0, "max_steps": 12, "learning_rate": 0.01, "logging_steps": every}
+    trainer = made.trainer(tuned, arm, "rloo", 1)
+    trainer.add_callback(seen)
+    divergence = [entry["kl"] for entry in made.train(trainer, "rloo") if "kl" in entry]
+    assert len(divergence) > 1 and max(divergence[:-1]) <= limit < divergence[-1] and trainer.state.global_step < 12
+    after = [p for p in tuned.parameters() if p.requires_grad]
+    for begun in range(0, len(seen.begun), every):
+        equal = all(torch.equal(a, b) for a, b in zip(after, seen.begun[begun], strict=True))
+        assert equal is (begun == len(seen.begun) - 2 * every)
+    assert not list(tmp_path.rglob("checkpoint-*"))
 
 
 def test_a_reward_that_raises_ends_the_run_with_its_own_words(tmp_path):
@@ -239,6 +297,7 @@ def test_best_of_k_learns_from_right_samples_only(tmp_path, monkeypatch):
         ({"method": "grpo", "beta": 0.1}, "trains by grpo and needs 'reward'"),
         ({"method": "dpo", "pairs": ["decision"], "betta": 1}, "nearest valid name is 'beta'"),
         ({"method": "rloo", "reward": "kay"}, "nearest valid name is 'key'"),
+        ({"method": "dpo", "pairs": ["decision"], "scheme": "q8_0"}, "scheme should be.*none.*found 'q8_0'"),
         ({"method": "rloo", "reward": "key", "output_dir": "x"}, "unknown key 'output_dir'"),
     ],
 )
@@ -280,7 +339,7 @@ def test_the_commented_sections_of_the_large_recipes_are_valid():
             section = text[text.index("# preference:") :].replace("\n# ", "\n")[2:]
             recipe.load(path.stem, {"preference": yaml.safe_load(section)["preference"]})
             found += 1
-    assert found == 6
+    assert found == 8
 
 
 def test_a_recipe_without_the_section_leaves_the_chapter_out(tmp_path, monkeypatch, capsys):
