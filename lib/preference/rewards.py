@@ -22,18 +22,21 @@ class Reward:
     """One number for each answer.
 
     score: (list of ids, list of answers as `generate` makes them, list of token ids) -> list of floats or None.
-    TRL logs a reward under its name. Raises ValueError for a value that is not finite, which TRL would take for 0 or
-    for an answer without a truth, and TimeoutError where score takes longer than LIMIT_S.
+    TRL logs a reward under its name. generated: tokens of the answers so far. Raises ValueError for a value that is not
+    finite, which TRL would take for 0 or for an answer without a truth, and TimeoutError where score takes longer than
+    LIMIT_S.
     """
 
     def __init__(self, name, score, tokenizer, stops):
         self.__name__, self._score, self._tokenizer, self._stops = name, score, tokenizer, stops
+        self.generated = 0
 
     def __call__(self, *, id, completion_ids, **_):
         answers = [
             generate.answer(name, "", ids, self._stops, self._tokenizer)
             for name, ids in zip(id, completion_ids, strict=True)
         ]
+        self.generated += sum(map(len, completion_ids))
         values = self._in_time(id, answers, completion_ids)
         for name, value in zip(id, values, strict=False):  # TRL counts them
             if value is not None and not math.isfinite(value):
@@ -146,7 +149,7 @@ WORDINGS = {
     "in brackets": lambda r, n: f"The answer is ({LETTERS[n]}).",
     "the option alone": lambda r, n: r["options"][n],
     "told after others": lambda r, n: (
-        f"It is not {LETTERS[n - 1]}, as the findings speak against it. It is {LETTERS[n]}."
+        f"It is not {LETTERS[(n or len(r['options'])) - 1]}, as the findings speak against it. It is {LETTERS[n]}."
     ),
 }
 

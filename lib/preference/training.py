@@ -28,7 +28,7 @@ from lib.qat import grids
 
 CONFIGS = {"sft": SFTConfig, "best_of_k": SFTConfig, "dpo": DPOConfig, "rloo": RLOOConfig, "grpo": GRPOConfig}
 OURS = ("method", "pairs", "reward", "scheme", "samples")  # fields of an arm that are no field of its trainer
-SEEN = {"logging_nan_inf_filter": False}  # else transformers logs the mean of earlier losses in place of one that is NaN
+SEEN = {"logging_nan_inf_filter": False}  # else transformers logs earlier losses' mean for a NaN
 UNLEASHED = 1e-30  # a beta of 0 as TRL gets it: it then logs the KL, and no penalty is left of it in float32
 
 
@@ -41,6 +41,14 @@ class _Prepared:
 
 class PairTrainer(_Prepared, DPOTrainer):
     """DPO on rows {"prompt_ids", "chosen_ids", "rejected_ids"}."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """Of a checkpoint with a subfolder, the reference's, transformers reads that alone and not what was trained."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        model = self.model if model is None else model
+        if "ref" in getattr(model, "peft_config", ()):
+            model.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
+            model.set_adapter("default")
 
 
 class ScoreTrainer(_Prepared, RewardTrainer):
@@ -115,6 +123,7 @@ def arguments(cfg, stage, arm, name, seed, **more):
     """The Config of an arm's trainer: the fields that the recipe gives, and those that follow from device and run."""
     config = CONFIGS[arm["method"]]
     device = loading.device_fields(cfg, stage, f"checkpoints/{name}") | {"seed": seed, "data_seed": seed} | SEEN
+    device |= {"router_aux_loss_coef": cfg.sft.get("router_aux_loss_coef", 0.0)}  # TRL's default adds to every loss
     known = set(config.__dataclass_fields__) - (set() if config is SFTConfig else {"loss_type"})
     fields = {key: value for key, value in (device | more).items() if key in known and key not in arm}
     drawing = arm["method"] in ("rloo", "grpo")
