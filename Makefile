@@ -4,7 +4,7 @@ RECIPE ?= tiny
 PYTHON3 ?= python3
 PYTHON := .venv/bin/python
 TESTS := $(PYTHON) -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
-STAGES := 01_dataset 02_baseline 03_sft 04_qat 05_export 06_judge 07_preference
+STAGES := 01_dataset 02_baseline 03_sft 04_qat 05_export 07_preference 06_judge
 LAUNCHED := 02_baseline 03_sft 04_qat
 # What is given to Make reaches Python through the environment, as it was typed: no shell and no $ in it is expanded.
 GIVEN := RECIPE SET GPU LAUNCH OUTPUTS PIP_ARGS ROWS
@@ -29,7 +29,7 @@ setup:  ## .venv with the locked packages, their hashes checked, and llama.cpp b
 06_judge:    05_export                         ## blind, order-balanced comparison of the answers
 07_preference: 03_sft                          ## reward model, DPO and RL on a leash, where the recipe has the section
 
-# 02 beside 03 would cost more than it saves on a small machine: run them in order
+# 02 beside 03 would cost more than it saves on a small machine: run them in order, 06 last, which may judge an arm of 07
 .NOTPARALLEL:
 $(filter-out $(LAUNCHED),$(STAGES)):
 	@$(PYTHON) -m lib.execute $@

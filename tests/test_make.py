@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from pipeline import STAGES
 
 from lib import execute
 from lib.pipeline import architectures, recipe
@@ -69,6 +70,11 @@ def test_a_rehearsal_passes_them_on(make, text):
                      if "lib.pipeline.setup" not in words]  # fmt: skip
     assert said[0] == ["-m", "lib.plan.rehearsal"] and len(stages) == 8
     assert {(told["SET"], told["RECIPE"], told["OVERLAY"]) for _, told in stages} == {(text, "qwen3_8b", "rehearsal")}
+
+
+def test_all_runs_preferences_before_the_judge_which_may_ask_for_an_arm(make):
+    stages = [words[-1] for words, _ in make("all") if "lib.execute" in words]
+    assert stages == [*sorted(STAGES[:5]), "07_preference", "06_judge"]
 
 
 def test_recipe_and_set_of_the_environment_and_the_words_that_go_before_them(monkeypatch):

@@ -88,6 +88,8 @@ def test_hours_of_the_arms_and_of_the_reward_model_by_hand():
     flops = 200 * 128 * tokens * (6 * adapter + 4 * passed + 3 * attention * tokens / 2 + 2 * 2 * passed)
     reads = 200 * 2048 * sum(memory.weights(cfg, shape).values())  # all answers of a step are drawn together
     assert number == 200 and hours == pytest.approx((flops / (989e12 * 0.20) + reads / (3350e9 * 0.30)) / 3600)
+    unleashed = ARMS["rloo"] | {"beta": 0.0}  # its divergence is logged, so the reference is asked all the same
+    assert preference.arm_hours(cfg, shape, H100, ASSUMED, unleashed) == (number, hours)
     number, hours = preference.reward_hours(cfg, shape, H100, ASSUMED)
     read = 2 * 21_880 * (1 + len(rewards.SPOILT)) * 2 * passed  # held-out pairs, as they are and spoilt
     flops = row * (100 * 8 * 2 * (6 * adapter + 4 * passed + 3 * attention * row / 2) + read)

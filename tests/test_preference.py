@@ -1,7 +1,13 @@
 """Chapter 7's trainers, rewards and measures, on a tiny model with a trained adapter."""
 
+import copy
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import threading
 from collections import Counter
 from itertools import combinations
 from types import SimpleNamespace
@@ -11,16 +17,19 @@ import torch
 import yaml
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from test_merging import adapted, bases
 from tiny_qwen import byte_tokenizer, random_model
-from transformers import TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from lib import execute
 from lib.evaluation import generate, probability
 from lib.figures import leash
-from lib.pipeline import recipe
+from lib.judge import protocol
+from lib.pipeline import recipe, run
 from lib.pipeline.files import ROOT
 from lib.preference import material, measure, pairs, rewards, training
 from lib.qat import rounding
+from lib.sft import checkpoint
 
 TOKENIZER = byte_tokenizer()
 RECORDS = [
@@ -37,6 +46,13 @@ COMMON = {
     "save_strategy": "no",
     "gradient_checkpointing": False,
 }
+
+
+SAMPLED = {"method": "rloo", "reward": "format", "num_generations": 2, **COMMON}
+
+
+def order(ids, *_):
+    return [float(n) for n in range(len(ids))]
 
 
 def model(trained=True):
@@ -56,9 +72,10 @@ def arms(tmp_path, rows=None, scored=None, **preference):
     )  # fmt: skip
     stage = SimpleNamespace(dir=tmp_path, recipe=cfg, headless=True, progress=None, resume_key=lambda: "key")
     kept = [
-        {"id": "p", "axis": "decision", "source": "own", "question": "Why?", "messages": [],
+        {"id": "p", "axis": "decision", "source": "own", "question": question, "messages": [],
          "chosen": {"reasoning": "", "output": "Rest."}, "rejected": {"reasoning": "", "output": "Surgery now."}}
-    ] * 2  # fmt: skip
+        for question in ("Why?", "Why, if rest is rest?")
+    ]  # fmt: skip
     rows = rows or [pairs.tokens(pair, TOKENIZER, cfg) for pair in kept]
     asked = material.prompts(RECORDS, TOKENIZER, cfg)
     return material.Material(
@@ -66,27 +83,90 @@ def arms(tmp_path, rows=None, scored=None, **preference):
     )
 
 
-@pytest.mark.parametrize("rounded", [False, True])
-def test_at_step_zero_the_loss_is_log_two_and_the_reference_is_the_adapter_at_its_start(tmp_path, rounded):
-    tuned = model()
-    if rounded:
+def dpo_by_hand(trainer, batch):
+    """(TRL's loss, the loss by hand, log-probabilities of the model, of the reference)."""
+    with torch.no_grad():
+        loss = float(trainer.compute_loss(trainer.model, batch))
+        now, then = (training.log_probabilities(trainer.model, batch, name) for name in ("default", "ref"))
+        good, bad = (now - then).chunk(2)
+        return loss, float(-torch.nn.functional.logsigmoid(trainer.beta * (good - bad)).mean()), now, then
+
+
+@pytest.mark.parametrize("kind", ["plain", "rounded", "experts"])
+def test_at_step_zero_the_loss_is_log_two_and_the_reference_is_the_adapter_at_its_start(tmp_path, kind):
+    if kind == "experts":
+        tuned = adapted(tmp_path / "base", bases(kind, TOKENIZER, tmp_path / "base"), torch.float32)
+    else:
+        tuned = model()
+    if kind == "rounded":
         types = {name: "q4_0" for name in rounding.base_parameters(tuned) if "proj" in name}
         rounding.prepare(tuned, types)
     trainer = arms(tmp_path).trainer(tuned, {"method": "dpo", "pairs": ["decision"], **COMMON}, "dpo", 1)
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-    with torch.no_grad():
-        assert math.isclose(float(trainer.compute_loss(tuned, batch)), math.log(2), abs_tol=1e-6)
-        now, then = (training.log_probabilities(tuned, batch, name) for name in ("default", "ref"))
+    loss, by_hand, now, then = dpo_by_hand(trainer, batch)
+    assert loss == pytest.approx(math.log(2), abs=1e-6) and by_hand == pytest.approx(math.log(2), abs=1e-6)
     torch.testing.assert_close(now, then, atol=1e-6, rtol=0)
     trainer.train()
-    with torch.no_grad():
-        later, still = (training.log_probabilities(tuned, batch, name) for name in ("default", "ref"))
+    loss, by_hand, later, still = dpo_by_hand(trainer, batch)
     assert torch.equal(then, still) and (now - later).abs().max() > 1e-3
-    hashes = rounding.fingerprints(training.alone(tuned)) if rounded else {}
+    assert loss == pytest.approx(by_hand, rel=1e-5) and abs(loss - math.log(2)) > 1e-3
+    hashes = rounding.fingerprints(training.alone(tuned)) if kind == "rounded" else {}
     rounding.strip(tuned)
-    if rounded:
+    if kind == "rounded":
         merged = tuned.merge_and_unload().to(torch.bfloat16)
         assert rounding.fingerprints(merged, types) == hashes
+
+
+def test_advantages_and_divergence_of_rloo_are_those_by_hand(tmp_path):
+    made, seen = arms(tmp_path, scored={"format": order, "key": order}), []
+    more = {"beta": 0.5, "max_steps": 2, "per_device_train_batch_size": 4}
+    trainer = made.trainer(model(), SAMPLED | more, "rloo", 1)
+    real = trainer._generate_and_score_completions
+
+    def kept(inputs):
+        found = real(inputs)
+        prompt, said = ([found[f"{part}_{what}"] for what in ("ids", "mask")] for part in ("prompt", "completion"))
+        ids, mask = (torch.cat(two, 1) for two in zip(prompt, said, strict=True))
+        batch = {"input_ids": ids, "attention_mask": mask}
+        batch["completion_mask"] = torch.cat([torch.zeros_like(prompt[1]), said[1]], 1)
+        with torch.no_grad():
+            now, then = (training.log_probabilities(trainer.model, batch, name) for name in ("default", "ref"))
+        seen.append((found["advantages"], now - then, float(said[1].sum())))
+        return found
+
+    trainer._generate_and_score_completions = kept
+    log = made.train(trainer, "rloo")
+    for (advantages, ratio, tokens), entry in zip(seen, log, strict=False):
+        worth = (torch.tensor(order(range(4))) - 0.5 * ratio).view(2, 2)
+        others = (worth.sum(1, keepdim=True) - worth) / (2 - 1)
+        torch.testing.assert_close(advantages, (worth - others).flatten(), atol=1e-5, rtol=1e-5)
+        assert entry["kl"] == pytest.approx(float(ratio.sum()) / tokens, abs=1e-6)
+    assert len(seen) == 2 and abs(log[1]["kl"]) > 1e-3
+
+
+def test_while_it_learns_it_draws_from_the_rounded_model(tmp_path):
+    seen, tuned = {}, model()
+    plain = copy.deepcopy(tuned).merge_and_unload().to(torch.bfloat16)
+    types = {name: "q4_0" for name in rounding.base_parameters(tuned) if "proj" in name}
+    rounded = rounding.quantize_model(copy.deepcopy(plain), types)
+    rounding.prepare(tuned, types)
+
+    def score(ids, answers, completion_ids):
+        seen.update(zip(ids, completion_ids, strict=True))
+        return order(ids)
+
+    made = arms(tmp_path, scored={"format": score, "key": order})
+    greedy = {"generation_kwargs": {"do_sample": False}, "per_device_train_batch_size": 8}
+    made.trainer(tuned, SAMPLED | greedy, "rloo", 1).train()
+    wanted = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": TOKENIZER.pad_token_id}
+    said = []
+    for one in (rounded, plain):
+        asked = {name: TOKENIZER(made.asked[name], add_special_tokens=False, return_tensors="pt") for name in seen}
+        drawn = {
+            n: one.float().generate(**a, **wanted)[0, a["input_ids"].shape[1] :].tolist() for n, a in asked.items()
+        }
+        said.append(drawn)
+    assert len(seen) == 4 and seen == said[0] != said[1]
 
 
 @pytest.mark.parametrize("method", ["rloo", "grpo"])
@@ -118,27 +198,126 @@ def test_samples_are_drawn_from_the_prompt_as_chapter_three_renders_it(tmp_path)
     assert trainer._tokenize_prompts(list(made.asked.values()))[0] == [
         TOKENIZER(text, add_special_tokens=False)["input_ids"] for text in made.asked.values()
     ]
-    trainer.train()
+    log = made.train(trainer, "rloo")
     assert len(seen) == 2 and all(0 < len(ids) <= 8 for _, ids in seen)
+    assert made.generated == {"rloo": sum(len(ids) for _, ids in seen)} and made.generated[
+        "rloo"
+    ] < measure.tokens_seen(log)
 
 
-def leashed(**logs):
-    leash, control = training.Leash(0.5), TrainerControl()
-    leash.on_log(None, TrainerState(global_step=3), control, logs=logs)
-    return leash, control
+@pytest.mark.parametrize("name", ["loss", "rewards/key/mean"])
+def test_a_loss_or_reward_that_is_not_finite_ends_the_run(name):
+    with pytest.raises(ValueError, match=f"{name} is nan at step 3: lower preference's learning_rate"):
+        training.Leash().on_log(None, TrainerState(global_step=3), TrainerControl(), logs={name: math.nan})
 
 
-@pytest.mark.parametrize("logs", [{"loss": math.nan}, {"rewards/key/mean": math.nan}, {"reward/mean": math.inf}])
-def test_a_loss_or_reward_that_is_not_finite_ends_the_run(logs):
-    with pytest.raises(ValueError, match=r"is (nan|inf) at step 3: lower preference's learning_rate"):
-        leashed(**logs)
+def test_a_loss_that_is_not_a_number_is_seen_through_the_trainer(tmp_path):
+    tuned = model()
+    next(p for name, p in tuned.named_parameters() if "lora_B" in name).data.fill_(math.nan)
+    with pytest.raises(ValueError, match="loss is nan at step 1"):
+        arms(tmp_path).trainer(tuned, {"method": "dpo", "pairs": ["decision"], **COMMON}, "dpo", 1).train()
 
 
-def test_a_divergence_above_the_limit_ends_the_run_and_keeps_what_there_is():
-    leash, control = leashed(loss=0.1, kl=0.6)
-    assert control.should_training_stop and control.should_save and leash.passed == 3
-    leash, control = leashed(loss=0.1, kl=0.4)
-    assert not control.should_training_stop and leash.passed is None
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_reward_that_is_no_number_is_named_though_the_key_beside_it_has_one(tmp_path, value):
+    scored = {"format": lambda ids, *_: [value, 1.0], "key": order}
+    with pytest.raises(ValueError, match=rf"reward format is {value} for question q\d"):
+        arms(tmp_path, scored=scored).trainer(model(), SAMPLED, "rloo", 1).train()
+
+
+def test_where_no_answer_has_a_known_truth_a_run_goes_on(tmp_path):
+    scored = {"key": lambda ids, *_: [None] * len(ids)}
+    made = arms(tmp_path, scored=scored)
+    log = made.train(made.trainer(model(), SAMPLED | {"reward": "key"}, "rloo", 1), "rloo")
+    assert log[0]["rewards/key/mean"] is None
+
+
+def test_a_reward_that_hangs_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(rewards, "LIMIT_S", 0.2)
+    ended = threading.Event()
+    scored = {"format": lambda ids, *_: ended.wait(20) and [1.0, 1.0], "key": order}
+    with pytest.raises(TimeoutError, match=r"reward format has not answered in 0.2 s"):
+        arms(tmp_path, scored=scored).trainer(model(), SAMPLED, "rloo", 1).train()
+    ended.set()
+
+
+@pytest.mark.parametrize("method", ["rloo", "grpo"])
+def test_an_arm_without_a_leash_logs_its_divergence_all_the_same(tmp_path, method):
+    made = arms(tmp_path, scored={"format": order, "key": order})
+    arm = SAMPLED | {"method": method, "max_steps": 2} | ({} if method == "grpo" else {"beta": 0.0})
+    points = measure.curve(made.train(made.trainer(model(), arm, method, 1), method), "format")
+    assert points[0]["kl"] == pytest.approx(0, abs=1e-6) and points[1]["kl"] != 0
+
+
+class Weights(TrainerCallback):
+    """What every step begins with."""
+
+    def __init__(self):
+        self.begun = []
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        self.begun.append([p.detach().clone() for p in model.parameters() if p.requires_grad])
+
+
+@pytest.mark.parametrize(("every", "limit"), [(1, 0.05), (2, 0.1)])
+def test_a_divergence_above_the_limit_ends_the_run_and_puts_the_last_weights_below_it_back(tmp_path, every, limit):
+    made, tuned, seen = arms(tmp_path, scored={"format": order, "key": order}, kl_limit=limit), model(), Weights()
+    arm = SAMPLED | {"beta": 0.0, "max_steps": 12, "learning_rate": 0.01, "logging_steps": every}
+    trainer = made.trainer(tuned, arm, "rloo", 1)
+    trainer.add_callback(seen)
+    divergence = [entry["kl"] for entry in made.train(trainer, "rloo") if "kl" in entry]
+    assert len(divergence) > 1 and max(divergence[:-1]) <= limit < divergence[-1] and trainer.state.global_step < 12
+    after = [p for p in tuned.parameters() if p.requires_grad]
+    for begun in range(0, len(seen.begun), every):
+        equal = all(torch.equal(a, b) for a, b in zip(after, seen.begun[begun], strict=True))
+        assert equal is (begun == len(seen.begun) - 2 * every)
+    assert not list(tmp_path.rglob("checkpoint-*"))
+
+
+DYING = """
+import os, pathlib, signal, sys
+import transformers, test_preference
+real, calls = transformers.Trainer._save_optimizer_and_scheduler, []
+
+def save(self, *args):
+    calls.append(1)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, *args)
+
+transformers.Trainer._save_optimizer_and_scheduler = save
+test_preference.learnt(pathlib.Path(sys.argv[1]))
+"""
+
+
+def learnt(folder):
+    """(what an arm of DPO has learnt in four steps, the checkpoint that it began at)."""
+    torch.manual_seed(0)
+    tuned, made = model(), arms(folder)
+    arm = {"method": "dpo", "pairs": ["decision"], **COMMON, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    trainer = made.trainer(tuned, arm | {"per_device_train_batch_size": 1}, "dpo", 1)
+    begun = checkpoint.newest(trainer.args.output_dir, made._key("dpo"))
+    made.train(trainer, "dpo")
+    return [p.detach() for p in tuned.parameters() if p.requires_grad], begun
+
+
+def test_an_arm_of_pairs_that_was_killed_ends_in_the_adapter_of_one_that_was_not(tmp_path):
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", DYING, str(tmp_path / "killed")]
+    assert subprocess.run(command, env=os.environ | {"PYTHONPATH": path}).returncode == -signal.SIGKILL
+    expected, _ = learnt(tmp_path / "whole")
+    found, begun = learnt(tmp_path / "killed")
+    assert begun.endswith("checkpoint-2") and all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_an_arm_that_draws_starts_over_and_says_so(tmp_path, capsys):
+    arm = SAMPLED | {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    for _ in range(2):
+        made = arms(tmp_path, scored={"format": order, "key": order})
+        log = made.train(made.trainer(model(), arm, "rloo", 1), "rloo")
+        assert [entry["step"] for entry in log if "kl" in entry] == [1, 2]
+        assert "rloo draws its answers, and they are not kept: it starts from its first step" in capsys.readouterr().out
+    assert (tmp_path / "checkpoints" / "rloo" / "checkpoint-2").exists()
 
 
 def test_a_reward_that_raises_ends_the_run_with_its_own_words(tmp_path):
@@ -153,6 +332,13 @@ def test_a_reward_that_raises_ends_the_run_with_its_own_words(tmp_path):
 def test_an_arm_without_pairs_says_which_axes_there_are(tmp_path):
     with pytest.raises(ValueError, match=r"is \['caution'\], of which no pair is left; axes: decision"):
         arms(tmp_path).preferred(None, {"pairs": ["caution"]}, "dpo")
+
+
+def test_the_judge_of_an_arm_that_has_not_run_says_which_chapter_to_run(tmp_path):
+    stage = SimpleNamespace(dir=tmp_path / "06_judge", name="06_judge", recipe=recipe.load("tiny"))
+    stage.input = lambda name: run.Stage.input(stage, name)
+    with pytest.raises(ValueError, match="06_judge needs 07_preference, .*: make 07_preference RECIPE=tiny"):
+        protocol.gather(stage, ["dpo"])
 
 
 def test_references_are_chapter_ones_answers_against_another_questions(tmp_path):
@@ -214,18 +400,39 @@ def test_the_drift_is_the_divergence_of_the_model_from_its_reference():
     assert abs(measure.drift(ours, ours, rows)["value"]) < 1e-9
 
 
-def test_the_key_reads_what_it_was_trained_to_read_and_its_errors_are_counted():
-    table = {row["said"]: row for row in rewards.key_errors(RECORDS)}
-    assert table["as trained"]["right called wrong"]["value"] == table["as trained"]["wrong called right"]["value"] == 0
-    assert all(row["wrong called right"]["n"] == len(RECORDS) for row in table.values())
+def test_errors_of_the_key_are_counted_for_each_wording():
+    """By hand. Of the third question the options' texts are letters, which are read before the letter of an option: a
+    wording of the letter alone then names the other one. What is told after others is never read.
+    """
+    asked = [(["gout", "flu"], "A"), (["gout", "flu", "a cold"], "B"), (["B", "A"], "A")]
+    table = rewards.key_errors([{"options": options, "letter": letter} for options, letter in asked])
+    columns = ("right called wrong", "wrong called right")
+    found = {row["said"]: tuple(round(3 * row[c]["value"]) for c in columns) for row in table}
+    bare = dict.fromkeys(("as trained", "a sentence", "in brackets", "the option alone"), (1, 1))
+    assert found == bare | {"letter and text": (0, 0), "told after others": (3, 0)}
+    told = rewards.WORDINGS["told after others"]({"options": ["gout", "flu"]}, 0)
+    assert told == "It is not B, as the findings speak against it. It is A."
+
+
+def test_probes_count_how_often_the_worse_answer_gets_the_higher_reward(tmp_path, monkeypatch):
+    """A reward of one point for each "rest", which the second question has twice, and the other answer three times."""
+    decoded = TOKENIZER.batch_decode
+    monkeypatch.setattr(rewards, "values", lambda _, rows: [text.lower().count("rest") for text in decoded(rows)])
+    made = arms(tmp_path)
+    found = rewards.probes(None, made.kept, [{"output": "Rest, rest, rest."}], TOKENIZER, made.cfg)
+    assert {name: (share["value"], share["n"]) for name, share in found.items()} == {
+        "said twice": (1, 2), "form without content": (0, 2), "empty": (0, 2), "the question again": (0.5, 2),
+        "an answer to another question": (1, 2),
+    }  # fmt: skip
 
 
 def test_best_of_k_learns_from_right_samples_only(tmp_path, monkeypatch):
     said = {"q0": ["Answer: B", "Answer: A"], "q1": ["Answer: A"]}
     answers = {q: [{"id": q, "text": t, "finish": "stop", "tokens": 4} for t in texts] for q, texts in said.items()}
     made = arms(tmp_path)
-    monkeypatch.setattr(made, "_drawn", lambda model, name: answers)
+    monkeypatch.setattr(measure, "samples", lambda *_: answers)
     assert [(r["id"], r["output"]) for r in made.best(None, "best")] == [("q0", "Answer: A")]
+    assert made.generated == {"best": 3 * 4}
     answers.pop("q0")
     with pytest.raises(ValueError, match="none of the samples is right"):
         made.best(None, "best")
@@ -239,6 +446,7 @@ def test_best_of_k_learns_from_right_samples_only(tmp_path, monkeypatch):
         ({"method": "grpo", "beta": 0.1}, "trains by grpo and needs 'reward'"),
         ({"method": "dpo", "pairs": ["decision"], "betta": 1}, "nearest valid name is 'beta'"),
         ({"method": "rloo", "reward": "kay"}, "nearest valid name is 'key'"),
+        ({"method": "dpo", "pairs": ["decision"], "scheme": "q8_0"}, "new.scheme: found 'q8_0'.*valid are none"),
         ({"method": "rloo", "reward": "key", "output_dir": "x"}, "unknown key 'output_dir'"),
     ],
 )
@@ -264,11 +472,14 @@ def test_pairs_are_read_once_and_every_row_is_accounted_for(tmp_path, rows):
         entry = {"name": "own", "path": str(tmp_path / "mine.jsonl"), "licence": "CC0"}
     made.cfg.preference["data"] = [entry]
     question = RECORDS[0] | {"instruction": "Why 3?", "options": [], "letter": None}
-    train, test, (row,) = material.load(made.cfg, TOKENIZER, [question], lambda name: ROOT / name)
+    train, test, (row,), leaks = material.load(made.cfg, TOKENIZER, [question], lambda name: ROOT / name)
     counts = {key: value for key, value in row.items() if key not in ("source", "licence")}
     assert (counts["kept to train"], counts["kept to test"]) == (len(train), len(test)) and test
     assert sum(counts.values()) == (40 if rows else 2 * (4 + 20))
     assert counts.get("asks a test question", 0) == (1 if rows else 0)
+    assert [leak["part"] for leak in leaks] == ["train", "test"] and all(leak["against"] == "test" for leak in leaks)
+    found = [sum(leak[name] for leak in leaks) for name in ("exact", "near", "gram_13", "removed")]
+    assert found == ([1, 1, 0, 1] if rows else [0, 0, 0, 0])
     assert not {p["question"] for p in train} & {p["question"] for p in test}
 
 
@@ -280,7 +491,7 @@ def test_the_commented_sections_of_the_large_recipes_are_valid():
             section = text[text.index("# preference:") :].replace("\n# ", "\n")[2:]
             recipe.load(path.stem, {"preference": yaml.safe_load(section)["preference"]})
             found += 1
-    assert found == 6
+    assert found == 8
 
 
 def test_a_recipe_without_the_section_leaves_the_chapter_out(tmp_path, monkeypatch, capsys):

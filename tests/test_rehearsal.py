@@ -1,4 +1,4 @@
-"""Rehearsals: every recipe's loads with the quirks of its base, and runs through all six stages on a CPU."""
+"""Rehearsals: every recipe's loads with the quirks of its base, and runs through all its stages on a CPU."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 from pipeline import STAGES, folder, make, record
 
 from lib.model import twin
-from lib.pipeline import architectures, recipe
+from lib.pipeline import architectures, combinations, overrides, recipe, schema
 from lib.pipeline.files import ROOT, read_jsonl
 from lib.plan import rehearsal
 
@@ -53,6 +53,22 @@ def test_a_set_lies_over_the_overlay_and_a_section_left_out_stays_out():
     assert again["hidden_size"] == own["hidden_size"] and again["steps"] < own["steps"]
 
 
+@pytest.mark.parametrize("name", ["tiny", "qwen3_8b"])
+def test_a_rehearsal_of_preferences_is_small(name):
+    """Of a recipe that has the section, its commented one included; nowhere else is chapter 7 rehearsed."""
+    text = (ROOT / "params" / f"{name}.yaml").read_text(encoding="utf-8")
+    over = overrides.parse((ROOT / "params/overlays/rehearsal.yaml").read_text(encoding="utf-8"))
+    document, _ = recipe.overlay(
+        overrides.parse(text.replace("\n# preference:", "\npreference:").replace("\n#  ", "\n ")), over
+    )
+    assert set(document["preference"]["arms"]) == {"longer", "dpo", "rloo"}
+    assert all(arm["max_steps"] == 2 for arm in document["preference"]["arms"].values())
+    assert document["preference"]["data"] == [{"name": "clinic", "pairs": 8}]
+    combinations.check({s: schema.section(s, document.get(s)) for s in schema.SECTIONS})
+    if name != "tiny":
+        assert recipe.load(rehearsal.name(name)).left_out("07_preference")
+
+
 def test_a_base_without_a_known_shape_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match=r"'someone/Qwen4-8B'.*Qwen3-8B.*set model.base to that folder"):
         architectures.twin("someone/Qwen4-8B")
@@ -75,8 +91,9 @@ def test_every_difference_is_printed_with_what_it_cannot_show(capsys):
 
 
 def rehearsed(name, outputs, stages, settings=""):
-    """The folder of a rehearsal's run and the records of its stages, {stage: stage.json}."""
+    """The folder of a rehearsal's run and the records of its stages, {stage: stage.json}, but those left out."""
     name = rehearsal.name(name)
+    stages = [stage for stage in stages if not recipe.load(name).left_out(stage)]
     for stage in stages:
         done = make(outputs, stage, settings, recipe=name)
         assert done.returncode == 0, f"{stage}:\n{done.stdout}\n{done.stderr}"
@@ -94,7 +111,7 @@ def test_a_rehearsal_trains_the_twin_of_its_base(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_all_six_stages_of_a_rehearsal(name, tmp_path):
+def test_all_stages_of_a_rehearsal(name, tmp_path):
     run, records = rehearsed(name, tmp_path, STAGES)
     sft, export = (records[stage]["metrics"] for stage in ("03_sft", "05_export"))
     assert sft["loss"]["last"] < 0.8 * sft["loss"]["first"]

@@ -43,7 +43,13 @@ def test_the_best_file_is_served_and_others_by_their_names(finished):
     assert names("") == ["qat-q4_0"] and names("q8_0") == ["sft-q8_0"] and names("base") == ["base-bf16"]
     assert names("q4_0 base-bf16 q4_0") == ["sft-q4_0", "base-bf16"]
     (base,) = catalogue.models(recipe.load("tiny"), settings.Settings(model="base-bf16"))
+    preferred = finished.parents[1] / "07_preference"
+    (preferred / "gguf").mkdir(parents=True)
+    (preferred / "gguf" / "dpo-adapter.gguf").touch()
+    (preferred / "stage.json").write_text(json.dumps({"outputs": {"gguf/dpo-adapter.gguf": "0"}}))
     assert list(base.adapters) == ["sft"] and base.context == 640 and base.form == "think" and base.max_tokens == 128
+    (base,) = catalogue.models(recipe.load("tiny"), settings.Settings(model="base-bf16"))
+    assert base.adapters["dpo"] == preferred / "gguf" / "dpo-adapter.gguf" and set(base.adapters) == {"sft", "dpo"}
     with pytest.raises(ValueError, match="no file 'q2_k' in this run: MODEL may be base-bf16, qat-bf16"):
         names("q2_k")
     (finished / "sft-q8_0.gguf").unlink()

@@ -51,7 +51,7 @@ class Arm(schema.Section):
     method: Literal["sft", "best_of_k", "dpo", "rloo", "grpo"]
     pairs: list | None = None  # dpo: axes, or "samples" for the model's own
     reward: Literal["key", "format", "model", "length"] | None = None  # rloo, grpo
-    scheme: str | None = None  # another grid than preference.scheme; "none" for none
+    scheme: Literal["none"] | None = None  # trains without preference.scheme's grid; its file has it all the same
 
 
 METHODS = {"sft": "sft", "best_of_k": "sft", "dpo": "dpo", "rloo": "rloo", "grpo": "grpo"}  # an arm's library section

@@ -111,7 +111,7 @@ class PreferenceSection(Section):
     questions: int = Field(60, ge=1, le=100000)  # of the test, that are answered `samples` times
     learn_from: int = Field(120, ge=1, le=1000000)  # training questions that best_of_k and pairs of samples draw on
     samples: int = Field(8, ge=2, le=1024)
-    kl_limit: float = Field(1.0, ge=0.0001, le=100)  # nats a token from the fine-tuned model; beyond it an arm ends
+    kl_limit: float = Field(1.0, ge=0.0001, le=100)  # nats a token from chapter 3's model, of rloo and grpo
     seeds: list = Field(default_factory=list)
     reward: dict = Field(default_factory=dict)  # fields of trl.RewardConfig
     arms: dict = Field(default_factory=dict)  # {name: {method, pairs or reward, fields of the method's Config}}

@@ -74,8 +74,7 @@ def arm_hours(sections, shape, gpu, assumed, arm):
     trained, frozen, job = budget.passed(sections, shape)
     tokens = length(sections, arm, assumed)
     per_token = budget.flops_per_token(trained, frozen, shape, tokens / 2, given["gradient_checkpointing"])
-    held = bool(given.get("beta"))  # without it no reference is asked; RLOO asks the model itself once more as well
-    again = {"dpo": 1, "rloo": 1 + held, "grpo": held}.get(arm["method"], 0)
+    again = {"dpo": 1, "rloo": 2, "grpo": 1}.get(arm["method"], 0)  # the reference; RLOO asks the model once more too
     sequences = number * batch * (2 if arm["method"] == "dpo" else 1)
     flops = sequences * tokens * (per_token + again * 2 * (frozen or trained))
     hours = flops / (gpu["tflops"] * 1e12 * assumed["utilization"][job]) / 3600

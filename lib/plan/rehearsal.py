@@ -38,7 +38,7 @@ def main(argv=None):
     except ValueError as error:
         print(f"rehearsal    FAILED: {error}", file=sys.stderr)
         return 1
-    print(f"{other.run_name}: all six chapters on a twin of {real.sections(['model'])['model']['base']}.")
+    print(f"{other.run_name}: all chapters on a twin of {real.sections(['model'])['model']['base']}.")
     rows = pd.DataFrame(differences(real, other), columns=COLUMNS)
     print("What differs:", rows.to_markdown(index=False, tablefmt="plain", disable_numparse=True), sep="\n")
     print("What it cannot show:", *(f"  - {text}" for text in other.cautions), sep="\n")

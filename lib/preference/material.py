@@ -19,13 +19,14 @@ HELD_OUT = 5  # one pair in so many of a source that is not the clinic's is kept
 
 
 def load(cfg, tokenizer, questions, local):
-    """(pairs to train on, held-out pairs, ledger) of the recipe's preference.data.
+    """(pairs to train on, held-out pairs, ledger, leaks) of the recipe's preference.data.
 
     questions: the frozen test; a pair of either part that asks one of them is left out, by cfg.data["drop_overlaps"].
     local: stage.file. The ledger has a row for each entry: {"source", reason: count, "licence"}; its counts sum to the
-    rows read. The clinic's held-out pairs are of other patients, and of red flags that no training pair has.
+    rows read. leaks: rows of pairs.without_leaks for each entry and "part". The clinic's held-out pairs are of other
+    patients, and of red flags that no training pair has.
     """
-    parts, ledger, drop = {"train": [], "test": []}, [], cfg.data["drop_overlaps"]
+    parts, ledger, leaks, drop = {"train": [], "test": []}, [], [], cfg.data["drop_overlaps"]
     for entry in cfg.preference["data"]:
         reasons, seed = Counter(), cfg.run["seed"]
         if entry["name"] == "clinic":
@@ -37,7 +38,8 @@ def load(cfg, tokenizer, questions, local):
             found = {part: [p for p in read if _is_held_out(p) is (part == "test")] for part in ("train", "test")}
         reasons.pop("kept", None)
         for part, made in found.items():
-            clean, _ = pairs.without_leaks(made, {"test": questions}, cfg.run["seed"], drop, cfg.data["banned"])
+            clean, rows = pairs.without_leaks(made, {"test": questions}, cfg.run["seed"], drop, cfg.data["banned"])
+            leaks += [{"part": part, **row} for row in rows]
             fit = [pair for pair in clean if _fits(pair, tokenizer, cfg, reasons)]
             reasons |= {"asks a test question": reasons["asks a test question"] + len(made) - len(clean)}
             reasons[f"kept to {part}"] += len(fit)
@@ -46,7 +48,7 @@ def load(cfg, tokenizer, questions, local):
     if not all(parts.values()):
         sizes = ", ".join(f"{len(found)} pairs to {part}" for part, found in parts.items())
         raise ValueError(f"preference.data gives {sizes}; where its rows went: {ledger}")
-    return parts["train"], parts["test"], ledger
+    return parts["train"], parts["test"], ledger, leaks
 
 
 def per_axis(entry):
@@ -84,13 +86,14 @@ class Material:
     """What the arms of a recipe learn from, and the trainers made of it.
 
     train: chapter 1's records; kept: pairs, and rows: their tokens; asked: {question id: rendered prompt} of the
-    questions whose answers are rewarded; scored: {reward: score} as `rewards.scored` gives them.
+    questions whose answers are rewarded; scored: {reward: score} as `rewards.scored` gives them. generated: {arm:
+    tokens of the answers that it drew to learn from}, once it has.
     """
 
     def __init__(self, cfg, stage, tokenizer, train, kept, rows, asked, scored):
         self.cfg, self.stage, self.tokenizer, self.train_rows = cfg, stage, tokenizer, train
         self.kept, self.rows, self.asked, self.scored = kept, rows, asked, scored
-        self.known = {record["id"]: record for record in train}
+        self.known, self.generated = {record["id"]: record for record in train}, Counter()
 
     def trainer(self, model, arm, name, seed):
         """TRL's trainer of an arm on `model`, ready to train. Raises ValueError where the arm has nothing to learn."""
@@ -111,7 +114,7 @@ class Material:
             given.reward_weights = [1.0] + [0.0] * (len(logged) - 1)
             functions = [rewards.Reward(each, self.scored[each], self.tokenizer, stops) for each in logged]
             if not self.asked:
-                raise ValueError(f"preference.arms.{name} is rewarded by {arm['reward']}, and no question has options")
+                raise ValueError(f"preference.arms.{name} draws answers, and no training question has a known truth")
             rows = Dataset.from_list([{"id": each, "prompt": text} for each, text in self.asked.items()])
             return trainer(model, functions, train_dataset=rows, **common)
         style = (self.cfg.chat["format"], self.cfg.chat["date"], self.cfg.chat["reasoning_effort"])
@@ -165,14 +168,19 @@ class Material:
     def _drawn(self, model, name):
         some = [self.known[question] for question in list(self.asked)[: self.cfg.preference["learn_from"]]]
         count = self.cfg.preference["samples"]
-        return measure.samples(self.stage, f"to_learn_{name}", model, self.tokenizer, some, count)
+        drawn = measure.samples(self.stage, f"to_learn_{name}", model, self.tokenizer, some, count)
+        self.generated[name] = sum(answer["tokens"] for answers in drawn.values() for answer in answers)
+        return drawn
 
     def _key(self, name):
         return f"{self.stage.resume_key()} {name}"
 
     def train(self, trainer, name):
         """Train to the end; returns the log. An arm that samples starts over after a kill: its draws are not kept."""
-        drawing = isinstance(trainer, (RLOOTrainer, GRPOTrainer))
-        resume = None if drawing else checkpoint.newest(trainer.args.output_dir, self._key(name))
-        checkpoint.train(trainer, resume)
+        if not isinstance(trainer, (RLOOTrainer, GRPOTrainer)):
+            checkpoint.train(trainer, checkpoint.newest(trainer.args.output_dir, self._key(name)))
+            return trainer.state.log_history
+        print(f"{name} draws its answers, and they are not kept: it starts from its first step, after a stop too.")
+        checkpoint.train(trainer, None)
+        self.generated[name] = trainer.reward_funcs[0].generated
         return trainer.state.log_history

@@ -5,29 +5,59 @@ A reward is called as TRL calls it, with keyword arguments of one entry for each
 None and teaches nothing.
 """
 
+import math
+from concurrent.futures import Future
+from threading import Thread
+
 from lib import stats
 from lib.dataset import answers as reading
 from lib.dataset.answers import LETTERS
 from lib.evaluation import batching, generate, metrics
 from lib.preference import pairs
 
+LIMIT_S = 600  # a reward that has not answered by then hangs
+
 
 class Reward:
     """One number for each answer.
 
     score: (list of ids, list of answers as `generate` makes them, list of token ids) -> list of floats or None.
-    TRL logs a reward under its name.
+    TRL logs a reward under its name. generated: tokens of the answers so far. Raises ValueError for a value that is not
+    finite, which TRL would take for 0 or for an answer without a truth, and TimeoutError where score takes longer than
+    LIMIT_S.
     """
 
     def __init__(self, name, score, tokenizer, stops):
         self.__name__, self._score, self._tokenizer, self._stops = name, score, tokenizer, stops
+        self.generated = 0
 
     def __call__(self, *, id, completion_ids, **_):
         answers = [
             generate.answer(name, "", ids, self._stops, self._tokenizer)
             for name, ids in zip(id, completion_ids, strict=True)
         ]
-        return self._score(id, answers, completion_ids)
+        self.generated += sum(map(len, completion_ids))
+        values = self._in_time(id, answers, completion_ids)
+        for name, value in zip(id, values, strict=False):  # TRL counts them
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"reward {self.__name__} is {value} for question {name}: mend the reward")
+        return values
+
+    def _in_time(self, *given):
+        done = Future()
+
+        def work():
+            try:
+                done.set_result(self._score(*given))
+            except BaseException as error:
+                done.set_exception(error)
+
+        thread = Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(LIMIT_S)
+        if thread.is_alive():
+            raise TimeoutError(f"reward {self.__name__} has not answered in {LIMIT_S} s: mend the reward")
+        return done.result()
 
 
 def scored(records, fmt, limit):
@@ -119,7 +149,7 @@ WORDINGS = {
     "in brackets": lambda r, n: f"The answer is ({LETTERS[n]}).",
     "the option alone": lambda r, n: r["options"][n],
     "told after others": lambda r, n: (
-        f"It is not {LETTERS[n - 1]}, as the findings speak against it. It is {LETTERS[n]}."
+        f"It is not {LETTERS[(n or len(r['options'])) - 1]}, as the findings speak against it. It is {LETTERS[n]}."
     ),
 }
 

@@ -28,6 +28,8 @@ from lib.qat import grids
 
 CONFIGS = {"sft": SFTConfig, "best_of_k": SFTConfig, "dpo": DPOConfig, "rloo": RLOOConfig, "grpo": GRPOConfig}
 OURS = ("method", "pairs", "reward", "scheme", "samples")  # fields of an arm that are no field of its trainer
+SEEN = {"logging_nan_inf_filter": False}  # else transformers logs earlier losses' mean for a NaN
+UNLEASHED = 1e-30  # a beta of 0 as TRL gets it: it then logs the KL, and no penalty is left of it in float32
 
 
 class _Prepared:
@@ -39,6 +41,14 @@ class _Prepared:
 
 class PairTrainer(_Prepared, DPOTrainer):
     """DPO on rows {"prompt_ids", "chosen_ids", "rejected_ids"}."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """Of a checkpoint with a subfolder, the reference's, transformers reads that alone and not what was trained."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        model = self.model if model is None else model
+        if "ref" in getattr(model, "peft_config", ()):
+            model.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
+            model.set_adapter("default")
 
 
 class ScoreTrainer(_Prepared, RewardTrainer):
@@ -65,37 +75,64 @@ TRAINERS = {"sft": HeadTrainer, "best_of_k": HeadTrainer, "dpo": PairTrainer, "r
 
 
 class Leash(TrainerCallback):
-    """Ends a run whose loss or reward is not finite, with ValueError, or whose KL passes a limit, after its last step.
+    """Ends a run whose loss or reward is not finite, with ValueError, or whose KL passes a limit.
 
-    limit: nats a token from the model that training began at, as TRL logs it; None holds nothing. GRPO logs it only
-    with a beta above 0. `passed` is the step at which the limit was passed, None before.
+    limit: nats a token from the model that training began at, as TRL logs it for what draws samples; None holds
+    nothing. What is logged was measured before the step's update, so that the weights kept are those that the last log
+    at or below the limit began with; they are put back at the end of a run that passed it. `passed` is the step, None
+    before.
     """
 
     def __init__(self, limit=None):
-        self.limit, self.passed = limit, None
+        self.limit, self.passed, self._good, self._began = limit, None, None, None
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if self.limit is not None and self._began is None:  # the first step since the last log
+            self._began = [p.detach().to("cpu", copy=True) for p in _trained(model)]
+            self._good = self._good or self._began
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         rewards = {name: value for name, value in logs.items() if name.startswith("reward") and name.endswith("mean")}
         for name, value in {"loss": logs.get("loss", 0.0), **rewards}.items():
-            if not math.isfinite(value):
+            if value is not None and not math.isfinite(value):  # None: no answer of these steps has a known truth
                 raise ValueError(
                     f"{name} is {value} at step {state.global_step}: lower preference's learning_rate, or mend the "
                     "reward; the last checkpoint before it stands"
                 )
-        if self.limit is not None and logs.get("kl", 0.0) > self.limit:
+        if self.limit is None or logs.get("kl") is None:
+            return
+        if logs["kl"] > self.limit:
             self.passed = state.global_step
-            control.should_save = control.should_training_stop = True
+            control.should_training_stop = True
+        else:
+            self._good, self._began = self._began, None
+
+    @torch.no_grad()
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        if self.passed is not None:
+            for parameter, kept in zip(_trained(model), self._good, strict=True):
+                parameter.copy_(kept)
+            print(f"{self.limit} nats a token were passed at step {self.passed}: the weights before it are put back.")
+
+
+def _trained(model):
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def arguments(cfg, stage, arm, name, seed, **more):
     """The Config of an arm's trainer: the fields that the recipe gives, and those that follow from device and run."""
     config = CONFIGS[arm["method"]]
-    device = loading.device_fields(cfg, stage, f"checkpoints/{name}") | {"seed": seed, "data_seed": seed}
+    device = loading.device_fields(cfg, stage, f"checkpoints/{name}") | {"seed": seed, "data_seed": seed} | SEEN
+    device |= {"router_aux_loss_coef": cfg.sft.get("router_aux_loss_coef", 0.0)}  # TRL's default adds to every loss
     known = set(config.__dataclass_fields__) - (set() if config is SFTConfig else {"loss_type"})
     fields = {key: value for key, value in (device | more).items() if key in known and key not in arm}
-    if arm["method"] in ("rloo", "grpo"):
+    drawing = arm["method"] in ("rloo", "grpo")
+    if drawing:
         fields |= {"max_completion_length": cfg.chat["max_new_tokens"], "top_k": 0}
-    return config(**fields | {key: value for key, value in arm.items() if key not in OURS})
+    made = config(**fields | {key: value for key, value in arm.items() if key not in OURS})
+    if drawing and made.beta == 0:
+        made.beta = UNLEASHED
+    return made
 
 
 def alone(model):
@@ -152,7 +189,7 @@ def score_trainer(cfg, stage, model, rows, tokenizer):
     known = set(RewardConfig.__dataclass_fields__) - {"loss_type"}
     device = {k: v for k, v in loading.device_fields(cfg, stage, "checkpoints/reward").items() if k in known}
     whole = {} if cfg.lora else {"bf16": False, "fp16": False}
-    fields = {"save_strategy": "no", "report_to": "none"} | device | whole
+    fields = {"save_strategy": "no", "report_to": "none"} | SEEN | device | whole
     arguments = RewardConfig(**fields | cfg.preference["reward"])
     trainer = ScoreTrainer(model, arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[Leash()])
     trainer.remove_callback(PrinterCallback)
