@@ -88,7 +88,7 @@ def test_launch_is_words_before_the_command_and_no_shell_reads_them(text, tmp_pa
 
 
 def test_a_launch_that_ends_within_a_quote_is_said_to(tmp_path):
-    assert "LAUNCH is \"nice 'x\": No closing quotation\n" == launched("nice 'x", tmp_path).stderr
+    assert 'LAUNCH is "nice \'x": No closing quotation\n' == launched("nice 'x", tmp_path).stderr
 
 
 @pytest.mark.parametrize("text", ODD[:3])
