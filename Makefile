@@ -37,8 +37,7 @@ $(filter-out $(LAUNCHED),$(STAGES)):
 # exec: a shell in between would keep SIGTERM from the stage, which then saves nothing and runs on.
 # LAUNCH="torchrun --nproc_per_node 8" is the torchrun of .venv and starts one notebook per rank: params/launch/
 $(LAUNCHED):
-	@exec env PATH="$$PWD/.venv/bin:$$PATH" $(LAUNCH) $(if $(findstring torchrun,$(LAUNCH)),--no-python) \
-	  $(PYTHON) -m lib.execute $@
+	@exec $(PYTHON) -m lib.pipeline.launch $@
 
 rehearse: setup  ## RECIPE on a tiny twin of its base and on the clinic: all stages for real, on a CPU, in minutes
 	@$(PYTHON) -m lib.plan.rehearsal

@@ -15,8 +15,9 @@ import urllib.error
 import urllib.request
 
 from app import catalogue, settings
-from lib.export.serve import DIRECT, LAUNCH
+from lib.export.serve import DIRECT
 from lib.pipeline import recipe
+from lib.pipeline.commands import held
 
 RESTARTS, PAUSE_S = 5, 1.0  # a child that dies so often in a row is broken
 CURL = """curl {url}/v1/chat/completions -H 'Content-Type: application/json'{auth} \\
@@ -28,7 +29,7 @@ class Child:
 
     def __init__(self, name, args, env, ready):
         self.name, self.env, self.ready, self.deaths, self.process = name, os.environ | env, ready, 0, None
-        self.command = [sys.executable, "-c", LAUNCH, sys.executable, *args]
+        self.command = held(sys.executable, *args)
 
     def start(self, wait_s=900):
         """Start it and wait until it serves. Raises RuntimeError where it ends instead."""

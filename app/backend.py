@@ -8,7 +8,6 @@ import contextlib
 import json
 import secrets
 import shutil
-import sys
 import tempfile
 from collections import deque
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import aiohttp
 
 from app.errors import Problem
-from lib.export.serve import LAUNCH, environment
+from lib.pipeline.commands import environment, held
 from lib.pipeline.programs import toolchain
 
 PAUSE_S = (0.5, 30.0)  # first and longest wait before a restart
@@ -118,7 +117,7 @@ class Backend:
         for adapter in model.adapters.values():
             args += ["--lora", adapter]
         args += ["--lora-init-without-apply"] if model.adapters else []
-        return [sys.executable, "-c", LAUNCH, *map(str, [toolchain().server, *args])]
+        return held(toolchain().server, *args)
 
     async def _spawn(self):
         socket = self.folder / f"{secrets.token_hex(4)}.sock"  # a killed server leaves its socket behind

@@ -39,7 +39,8 @@ WARM_UP = 3  # steps that are not timed
 SIZES = (8192, 16384)  # of the square matrices
 PRODUCTS = "bf16 matrix products"
 FIELDS = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "packing": True, "eval_strategy": "no",
-          "save_strategy": "no", "report_to": "none", "train_sampling_strategy": "random"}  # fmt: skip
+          "save_strategy": "no", "logging_strategy": "no", "report_to": "none",
+          "train_sampling_strategy": "random"}  # fmt: skip
 WIDE = {"model": {"quantization": None}, "sft": {"optim": "adamw_torch_fused"}}  # the recipe's 8B is 4-bit, and paged
 LLAMA = {"tokens_per_s": 12_000, "mfu": 48}
 CASES = {  # name: (recipe, what differs from it, aims)

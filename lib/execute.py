@@ -57,8 +57,7 @@ def execute(stage, cfg, force=False):
     if why := cfg.left_out(stage):
         print(f"{stage:12} {cfg.run_name}: left out, {why}")
         return 0
-    folder = outputs_dir() / cfg.run_name / stage
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = run.made(cfg, stage)
     if not ranks.leads():
         return _follow(stage, cfg, folder, force)
     with run.lock(folder):

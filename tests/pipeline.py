@@ -15,6 +15,7 @@ SMALL = (
     "qat.seeds=[42,43] data.test_questions=8 data.eval_fraction=0.01 chat.max_new_tokens=24 judge.questions=6 "
     "preference.questions=2 preference.samples=2 preference.arms.longer.max_steps=1 preference.arms.dpo.max_steps=1 "
     "preference.arms.longer.logging_steps=1 preference.arms.dpo.logging_steps=1 preference.reward.max_steps=2 "
+    "preference.reward.logging_steps=1 "
     "preference.arms.rloo.max_steps=1 preference.arms.rloo.per_device_train_batch_size=8 "
     "preference.data='[{name: clinic, pairs: 4}]'"
 )

@@ -26,6 +26,8 @@ def test_all_six_stages_finish_and_are_then_fresh(run):
     for stage in STAGES:
         again = make(run, stage)
         assert again.returncode == 0 and "fresh" in again.stdout
+    kept = [path.name for path in (folder(run) / "05_export" / "cache").rglob("*")]
+    assert not [name for name in kept if name.endswith(".bin") or name in ("float32.gguf", "base")], "half a disk"
     verified = make(run, "verify")
     assert "1 wrong" in verified.stdout and "report: not made" in verified.stderr, "nothing but the report is missing"
 

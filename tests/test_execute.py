@@ -150,6 +150,20 @@ def test_outputs_that_cannot_be_written(project):
     assert failed.returncode == 1 and "outputs" in failed.stderr and "Traceback" not in failed.stderr
 
 
+def test_a_stage_folder_that_is_a_link_is_refused_and_what_it_points_to_stays(project):
+    project.notebook("01_a", WRITE, FINISH)
+    mine, link = project.root / "mine", project.outputs / "tiny" / "01_a"
+    for folder in (mine, link.parent):
+        folder.mkdir(parents=True)
+    (mine / "bait.txt").write_text("mine")
+    link.symlink_to(mine)
+    opened = f"from lib.pipeline import run; run.start({link.name!r})"  # as a notebook in JupyterLab does
+    for command in (project.command("01_a"), project.command("01_a", "--force"), [sys.executable, "-c", opened]):
+        failed = subprocess.run(command, cwd=project.root, env=project.environment(), capture_output=True, text=True)
+        assert failed.returncode == 1 and f"01_a is a symbolic link to {mine}: remove the link" in failed.stderr
+        assert os.listdir(mine) == ["bait.txt"]
+
+
 def test_a_file_that_does_not_fit_leaves_no_stage(project):
     project.notebook("01_a", '(stage.dir / "big.bin").write_bytes(bytes(50_000_000))', FINISH)
     limit = 20_000_000  # bytes: the kernel's write fails as it does on a full disk, with an OSError

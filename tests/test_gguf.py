@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import families
 import gguf as package
 import numpy as np
+import psutil
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -22,8 +23,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM, XGLMConfig
 
 from lib.export import gguf, serve
-from lib.model import gguf_convert, layout
-from lib.pipeline import notebook, programs
+from lib.model import adapter, gguf_convert, layout, loading
+from lib.pipeline import notebook, programs, recipe
 from lib.qat import rounding
 
 CORPUS = [f"A patient aged {n} with fever, chest pain and {n % 7} days of cough isn't well." for n in range(200)]
@@ -359,6 +360,42 @@ def test_converter_refuses_a_pre_tokenizer_that_nobody_published(tmp_path):
     with pytest.raises(ValueError, match="is none of llama-bpe, qwen2, gpt-4o"):
         gguf.convert(folder, tmp_path / "odd.gguf")
     assert not (tmp_path / "odd.gguf").exists()
+
+
+def test_a_tokenizer_that_no_file_can_hold_is_refused_before_its_base_is_loaded(tmp_path, monkeypatch):
+    folder, *_ = save_twin(tmp_path / "odd", r"\p{N}{1,2}|" + gguf_convert.PRE_TOKENIZERS["qwen2"])
+    cfg = recipe.load("tiny", {"model.base": str(folder), "model.twin": None})
+    monkeypatch.setattr(loading, "base", lambda cfg: pytest.fail("loaded"))
+    with pytest.raises(
+        ValueError, match="can be trained but not exported: ValueError: pre-tokenizer of tokenizer.json"
+    ):
+        adapter.trainable(cfg, LoraConfig(**cfg.lora))
+
+
+def test_what_the_converter_takes_is_asked_once(twin, tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "cache_dir", lambda: tmp_path / "cache")
+    layout.check_tokenizer(twin[2], twin[1].config)
+    monkeypatch.setattr(layout, "_refused", lambda *_: "ValueError: refused")
+    layout.check_tokenizer(twin[2], twin[1].config)
+    other = build_tokenizer(gguf_convert.PRE_TOKENIZERS["llama-bpe"])
+    with pytest.raises(ValueError, match="can be trained but not exported: ValueError: refused"):
+        layout.check_tokenizer(other, twin[1].config)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
+def test_a_converter_dies_with_a_killed_process(tmp_path):
+    script, told = tmp_path / "sleeps.py", tmp_path / "pid"
+    script.write_text("import os, sys, time\nprint(os.getpid(), file=open(sys.argv[1], 'w'))\ntime.sleep(60)\n")
+    code = "import sys\nfrom lib.model import layout\nlayout._refused(*sys.argv[1:])"
+    with subprocess.Popen([sys.executable, "-c", code, str(script), str(told)]) as process:
+        while not (told.exists() and told.read_text()):
+            assert process.poll() is None, "it ended before its converter began"
+            time.sleep(0.05)
+        process.kill()
+    converter, end = int(told.read_text()), time.monotonic() + 2
+    while psutil.pid_exists(converter) and psutil.Process(converter).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < end, "it goes on"
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("name", gguf_convert.PRE_TOKENIZERS)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,11 +18,14 @@ from lib.pipeline.files import ROOT, outputs_dir, rooted
 STUB = """#!/bin/sh
 exec {python} - "$@" <<'END'
 import json, os, sys
-names = ("RECIPE", "SET", "GPU", "OUTPUTS", "OVERLAY", "LAUNCH", "PIP_ARGS")
+names = {names!r}
 with open({told!r}, "a") as file:
     file.write(json.dumps([sys.argv[1:], {{name: os.environ.get(name) for name in names}}]) + "\\n")
 END
 """
+GIVEN = ("RECIPE", "SET", "GPU", "OUTPUTS", "PIP_ARGS", "ROWS", "LAUNCH")
+SERVED = ("MODEL", "HOST", "PORT", "UI", "UI_PORT")  # those of the command line alone
+NAMES = (*GIVEN, *(f"SERVE_{name}" for name in SERVED), "OVERLAY")
 ODD = ["qat.seeds='[42, 43, 44]'", "'; touch x; '", "a$b $(touch x) `touch x` $$c", 'é "quoted" \\ #x %y', "x' \"y"]
 
 
@@ -31,7 +36,7 @@ def make(tmp_path):
     folder.mkdir()
     shutil.copy(ROOT / "Makefile", folder)
     stub, told = folder / "python", folder / "told.jsonl"
-    stub.write_text(STUB.format(python=shutil.which("python3"), told=str(told)))
+    stub.write_text(STUB.format(python=shutil.which("python3"), told=str(told), names=NAMES))
     stub.chmod(0o755)
 
     def run(*words, **environment):
@@ -46,22 +51,45 @@ def make(tmp_path):
 
 
 @pytest.mark.parametrize("text", ODD)
-def test_values_arrive_as_they_were_typed(make, text):
-    told = {"RECIPE": text, "SET": text, "GPU": text, "OUTPUTS": text, "PIP_ARGS": text}
-    for words, environment in (([f"{key}={value}" for key, value in told.items()], {}), ([], told)):
-        setup, stage = make("01_dataset", *words, **environment)
-        assert setup[0] == ["-m", "lib.pipeline.setup", "--gpu"] and stage[0] == ["-m", "lib.execute", "01_dataset"]
-        assert told.items() <= stage[1].items() and setup[1] == stage[1]
+@pytest.mark.parametrize(("stage", "module"), [("01_dataset", "lib.execute"), ("03_sft", "lib.pipeline.launch")])
+def test_values_arrive_as_they_were_typed(make, text, stage, module):
+    told, served = dict.fromkeys(GIVEN, text), {f"SERVE_{name}": text for name in SERVED}
+    for words, environment in (([f"{key}={text}" for key in (*GIVEN, *SERVED)], {}), ([], told)):
+        setup, *_, last = make(stage, *words, **environment)
+        assert setup[0] == ["-m", "lib.pipeline.setup", "--gpu"] and last[0] == ["-m", module, stage]
+        assert last[1] == setup[1] == told | (served if words else dict.fromkeys(served)) | {"OVERLAY": None}
 
 
 def test_what_is_not_given(make):
     (_, stage) = make("02_baseline")[-1]
-    assert stage == dict.fromkeys(("SET", "GPU", "OUTPUTS", "LAUNCH", "PIP_ARGS"), "") | {
-        "RECIPE": "tiny",
-        "OVERLAY": None,
-    }
+    assert stage == dict.fromkeys(NAMES) | dict.fromkeys(GIVEN, "") | {"RECIPE": "tiny"}
     assert make("clean", "RECIPE=")[0][1]["RECIPE"] == ""
-    assert make("03_sft", "LAUNCH=env 'A=b c'")[-1][1]["LAUNCH"] == "env 'A=b c'"
+
+
+SAY = "import json, os, sys; print(json.dumps([os.environ.get('A'), os.environ['PATH'], sys.argv[1:]]))"
+STAGE = [sys.executable, "-m", "lib.execute", "03_sft"]
+
+
+def launched(text, tmp_path):
+    environment = os.environ | {"LAUNCH": text, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "lib.pipeline.launch", "03_sft"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert list(tmp_path.iterdir()) == []
+    return done
+
+
+@pytest.mark.parametrize("text", ["; touch x", "$(touch x)", "`touch x`", "&& touch x", "torchrun > x", "a | tee x"])
+def test_launch_is_words_before_the_command_and_no_shell_reads_them(text, tmp_path):
+    program = shlex.join([sys.executable, "-c", SAY])
+    for given in (f"env 'A=b c' {program} {text}", f"'A=b c' {program} {text}"):
+        a, path, words = json.loads(launched(given, tmp_path).stdout)
+        assert a == "b c" and path.split(os.pathsep)[0] == os.path.dirname(sys.executable)
+        assert words == [*text.split(), *(["--no-python"] if "torchrun" in text else []), *STAGE]
+    assert launched(f"x; touch y; {program} {text}", tmp_path).returncode == 127, "no program 'x;'"
+
+
+def test_a_launch_that_ends_within_a_quote_is_said_to(tmp_path):
+    assert 'LAUNCH is "nice \'x": No closing quotation\n' == launched("nice 'x", tmp_path).stderr
 
 
 @pytest.mark.parametrize("text", ODD[:3])

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from lib.chat import encoding
 from lib.export import gguf
-from lib.model import loading, padding, saving, twin
+from lib.model import loading, padding, saving, tokens, twin
 from lib.pipeline import recipe
 
 RECORDS = [
@@ -165,6 +165,39 @@ def test_llama_2s_text_after_a_control_token_is_sentencepieces_own(tmp_path):
         assert reader(f"<s>{text}", add_special_tokens=False)["input_ids"] == [1, *own.encode(text)]
     without = AutoTokenizer.from_pretrained(tmp_path / "twin")  # if this fails, read_tokenizer can go
     assert without(f"<s>{text}", add_special_tokens=False)["input_ids"] != [1, *own.encode(text)]
+
+
+def test_of_named_chat_templates_the_default_is_trained_and_saved(tmp_path):
+    plain = families.qwen3()
+    plain.save_pretrained(tmp_path / "plain")
+    named = {"default": plain.chat_template, "tool_use": "{{ tools }}"}
+    plain.chat_template = named
+    plain.save_pretrained(tmp_path / "named")
+    plain.chat_template = {name: named["default"] for name in ("tool_use", "rag")}
+    plain.save_pretrained(tmp_path / "other")
+    one, other = (encoding.prepare(loading.read_tokenizer(tmp_path / name), "think") for name in ("plain", "named"))
+    assert one.chat_template == other.chat_template
+    rows = [list(encoding.tokenize(RECORDS, tokenizer, "think", "2026-11-03")) for tokenizer in (one, other)]
+    assert rows[0] == rows[1] and len(rows[0]) == 2
+    saving.save_tokenizer(other, tmp_path / "again")
+    assert AutoTokenizer.from_pretrained(tmp_path / "again").chat_template == one.chat_template
+    with pytest.raises(ValueError, match="other' has no chat template named default, only rag, tool_use$"):
+        loading.read_tokenizer(tmp_path / "other")
+
+
+def test_tokens_without_a_row_leave_the_tokenizer_unless_they_are_needed():
+    tokenizer = families.qwen3()
+    rows, text = len(tokenizer), "The patient has <image> and a step."
+    before = tokenizer(text)["input_ids"]
+    assert tokens.with_rows(tokenizer, rows) is tokenizer and len(tokenizer) == rows
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]}, replace_extra_special_tokens=False)
+    assert tokenizer(text)["input_ids"] != before and max(tokenizer(text)["input_ids"]) == rows
+    assert len(tokens.with_rows(tokenizer, rows)) == rows and tokenizer(text)["input_ids"] == before
+    for needed, short in ((tokenizer.eos_token, tokenizer.eos_token_id), ("zz", rows)):
+        tokenizer.add_tokens([needed])
+        tokenizer.chat_template += "zz"  # which the template writes
+        with pytest.raises(ValueError, match=f"the embedding {short} rows, none for .*, which is needed"):
+            tokens.with_rows(tokenizer, short)
 
 
 def test_a_tokenizer_that_the_model_has_no_rows_for_is_not_saved(base, tmp_path):

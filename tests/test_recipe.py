@@ -60,6 +60,15 @@ def test_each_set_has_its_own_run_folder():
         ({"lora.bias": "all"}, "lora.bias: chapters"),
         ({"lora.init_lora_weights": "pissa"}, "lora.init_lora_weights=pissa, which changes the base: chapters"),
         ({"lora.target_modules": ["q_proj", "lm_head"]}, "lora.target_modules=lm_head: chapters"),
+        ({"lora.target_modules": r".*\.(embed_tokens|q_proj)"}, "lora.target_modules=embed_tokens: chapters"),
+        ({"lora.target_modules": ["q_proj", "model.embed_tokens"]}, "lora.target_modules=embed_tokens: chapters"),
+        ({"lora.target_modules": "(q_proj"}, "'\\(q_proj', which is no regular expression: missing"),
+        ({"lora.target_parameters": ["lm_head.weight"]}, "lora.target_parameters=lm_head: chapters"),
+        ({"sft.max_steps": 9}, "sft trains 9 steps and logs every 10 .* set sft.logging_steps to 9 or less"),
+        ({"qat.max_steps": 8, "qat.logging_steps": 9}, "qat trains 8 steps and logs every 9 "),
+        ({"qat.max_steps": 8}, "qat trains 8 steps and logs every 10 .*set qat.logging_steps"),
+        ({"preference.reward.max_steps": 2}, "preference.reward trains 2 steps and logs every 10"),
+        ({"preference.arms.dpo.max_steps": 2}, "preference.arms.dpo trains 2 steps and logs every 20"),
         ({"sft.max_length": None}, "sft.max_length is missing: set the tokens that a row may have"),
         ({"data.eval_fraction": 0}, "data.eval_fraction should be between"),
         ({"sft.packing": "yes"}, "sft.packing: found 'yes' \\(str\\), expected bool"),
@@ -105,6 +114,16 @@ def test_each_set_has_its_own_run_folder():
 def test_what_cannot_work_is_refused_at_load(overrides, said):
     with pytest.raises(ValueError, match=said):
         recipe.load("tiny", overrides)
+
+
+def test_what_is_logged_and_the_layers_that_may_be_adapted_are_let_in():
+    for fields in ({"logging_steps": 9}, {"logging_steps": 0.5}, {"logging_first_step": True},
+                   {"logging_strategy": "epoch"}):  # fmt: skip
+        recipe.load("tiny", {"sft": {"max_steps": 9} | fields, "qat.max_steps": 60, "qat.logging_steps": 10})
+    for targets in (r".*\.(q|o)_proj", "all-linear", ["q_proj", "output_proj", "self_attention.dense"]):
+        recipe.load("tiny", {"lora.target_modules": targets})
+    recipe.load("tiny", {"lora.target_modules": ".*", "lora.exclude_modules": ["lm_head", "embed_tokens", "embed_out",
+                                                                               "wte", "output"]})  # fmt: skip
 
 
 @pytest.mark.parametrize("spread", [FSDP2, {"sft.deepspeed": "zero3", "data.stages": []}])

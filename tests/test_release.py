@@ -105,5 +105,8 @@ def test_an_adapter_that_says_something_else_stops_the_chapter():
     file, near = Path("sft-adapter.gguf"), {"asked": 20, "equal": 17, "lead": 0.4}
     release.same_adapter(file, near)
     release.same_adapter(file, near | {"equal": 20, "lead": None})
-    with pytest.raises(ValueError, match="of 20 answers 0 are .* its token led by 5.30 nats"):
-        release.same_adapter(file, near | {"equal": 0, "lead": 5.3})
+    release.same_adapter(file, near | {"asked": 4, "equal": 0})
+    for equal, lead, said in ((17, 5.3, "led by 5.30 nats"), (0, 0.9, "led by 0.90 nats"), (0, None, "does not say"),
+                              (17, None, "by how much its token led, the server does not say")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"of 20 answers {equal} are the merged file's, .*{said}"):
+            release.same_adapter(file, near | {"equal": equal, "lead": lead})

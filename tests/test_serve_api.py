@@ -159,7 +159,7 @@ def test_the_backend_has_a_key_no_cors_and_none_of_our_secrets(client, monkeypat
 
 
 def test_secrets_do_not_reach_a_child(monkeypatch):
-    from lib.export.serve import environment
+    from lib.pipeline.commands import environment
 
     for name in ("HF_TOKEN", "OPENAI_API_KEY", "SERVE_KEYS", "LLAMA_API_KEY", "AWS_SECRET"):
         monkeypatch.setenv(name, "secret")

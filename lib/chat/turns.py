@@ -87,6 +87,10 @@ def render(turns: list[dict], tokenizer, generation: bool = False, date=None, ef
         return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation, **pinned)
 
 
+class Endless(ValueError):
+    """A template that takes longer than any would."""
+
+
 @contextlib.contextmanager
 def _limited(tokenizer):
     """End a template that loops; the model's folder brings it, and jinja limits no nested loops."""
@@ -95,7 +99,7 @@ def _limited(tokenizer):
         return
 
     def late(number, frame):
-        raise ValueError(
+        raise Endless(
             f"the chat template of {tokenizer.name_or_path} takes more than {LIMIT_S} s for one conversation: it "
             "loops. Mend it there, or set model.base to another model"
         )
@@ -119,6 +123,8 @@ def _knows_system(tokenizer):
         try:
             with _limited(tokenizer):
                 texts.append(tokenizer.apply_chat_template(asked, tokenize=False))
+        except Endless:
+            raise
         except Exception:  # noqa: BLE001 - jinja's own errors, and those that templates raise
             texts.append("")
     return "\ue0004\ue001" in texts[0] and texts[0] != texts[1]

@@ -21,13 +21,11 @@ from gguf.quants import dequantize as to_float32
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 
-from lib.export.serve import LAUNCH, environment
+from lib.model.layout import CONVERT
 from lib.pipeline import machine
-from lib.pipeline.files import ROOT
+from lib.pipeline.commands import environment, held
 from lib.pipeline.machine import LOGITS_BYTES
 from lib.pipeline.programs import toolchain
-
-CONVERT = ROOT / "lib" / "model" / "gguf_convert.py"
 
 
 def convert(model_dir, out, outtype="bf16", header=None):
@@ -198,13 +196,8 @@ def _run(args, what):
     machine.release()
     args = [str(arg) for arg in args]
     text = {"encoding": "utf-8", "errors": "replace"}
-    result = subprocess.run(
-        [sys.executable, "-c", LAUNCH, *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=environment(),
-        **text,
-    )
+    sinks = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    result = subprocess.run(held(*args), env=environment(), **sinks, **text)
     if result.returncode < 0:
         raise RuntimeError(f"{what}: {Path(args[0]).name} died of signal {-result.returncode}:\n{_last(result.stdout)}")
     if result.returncode > 0:

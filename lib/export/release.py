@@ -21,7 +21,7 @@ from lib.export import serve
 from lib.figures.markup import plain
 from lib.pipeline.files import ROOT
 
-APART = 1.0  # nats
+APART, SEVERAL = 1.0, 5  # nats, answers
 MAX_NEW_TOKENS = 256  # of each compared answer: a model that differs does so early
 LIKELIEST, LONGEST = 20, 8  # next tokens that are compared, in so many conversations
 OTHERWISE = 0.05  # nats
@@ -137,12 +137,15 @@ def compare(ours, theirs):
 def same_adapter(file, found):
     """Raise ValueError where base and adapter say something else than the merged file. found: of `compare`.
 
-    The merged weights are rounded to 16 bits, which turns tokens that led by little; none that led by APART nats.
+    The merged weights are rounded to 16 bits, which turns tokens that led by little; none that led by APART nats, and
+    not one in every answer of SEVERAL.
     """
-    if (found["lead"] or 0) > APART:
+    asked, equal, lead = (found[key] for key in ("asked", "equal", "lead"))
+    if (equal == 0 and asked >= SEVERAL) or (equal < asked and lead is None) or (lead or 0) > APART:
+        led = "by how much its token led, the server does not say" if lead is None else f"its token led by {lead:.2f}"
         raise ValueError(
-            f"{file.name} is not the adapter that was trained: of {found['asked']} answers {found['equal']} are the "
-            f"merged file's, and where they part its token led by {found['lead']:.2f} nats"
+            f"{file.name} is not the adapter that was trained: of {asked} answers {equal} are the merged file's, and "
+            f"where they part {led}{'' if lead is None else ' nats'}"
         )
 
 

@@ -6,10 +6,8 @@ reused, and several slots may differ in the last digit of a logit.
 
 import contextlib
 import json
-import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -17,14 +15,9 @@ import urllib.request
 from pathlib import Path
 
 from lib.pipeline import machine
-from lib.pipeline.commands import tail
+from lib.pipeline.commands import environment, held, tail
 from lib.pipeline.programs import toolchain
 
-LAUNCH = (  # the server dies with the thread that started it, even by SIGKILL (PR_SET_PDEATHSIG is 1)
-    "import ctypes, os, signal, sys\n"
-    "if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGKILL)\n"
-    "os.execv(sys.argv[1], sys.argv[1:])"
-)
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy must not see requests to 127.0.0.1
 
 
@@ -44,7 +37,7 @@ def running(file, slots=1, ctx=2048, threads=1, log=None, adapters=()):
     for adapter in adapters:
         args += ["--lora", adapter]
     machine.release()
-    command = [sys.executable, "-c", LAUNCH, *map(str, [toolchain().server, *args])]
+    command = held(toolchain().server, *args)
     with tempfile.TemporaryDirectory() as scratch:
         log = Path(log or Path(scratch, "server.log"))
         with open(log, "w", encoding="utf-8") as sink:
@@ -99,10 +92,3 @@ def _wait_until_healthy(process, log, name, timeout_s=900):
                 return address[1]
         time.sleep(0.05)
     raise RuntimeError(f"llama-server was not ready after {timeout_s} s on {name}:\n{tail(log)}")
-
-
-def environment():
-    """This process's environment without what would change llama.cpp's behaviour behind our back, and without keys."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_", "GGML_"))}
-    kept = {name: value for name, value in kept.items() if not name.endswith(("_TOKEN", "_KEY", "_KEYS", "_SECRET"))}
-    return {**kept, "HF_HUB_OFFLINE": "1"}

@@ -4,15 +4,19 @@ from peft import get_peft_model
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from lib.model import layout, loading, saving
+from lib.pipeline import ranks
 
 
 def trainable(cfg, lora):
     """The base with a fresh adapter to train. lora: peft.LoraConfig(**cfg.lora).
 
     Raises ValueError, before anything is trained, where this family's file has no grid that chapter 4 could train on,
-    or no form at all.
+    or no form at all, its tokenizer's included.
     """
-    layout.check(loading.config(cfg), bool(cfg.sections(["qat"])["qat"]))
+    config, tokenizer = loading.config(cfg), loading.tokenizer(cfg)
+    with ranks.first():  # the others find the answers in the cache
+        layout.check(config, bool(cfg.sections(["qat"])["qat"]))
+        layout.check_tokenizer(tokenizer, config)
     return get_peft_model(loading.base(cfg), lora)
 
 

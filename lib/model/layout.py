@@ -21,11 +21,12 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from lib.model import addresses, offload, shapes
+from lib.model import addresses, offload, saving, shapes
+from lib.pipeline.commands import environment, held
 from lib.pipeline.files import ROOT, cache_dir, read_json, sha256_file, sha256_json, write_json
 from lib.pipeline.programs import toolchain
 
-PROBE = ROOT / "lib" / "model" / "gguf_probe.py"
+CONVERT, PROBE = (ROOT / "lib" / "model" / f"gguf_{name}.py" for name in ("convert", "probe"))
 MADE_BY = [ROOT / "lib" / "model" / f"{name}.py" for name in ("layout", "addresses", "gguf_probe")]
 PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71)
 SIZES = (  # fields of a config that are made small, one prime each: those of a line are one size
@@ -91,6 +92,32 @@ def check(config, trained):
     Nothing is loaded: the sizes are enough. FileNotFoundError where llama.cpp is not built.
     """
     of(shapes.model(config)) if trained else _probed(config)
+
+
+def check_tokenizer(tokenizer, config):
+    """Raise ValueError where llama.cpp's converter refuses a tokenizer, which no small model tells; kept by content.
+
+    config: of the base that it belongs to.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, model = Path(scratch, "tokenizer"), shapes.model(config)
+        about = copy.deepcopy(model.config)
+        about.architectures = [type(model).__name__]
+        about.__dict__.pop("quantization_config", None)
+        about.save_pretrained(folder)
+        saving.save_tokenizer(tokenizer, folder)
+        files = {path.name: sha256_file(path) for path in folder.iterdir()}
+        key = sha256_json([files, toolchain().home.name, version("transformers"), sha256_file(CONVERT)])
+        kept = cache_dir() / "tokenizers" / f"{key[:16]}.json"
+        if kept.exists():
+            return
+        args = [toolchain().converter, folder, "--vocab-only", "--outtype", "bf16", "--outfile", folder / "vocab.gguf"]
+        if reason := _refused(CONVERT, *args):
+            raise ValueError(
+                f"the tokenizer {tokenizer.name_or_path!r} can be trained but not exported: "
+                + reason.replace(f"{folder}/", "")
+            )
+    write_json(kept, files)
 
 
 def _layout(tensors, shape):
@@ -172,10 +199,7 @@ def _convert(small):
                 model.save_pretrained(folder)
             write_json(folder / "tokenizer.json", {"model": {"vocab": dict.fromkeys(map(str, range(small.vocab_size)))},
                                                    "added_tokens": []})  # fmt: skip
-        script = [sys.executable, "-P", PROBE, toolchain().converter, scratch, *folders]
-        result = subprocess.run(script, capture_output=True, text=True, encoding="utf-8", errors="replace")
-        if result.returncode:
-            reason = (result.stderr.strip().splitlines() or ["it gave no reason"])[-1]
+        if reason := _refused(PROBE, toolchain().converter, scratch, *folders):
             raise ValueError(
                 f"llama.cpp's converter has no GGUF form for model_type {small.model_type!r}: {reason}. Train and "
                 "evaluate such a model elsewhere, or choose another model.base"
@@ -183,3 +207,12 @@ def _convert(small):
         high, low = (np.load(Path(scratch, f"{half}.npz")) for half in (0, 1))
         shapes = [tuple(p.shape) for p in model.parameters()]
         return addresses.places(names, shapes, {tensor: (high[tensor], low[tensor]) for tensor in low.files})
+
+
+def _refused(script, *args):
+    """Run a script of ours around llama.cpp's converter: the last line of its refusal, None where it went well."""
+    command, text = held(sys.executable, "-P", script, *args), {"encoding": "utf-8", "errors": "replace"}
+    result = subprocess.run(command, capture_output=True, env=environment(), **text)
+    if result.returncode < 0:
+        raise RuntimeError(f"llama.cpp's converter died of signal {-result.returncode}:\n{result.stderr[-2000:]}")
+    return (result.stderr.strip().splitlines() or ["it gave no reason"])[-1] if result.returncode else None

@@ -97,6 +97,11 @@ def _read_tokenizer(path, revision):
     if getattr(loaded, "legacy", None) is False:
         loaded = AutoTokenizer.from_pretrained(path, revision=revision, legacy=True, **OURS)
         loaded.init_kwargs["legacy"] = True
+    if isinstance(loaded.chat_template, dict):  # by name: "default", "tool_use"
+        if "default" not in loaded.chat_template:
+            names = ", ".join(sorted(loaded.chat_template))
+            raise ValueError(f"the tokenizer {str(path)!r} has no chat template named default, only {names}")
+        loaded.chat_template = loaded.chat_template["default"]
     return loaded
 
 
@@ -199,7 +204,7 @@ def adapted(model, folder, trainable=False):
 
     Raises ValueError when a tensor of the adapter finds no place, or a place no tensor: PEFT only warns.
     """
-    model = PeftModel.from_pretrained(model, folder, is_trainable=trainable).eval()
+    model = PeftModel.from_pretrained(model, folder, is_trainable=trainable, **OURS).eval()
     with safe_open(Path(folder, "adapter_model.safetensors"), "pt") as file:
         places = get_peft_model_state_dict(model, save_embedding_layers=False)
         unknown = {name for name in set(file.keys()) ^ set(places) if ".lora_" in name}

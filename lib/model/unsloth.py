@@ -13,6 +13,8 @@ import sys
 
 import torch
 
+from lib.pipeline.commands import held
+
 
 def backend(cfg):
     """What trains this recipe's adapter in chapter 3, ("unsloth" or "transformers", the reason in words).
@@ -56,7 +58,7 @@ def _unlike(cfg):
 
 def _broken():
     """Why it cannot be imported here, as another process finds; None where it can."""
-    tried = subprocess.run([sys.executable, "-c", "import unsloth"], capture_output=True, text=True)
+    tried = subprocess.run(held(sys.executable, "-c", "import unsloth"), capture_output=True, text=True)
     if not tried.returncode:
         return None
     return f"`import unsloth` fails: {(tried.stderr.strip().splitlines() or ['it gave no reason'])[-1]}"

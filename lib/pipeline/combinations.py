@@ -101,6 +101,8 @@ def _training(recipe, data, model, qat):
             "sft.max_length is missing: set the tokens that a row may have, which chapters 3 to 5 count on"
         )
     trained = recipe["sft"] | (qat or {})
+    _logged(recipe["sft"], "sft")
+    _logged(trained, "qat")
     spread = [key for key in ("fsdp", "deepspeed") if trained.get(key)]
     if spread and (spread == ["fsdp"] or trained["deepspeed"]["zero_optimization"]["stage"] == 3):
         remedy = "qat: null" if qat else "data.stages: []" if len(data["stages"]) > 1 else None
@@ -126,6 +128,17 @@ def _training(recipe, data, model, qat):
         )
 
 
+def _logged(fields, where):
+    """Refuse a training whose loss would never be logged: its chapter may be hours away."""
+    steps, every = fields.get("max_steps") or 0, fields.get("logging_steps", 10)  # TRL's default
+    by_steps = fields.get("logging_strategy", "steps") == "steps" and not fields.get("logging_first_step")
+    if 0 < steps < every and by_steps:
+        raise ValueError(
+            f"{where} trains {steps} steps and logs every {every} (logging_steps), so its loss would never be logged: "
+            f"set {where}.logging_steps to {steps} or less"
+        )
+
+
 def _adapter(lora):
     """Refuse an adapter that is more than a pair of matrices beside an unchanged weight: hours later the quantizer's
     gate and llama.cpp's adapter file would.
@@ -134,15 +147,24 @@ def _adapter(lora):
     found += ["lora.bias"] if lora.get("bias", "none") != "none" else []
     if lora.get("init_lora_weights", True) not in (True, False, "gaussian", "orthogonal", None):
         found.append(f"lora.init_lora_weights={lora['init_lora_weights']}, which changes the base")
-    targets = lora.get("target_modules") or []
-    found += [
-        f"lora.target_modules={name}" for name in HEADS if name in ([targets] if isinstance(targets, str) else targets)
-    ]
+    for key in ("target_modules", "target_parameters"):
+        met = [name for name in HEADS if _meets(lora.get(key), name) and not _meets(lora.get("exclude_modules"), name)]
+        found += [f"lora.{key}={name}" for name in met]
     if found:
         raise ValueError(
             f"{', '.join(found)}: chapters 4 and 5 quantize and serve pairs of matrices on layers of an unchanged "
             "base, and no other adapter: leave it out of the recipe"
         )
+
+
+def _meets(targets, name):
+    """Whether PEFT would adapt a table of that name: a string is an expression over whole names, a list has endings."""
+    if not isinstance(targets, str):
+        return any(str(target).removesuffix(".weight").rpartition(".")[2] == name for target in targets or [])
+    try:
+        return any(re.fullmatch(targets, prefix + name) for prefix in ("", "model.", "transformer."))
+    except re.error as error:
+        raise ValueError(f"lora names layers by {targets!r}, which is no regular expression: {error}") from None
 
 
 def _benchmarks(entries):
@@ -166,6 +188,7 @@ def _subset(found, allowed, where):
 
 def _check_arms(values):
     schema.check(values.get("reward") or {}, _given(schema.fields("reward")), "preference.reward")
+    _logged(values.get("reward") or {}, "preference.reward")
     own = {key: schema.kinds(hint) for key, hint in typing.get_type_hints(Arm).items() if key in Arm.model_fields}
     values["arms"] = {name: arm for name, arm in values["arms"].items() if arm is not None}  # an overlay's null
     for name, arm in values["arms"].items():
@@ -173,6 +196,7 @@ def _check_arms(values):
         if method not in METHODS:
             raise ValueError(f"{where}.method should be one of {', '.join(METHODS)}, found {method!r}")
         schema.check(arm, _given(schema.fields(METHODS[method])) | own, where)
+        _logged(arm, where)
         needs = {"dpo": "pairs", "rloo": "reward", "grpo": "reward"}.get(method)
         if needs and not arm.get(needs):
             raise ValueError(f"{where} trains by {method} and needs {needs!r}: see docs/preference.md")

@@ -1,6 +1,6 @@
-"""What the set-up runs other programs with: logged commands, one builder at a time, lines for the terminal.
+"""What other programs are run with: logged commands, one builder at a time, programs that end with their starter.
 
-Standard library only, as toolchain.py, which uses it before anything is installed.
+Standard library only, for toolchain.py uses it before anything is installed.
 """
 
 import contextlib
@@ -8,6 +8,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+
+HELD = (  # it dies with the thread that started it, even by SIGKILL (PR_SET_PDEATHSIG is 1)
+    "import ctypes, os, signal, sys\n"
+    "if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGKILL)\n"
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 
 class BuildError(Exception):
@@ -22,6 +28,18 @@ def say(text):
 def tail(log, lines=20):
     """Last lines of a log file, for an error message."""
     return "\n".join(Path(log).read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+def held(*command):
+    """The command of a program, given by its path, that ends with the thread that starts it."""
+    return [sys.executable, "-c", HELD, *map(str, command)]
+
+
+def environment():
+    """This process's environment without what would change llama.cpp's behaviour behind our back, and without keys."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_", "GGML_"))}
+    kept = {name: value for name, value in kept.items() if not name.endswith(("_TOKEN", "_KEY", "_KEYS", "_SECRET"))}
+    return {**kept, "HF_HUB_OFFLINE": "1"}
 
 
 @contextlib.contextmanager

@@ -185,8 +185,7 @@ def start(stage, recipe_name="tiny", overrides=None):
     ranks.one_device()
     machine.refuse_unseen()
     cfg = recipe.load(recipe_name, overrides)
-    folder = outputs_dir() / cfg.run_name / stage
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made(cfg, stage)
     if folder in _open:  # the cell was run again in the same kernel
         _open.pop(folder).close()
     if os.environ.get("MEDTUNE_STAGE_NONCE"):
@@ -201,6 +200,16 @@ def start(stage, recipe_name="tiny", overrides=None):
         print(f"{cfg.run_name} is no run of {cfg.name.partition('@')[0]}. It cannot show:")
         print(*(f"- {caution}" for caution in cfg.cautions), sep="\n")
     return opened
+
+
+def made(cfg, stage):
+    """The folder of a stage, made where it is missing. Raises ValueError for a link: `clear` would empty its target."""
+    folder = outputs_dir() / cfg.run_name / stage
+    if folder.is_symlink():
+        remedy = "remove the link, or move the run's folder as a whole with OUTPUTS="
+        raise ValueError(f"{folder} is a symbolic link to {folder.readlink()}: {remedy}")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def pending(folder):
