@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from lib.pipeline import machine
+from lib.pipeline import credentials, machine
 from lib.pipeline.commands import tail
 from lib.pipeline.programs import toolchain
 
@@ -28,9 +29,18 @@ LAUNCH = (  # the server dies with the thread that started it, even by SIGKILL (
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy must not see requests to 127.0.0.1
 
 
+class Address(str):
+    """A server's base URL, and the key that it wants."""
+
+    def __new__(cls, url, key):
+        made = super().__new__(cls, url)
+        made.key = key
+        return made
+
+
 @contextlib.contextmanager
 def running(file, slots=1, ctx=2048, threads=1, log=None, adapters=()):
-    """Run llama-server on a free port of 127.0.0.1 and yield its base URL, "http://127.0.0.1:<port>".
+    """Run llama-server on a free port of 127.0.0.1 and yield its Address, "http://127.0.0.1:<port>" with a random key.
 
     ctx: tokens per slot. log: path for the server's log, which is thrown away by default.
     adapters: LoRA adapter files, loaded and switched off: see `use_adapters`.
@@ -44,13 +54,14 @@ def running(file, slots=1, ctx=2048, threads=1, log=None, adapters=()):
     for adapter in adapters:
         args += ["--lora", adapter]
     machine.release()
-    command = [sys.executable, "-c", LAUNCH, *map(str, [toolchain().server, *args])]
+    command, key = [sys.executable, "-c", LAUNCH, *map(str, [toolchain().server, *args])], secrets.token_urlsafe(24)
+    known = environment() | {"LLAMA_API_KEY": key}  # no command line shows it
     with tempfile.TemporaryDirectory() as scratch:
         log = Path(log or Path(scratch, "server.log"))
         with open(log, "w", encoding="utf-8") as sink:
-            process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=environment())
+            process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=known)
         try:
-            url = _wait_until_healthy(process, log, Path(file).name)
+            url = Address(_wait_until_healthy(process, log, Path(file).name), key)
             if adapters:
                 use_adapters(url, [0.0] * len(adapters))
             yield url
@@ -67,6 +78,7 @@ def request(base_url, path, body=None, timeout_s=60):
     """One JSON request to llama-server: GET, or POST when there is a body. Returns the decoded reply."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"}
+    headers |= {"Authorization": f"Bearer {base_url.key}"} if isinstance(base_url, Address) else {}
     with DIRECT.open(urllib.request.Request(base_url + path, data, headers), timeout=timeout_s) as reply:
         return json.load(reply)
 
@@ -104,5 +116,6 @@ def _wait_until_healthy(process, log, name, timeout_s=900):
 def environment():
     """This process's environment without what would change llama.cpp's behaviour behind our back, and without keys."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_", "GGML_"))}
-    kept = {name: value for name, value in kept.items() if not name.endswith(("_TOKEN", "_KEY", "_KEYS", "_SECRET"))}
-    return {**kept, "HF_HUB_OFFLINE": "1"}
+    secret = {name for name, value in kept.items()
+              if credentials.VARIABLE.fullmatch(name) or credentials.USER_INFO.search(value)}  # fmt: skip
+    return {name: value for name, value in kept.items() if name not in secret} | {"HF_HUB_OFFLINE": "1"}
