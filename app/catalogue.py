@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lib.pipeline.files import outputs_dir, read_json
+from lib.pipeline import records
+from lib.pipeline.files import outputs_dir
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,10 @@ def models(cfg, settings):
 
 
 def served_files(cfg):
-    """{stem: path} of every GGUF file that the run's finished stages wrote, adapters included."""
+    """{stem: path} of every GGUF file that the run's finished stages wrote, adapters included.
+
+    Raises ValueError for a stage that has not finished, a record that was edited, and a file that is missing.
+    """
     folder = outputs_dir() / cfg.run_name
     if not (folder / "05_export" / "stage.json").exists():
         raise ValueError(
@@ -56,7 +60,7 @@ def served_files(cfg):
         )
     found = {}
     for record in sorted(folder.glob("*/stage.json")):
-        names = [name for name in read_json(record)["outputs"] if name.endswith(".gguf")]
+        names = [name for name in records.read(record)["outputs"] if name.endswith(".gguf")]
         found |= {Path(name).stem: record.parent / name for name in names}
     if lost := [path for path in found.values() if not path.exists()]:
         stage = lost[0].relative_to(folder).parts[0]

@@ -7,8 +7,8 @@ import sys
 import time
 
 from lib.figures.markup import interval
-from lib.pipeline import recipe
-from lib.pipeline.files import ROOT, outputs_dir, read_json
+from lib.pipeline import recipe, records
+from lib.pipeline.files import ROOT, outputs_dir
 
 STAGES = [path.stem for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))]
 
@@ -31,6 +31,6 @@ def run(stage, overrides, rows):
     if done.returncode:
         raise RuntimeError(next((line for line in done.stderr.splitlines() if "FAILED" in line), done.stderr[-300:]))
     name = recipe.load("tiny", recipe.parse_set(overrides)).run_name
-    figures = read_json(folder / name / stage / "stage.json")["metrics"].get("headline") or []
+    figures = records.read(folder / name / stage / "stage.json")["metrics"].get("headline") or []
     told = [f"{row['label']}: {interval(row, row.get('unit', '%'))}" for row in figures]
     yield {"seconds": round(seconds, 1), "headline": figures, "measured": "; ".join([f"{seconds:.0f} s", *told])}

@@ -99,6 +99,7 @@ def our(url, slots):
     here = port()
     how = {
         "backend_url": url,
+        "backend_key": getattr(url, "key", ""),
         "port": here,
         "rate": "off",
         "concurrency": 1000,
@@ -129,7 +130,7 @@ def litellm(program, url, folder):
     """LiteLLM's proxy before the same backend: (process, address)."""
     here, config = port(), Path(folder, f"litellm{port()}.yaml")
     config.write_text(json.dumps({"model_list": [{"model_name": "m", "litellm_params": {
-        "model": "openai/m", "api_base": url + "/v1", "api_key": "none"}}],
+        "model": "openai/m", "api_base": url + "/v1", "api_key": getattr(url, "key", "none")}}],
         "general_settings": {"master_key": LITELLM_KEY}}))  # fmt: skip
     command = [program, "--config", str(config), "--port", str(here), "--host", "127.0.0.1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -184,7 +185,7 @@ def against(url, direct, pid, how):
     """All servers before one backend, of process `pid`, compared."""
     with tempfile.TemporaryDirectory() as folder:
         child, ours = our(url, max(how.streams, 4))
-        targets = {direct: (url, "none", "m"), "the API": (ours, "none", "")}
+        targets = {direct: (url, getattr(url, "key", "none"), "m"), "the API": (ours, "none", "")}
         other = None
         try:
             if how.litellm:

@@ -90,6 +90,18 @@ def test_nothing_is_published_that_holds_a_key_of_the_environment(repository, mo
         publish.publish(run, None, repository)
     assert HIDDEN not in str(error.value) and {path.name for path in (repository / "outputs").iterdir()} == before
     monkeypatch.setenv("JUDGE_API_KEY", "local")
+    others = {"SERVE_KEYS": f"clinic:another,ward:{HIDDEN}", "SERVE_KEY": f"a:sha256:{HIDDEN} b:x", "TOKENS": HIDDEN,
+              "PGPASSWORD": HIDDEN}  # fmt: skip
+    for name, value in others.items():
+        monkeypatch.setenv(name, value)
+        with pytest.raises(ValueError, match=f"02_baseline.ipynb holds the value of {name}:"):
+            publish.publish(run, None, repository)
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(credentials, "get_token", lambda: HIDDEN)
+    with pytest.raises(ValueError, match="holds the value of the hub's login"):
+        publish.publish(run, None, repository)
+    monkeypatch.setattr(credentials, "get_token", lambda: None)
+    monkeypatch.setenv("SERVE_KEYS", "baseline:unknown-to-all")  # a name is no key
     target = publish.publish(run, None, repository)
     told = (target / "02_baseline.ipynb").read_text()
     assert KEYS[0] not in told and "<secret>" in told

@@ -172,6 +172,16 @@ def test_a_file_that_does_not_fit_leaves_no_stage(project):
     assert project.execute("01_a").returncode == 0
 
 
+def test_a_record_that_was_edited_is_named_and_its_stage_runs_again(project):
+    project.notebook("01_a", WRITE, FINISH)
+    assert project.execute("01_a").returncode == 0
+    path = project.outputs / "tiny/01_a/stage.json"
+    path.write_text(path.read_text().replace('"answer": 42', '"answer": 99'))
+    again = project.execute("01_a")
+    assert again.returncode == 0 and "its seal does not fit" in again.stdout and "01_a" in again.stdout, again.stdout
+    assert project.record("01_a")["metrics"] == {"answer": 42} and "fresh" in project.execute("01_a").stdout
+
+
 def test_verify_reads_every_byte_and_accept_blesses_code_only(project):
     project.notebook("01_a", WRITE, FINISH)
     assert project.execute("01_a").returncode == 0

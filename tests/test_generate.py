@@ -1,5 +1,6 @@
 import itertools
 import random
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -273,6 +274,27 @@ def test_a_damaged_answer_is_named_and_asked_again_and_no_other(tmp_path):
         assert [prompt["id"] for prompt in found.missing(asked)] == lost
         assert found.answers == {name: kept[name] for name in found.answers}
         assert path.with_name("kept.jsonl.damaged").exists() and Kept(path, asked, []).answers == found.answers
+
+
+def test_of_400_flipped_bits_of_kept_answers_none_is_silent_or_gives_another_answer(tmp_path):
+    asked, draw = [{"id": f"q{i}", "messages": []} for i in range(20)], random.Random(7)
+    whole, path = tmp_path / "whole.jsonl", tmp_path / "kept.jsonl"
+    filled = Kept(whole, asked, [])
+    for prompt in asked:
+        filled.add({"id": prompt["id"], "text": "x é", "finish": "stop"})
+    for _ in range(400):
+        raw = bytearray(whole.read_bytes())
+        raw[draw.randrange(len(raw))] ^= 1 << draw.randrange(8)
+        path.write_bytes(raw)
+        with warnings.catch_warnings(record=True) as named:
+            warnings.simplefilter("always")
+            found = Kept(path, asked, [])
+        assert all(filled.answers[name] == answer for name, answer in found.answers.items())
+        assert named or found.answers == filled.answers
+        assert len(found.missing(asked)) <= 2  # a line end that is gone joins two
+        with warnings.catch_warnings(record=True) as again:
+            warnings.simplefilter("always")
+            assert Kept(path, asked, []).answers == found.answers and not again
 
 
 def test_where_memory_runs_out_fewer_are_answered_at_once_and_all_are_answered(model, tokenizer, monkeypatch, capsys):

@@ -22,6 +22,7 @@ from tiny_qwen import TEMPLATE, tiny_config
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM, XGLMConfig
 
+from lib.evaluation import generate
 from lib.export import gguf, serve
 from lib.model import adapter, gguf_convert, layout, loading
 from lib.pipeline import notebook, programs, recipe
@@ -328,6 +329,20 @@ def test_server_ends_with_its_block_even_on_an_error(bf16):
         raise ZeroDivisionError
     with pytest.raises(urllib.error.URLError):
         serve.request(base_url, "/health", timeout_s=2)
+
+
+def test_a_server_answers_only_who_has_its_key_which_no_command_line_shows(bf16):
+    with serve.running(bf16, ctx=64) as url:
+        for other in (str(url), serve.Address(url, "guessed")):
+            with pytest.raises(urllib.error.HTTPError) as error:
+                serve.request(other, "/completion", {"prompt": "a", "n_predict": 1})
+            assert error.value.code == 401
+        assert serve.request(url, "/completion", {"prompt": "a", "n_predict": 1})["tokens_predicted"] == 1
+        asked = [{"id": "q", "messages": [{"role": "user", "content": "fever"}]}]
+        assert generate.server(url, asked, 4)[0]["finish"] in ("stop", "length")
+        family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        told = [" ".join(one.cmdline()) for one in family]
+        assert any("llama-server" in line for line in told) and not any(url.key in line for line in told)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")

@@ -1,9 +1,10 @@
 import json
+import traceback
 
 import pytest
 from loopback import Endpoint, completion
 
-from lib.judge import judges, verdicts
+from lib.judge import asking, judges, verdicts
 
 PROMPTS = [{"id": f"q{i}", "messages": [{"role": "user", "content": f"Question {i}?"}]} for i in range(4)]
 
@@ -24,7 +25,7 @@ def test_a_hosted_model_answers_within_the_cap_and_its_cost_is_counted(tmp_path,
         found = ask(server.url, store, tmp_path)
         assert [answer["text"] for answer in found] == ["Answer: B"] * 4 and len(server.bodies) == 4
         spent = store.spent("candidate m-1")
-        assert spent == pytest.approx(4 * (11 / 3.5 + 7) / 1000)
+        assert spent == pytest.approx(4 * (5 + 7) / 1000)  # as the server states them: more than by length
         assert ask(server.url, store, tmp_path) == found and len(server.bodies) == 4
         assert store.spent("candidate m-1") == spent
 
@@ -55,7 +56,7 @@ def test_a_reasoning_model_takes_part_and_its_empty_answers_are_not_ranked(tmp_p
 def test_answers_that_never_came_are_not_ranked_either_and_are_asked_for_again(tmp_path):
     store = verdicts.Store(tmp_path / "v.jsonl")
     with Endpoint(lambda body, n: (503, {}, "{}", 0)) as server:
-        with pytest.raises(ValueError, match="4 of 4 answers of m-1 have no text: 0 ended .* 4 never came"):
+        with pytest.raises(ValueError, match="m-1 at .* was given up .*503.*mend its address, name or key"):
             ask(server.url, store, tmp_path, timeout_s=0.2)
     with Endpoint(lambda body, n: (200, {}, completion("Answer: B"), 0)) as server:
         assert [answer["text"] for answer in ask(server.url, store, tmp_path)] == ["Answer: B"] * 4
@@ -65,6 +66,62 @@ def test_what_was_paid_before_a_fault_is_in_the_ledger(tmp_path, monkeypatch):
     monkeypatch.setattr("lib.judge.judges.LOOPBACK", ())
     store = verdicts.Store(tmp_path / "v.jsonl")
     with Endpoint(lambda body, n: (200, {}, completion("B"), 0) if n < 3 else (401, {}, "{}", 0)) as server:
-        with pytest.raises(ValueError, match="refused prompt"):
+        with pytest.raises(ValueError, match="was given up"):
             ask(server.url, store, tmp_path)
-    assert store.spent("candidate m-1") == pytest.approx(2 * (11 / 3.5 + 7) / 1000)
+    assert store.spent("candidate m-1") == pytest.approx(2 * (5 + 7) / 1000)
+
+
+@pytest.mark.parametrize("tokens", [None, 1, -5])
+def test_an_answer_is_charged_its_length_at_least(tmp_path, monkeypatch, tokens):
+    monkeypatch.setattr("lib.judge.judges.LOOPBACK", ())
+    usage = None if tokens is None else {"prompt_tokens": tokens, "completion_tokens": tokens, "total_tokens": tokens}
+    said = "antidisestablishmentarianism" * 20
+    store, reply = verdicts.Store(tmp_path / "v.jsonl"), json.dumps(json.loads(completion(said)) | {"usage": usage})
+    with Endpoint(lambda body, n: (200, {}, reply, 0)) as server:
+        ask(server.url, store, tmp_path)
+    assert store.spent() == pytest.approx(4 * (11 + len(said)) / 3.5 / 1000)
+
+
+def test_every_attempt_is_in_the_ledger_and_within_the_cap(tmp_path, monkeypatch):
+    monkeypatch.setattr("lib.judge.judges.LOOPBACK", ())
+    longest = (11 / 3.5 + 10) / 1000  # dollars of an attempt of which nothing came
+    store = verdicts.Store(tmp_path / "v.jsonl")
+    with Endpoint(lambda body, n: (500, {}, "{}", 0) if n == 1 else (200, {}, completion("B"), 0)) as server:
+        ask(server.url, store, tmp_path)
+        assert len(store.calls) == len(server.bodies) == 5
+    assert store.spent() == pytest.approx(longest + 4 * (5 + 7) / 1000)
+    (tmp_path / "kept.jsonl").unlink()
+    store = verdicts.Store(tmp_path / "w.jsonl")
+    with Endpoint(lambda body, n: (500, {}, "{}", 0)) as server:
+        with pytest.raises(ValueError, match="asking m-1 again would exceed the 0.06 dollars of judge.max_usd"):
+            ask(server.url, store, tmp_path, max_usd=4.5 * longest, timeout_s=60)
+        assert len(store.calls) == len(server.bodies) == 4
+
+
+@pytest.mark.parametrize("heard", [0, 8])
+def test_a_server_that_hangs_costs_one_time_out_and_one_that_falls_silent_a_few(tmp_path, monkeypatch, heard):
+    monkeypatch.setitem(globals(), "PROMPTS", [PROMPTS[0] | {"id": f"q{n}"} for n in range(60)])
+    done = []
+
+    def reply(body, number):
+        return 200, {}, completion("B"), 0 if number <= heard else 60
+
+    with Endpoint(reply) as server:
+        with pytest.raises(ValueError, match="m-1 at .* was given up .*timed out"):
+            ask(server.url, verdicts.Store(tmp_path / "v.jsonl"), tmp_path, timeout_s=2.0,
+                progress=lambda *at: done.append(at))  # fmt: skip
+    assert heard <= len(done) <= heard + 4 + asking.PATIENCE - 1  # four are asked at once
+
+
+def test_a_key_that_the_server_repeats_is_not_shown(tmp_path):
+    for status in (401, 400):
+        said = json.dumps({"error": {"message": f"{'long ' * 56}no such key: sk-hidden-from-all"}})
+        with Endpoint(lambda body, n, reply=(status, {}, said, 0): reply) as server:
+            with pytest.raises(ValueError, match="no such key: ") as error:
+                ask(
+                    server.url,
+                    verdicts.Store(tmp_path / "v.jsonl"),
+                    tmp_path,
+                    environ={"API_KEY": "sk-hidden-from-all"},
+                )
+        assert "hidden" not in "".join(traceback.format_exception(error.value)) and "sk-h" not in str(error.value)

@@ -11,7 +11,7 @@ import sys
 import pytest
 from pipeline import LAUNCH, SHARED, SMALL, STAGES, folder, make, record
 
-from lib.pipeline.files import ROOT
+from lib.pipeline.files import ROOT, read_jsonl
 
 STEP = "transformers.Trainer.training_step"
 AIMS = {  # what the kernel runs before its first cell: (where, at which call, what then, and on which rank)
@@ -145,16 +145,32 @@ def test_two_ranks_of_which_one_is_lost_or_stopped_end_as_undisturbed_ones(pair,
     assert record(copy, "03_sft", SHARED)["metrics"] == undisturbed["metrics"]  # the adapter's hash is among them
 
 
+TIMES = ("first_s", "seconds", "minutes")
+
+
+def timeless(value):
+    """JSON without wall times, at any depth."""
+    if isinstance(value, dict):
+        return {key: timeless(inner) for key, inner in value.items() if key not in TIMES}
+    return [timeless(inner) for inner in value] if isinstance(value, list) else value
+
+
+def outcome(outputs, stage):
+    """(metrics, outputs) of a finished stage without wall times, which answers and the model card hold."""
+    found, written = record(outputs, stage), {}
+    for name, sha in found["outputs"].items():
+        rows = read_jsonl(folder(outputs) / stage / name) if name.endswith(".jsonl") else None
+        written[name] = sha if rows is None else timeless(rows)
+    return timeless(found["metrics"]), written | {name: "" for name in written if name == "gguf/README.md"}
+
+
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments_end_in_the_same_metrics(run, tmp_path):
+def test_twenty_one_kills_at_random_moments_of_all_stages_end_in_the_same_metrics_and_files(run, tmp_path):
     copy, moments = tmp_path / "outputs", random.Random(7)
-    for name in ("01_dataset", "02_baseline"):
-        shutil.copytree(folder(run) / name, folder(copy) / name)
-    kills = {"03_sft": 0, "04_qat": 0}
-    for stage in kills:
-        wall = record(run, stage)["timings"]["wall_s"]
+    for stage in STAGES:
+        kills, wall = 0, record(run, stage)["timings"]["wall_s"]
         command = [sys.executable, "-m", "lib.execute", stage, "--set", SMALL]
-        while kills[stage] < 10:
+        while kills < 3:
             runner = subprocess.Popen(
                 command, cwd=ROOT, env=os.environ | {"OUTPUTS": str(copy)}, start_new_session=True
             )
@@ -164,10 +180,11 @@ def test_twenty_kills_at_random_moments_end_in_the_same_metrics(run, tmp_path):
             except subprocess.TimeoutExpired:
                 os.killpg(runner.pid, signal.SIGKILL)
                 runner.wait()
-                kills[stage] += 1
+                kills += 1
                 assert not (folder(copy) / stage / "stage.json").exists()
-        assert make(copy, stage).returncode == 0
-        assert record(copy, stage)["metrics"] == record(run, stage)["metrics"]
+        done = make(copy, stage)
+        assert done.returncode == 0, done.stderr
+        assert outcome(copy, stage) == outcome(run, stage), stage
 
 
 @pytest.fixture

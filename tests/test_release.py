@@ -49,6 +49,14 @@ def test_parity_counts_equal_prompts_and_shows_the_first_difference():
 SOURCE = {"source": "medreason", "licence": "Apache-2.0", "rows": 1200, "commercial": True, "citation": "Wu (2025)"}
 
 
+def test_names_of_others_are_text_in_a_card():
+    evil = "x](http://e.example)<img src=x onerror=alert(1)>"
+    card = release.model_card(evil, {"base": f"{evil}\n# Approved"}, [], [SOURCE], {"recipe": evil, "run": evil})
+    assert ModelCard(card).data.base_model == f"{evil}\n# Approved"
+    body = card.split("---\n")[2]
+    assert "<img" not in body and "x](" not in body and "\n# Approved" not in body and body.count("&lt;img") == 4
+
+
 def test_a_card_holds_the_ladder_the_licences_and_what_they_do_not_allow():
     run, base = {"recipe": "tiny", "run": "tiny"}, "C:/models: my base #2"  # which YAML would read otherwise
     ladder = [{"file": "q4_0", "accuracy": "80 %", "tokens/s": None}]

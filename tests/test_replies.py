@@ -4,13 +4,14 @@ import itertools
 import json
 import tempfile
 import threading
+import time
 
 import httpx2
 import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from loopback import completion
+from loopback import Endpoint, completion
 from test_endpoint import Clock
 from test_panel import fill, honest, items, shown
 
@@ -21,7 +22,7 @@ TIMEOUT_S, PRICE = 10.0, (100.0, 100.0)
 
 
 def judged(monkeypatch, reply, questions=1, max_usd=99.0, slots=1):
-    """(coverage, requests, store, fake seconds): a panel over a server that answers reply(body), which may raise."""
+    """(coverage, requests, ledger, fake seconds): a panel over a server that answers reply(body), which may raise."""
     bodies, clock, lock = [], Clock(), threading.Lock()
 
     def handle(request):
@@ -155,9 +156,9 @@ def test_what_a_reply_states_is_charged_where_it_is_more_than_was_expected(monke
 @pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": -(10**9), "completion_tokens": -1}])
 def test_the_cap_holds_whatever_usage_says(monkeypatch, usage):
     one = judges.Judge("m", usd_per_mtok=PRICE)
-    price = max(panel.estimate(one, [task]) for task in panel.tasks(items(10)))
-    coverage, bodies, *_ = judged(monkeypatch, changed(top__usage=usage), questions=10, max_usd=4.5 * price)
-    assert len(bodies) == coverage["judged"] == 4 and coverage["invalid"] == {"budget": 6}
+    price = max(panel.estimate(one, [task]) for task in panel.tasks(items(300)))
+    coverage, bodies, *_ = judged(monkeypatch, changed(top__usage=usage), questions=300, max_usd=94.5 * price)
+    assert len(bodies) == coverage["judged"] == 94 and coverage["invalid"] == {"budget": 206}
 
 
 def test_every_retry_is_counted_and_within_the_cap(monkeypatch):
@@ -206,6 +207,23 @@ def test_a_refusal_of_all_is_said_once_in_the_servers_words(monkeypatch, status,
     coverage, bodies, ledger, _ = judged(monkeypatch, lambda body: (status, said), questions=20)
     assert len(bodies) == asked and coverage["fault"] == "Not with secret." and coverage["usd"] == 0.0
     assert coverage["invalid"]["not asked"] == 20 - (1 if asked == 1 else asking.PATIENCE)
+
+
+def test_50_mb_of_blanks_are_one_question_that_is_counted_and_charged_and_the_others_are_asked(store):
+    def reply(body, number):
+        endless = "Question 0?" in body["messages"][1]["content"]
+        return 200, {}, " " * 50_000_000 * endless + completion(honest(body)), 0
+
+    with Endpoint(reply) as server:
+        one, work = judges.Judge("m", server.url, usd_per_mtok=PRICE, slots=1), panel.tasks(items(3))
+        start = time.monotonic()
+        _, coverage = panel.run(one, work, store, timeout_s=60.0, max_usd=99.0)
+        seconds = time.monotonic() - start
+    assert (coverage["judged"], coverage["invalid"]) == (2, {"content": 1}) and "fault" not in coverage
+    tries = asking.CONTENT_TRIES + 1
+    assert coverage["calls"] == len(server.bodies) == tries + 2 and seconds < tries * 60.0
+    assert [row[1] for row in store.calls].count("content") == tries
+    assert coverage["usd"] >= tries * work[0].usd(one) + work[1].usd(one) + work[2].usd(one)
 
 
 def test_a_key_in_the_servers_words_is_not_repeated():

@@ -254,6 +254,17 @@ def test_published_notebooks_and_readme(repository):
     )
 
 
+def test_an_edited_record_is_stale_on_the_page_and_is_not_published(repository):
+    root = without_third(repository)
+    path = root / "outputs" / "tiny" / "02_baseline" / "stage.json"
+    path.write_text(path.read_text().replace("0.842", "0.997"))
+    page = build(root).read_text()
+    assert "02_baseline is out of date: " in page and "its seal does not fit" in page and "99.7 %" not in page
+    with pytest.raises(ValueError, match="cannot publish tiny: 02_baseline: .*its seal does not fit.*Run make 02_base"):
+        publish.publish(root / "outputs" / "tiny", root=root)
+    assert not (root / "outputs" / "published").exists() and "old" in (root / "README.md").read_text()
+
+
 def test_another_recipe_is_published_beside_the_default_one_and_what_has_not_run_is_named(repository, monkeypatch):
     """Each has files of its own; publishing one leaves the other's, and the README, as they are."""
     monkeypatch.setattr(results.execute, "stale", lambda *args: "")

@@ -5,9 +5,11 @@ import re
 
 import pytest
 from loopback import Endpoint, completion
+from test_panel import honest as fair
+from test_panel import items as paired
 
 from lib.evaluation import cases
-from lib.judge import grading, judges, protocol, ranking, rubric
+from lib.judge import grading, judges, panel, protocol, ranking, rubric, tables
 from lib.pipeline.files import ROOT
 
 CASES = cases.load_cases()[:4]
@@ -210,6 +212,25 @@ def test_what_never_becomes_valid_is_counted_left_out_for_all_and_asked_again(st
     table = ranking.graded(rows, coverage)
     assert {row["stamp"] for row in table} == {"INCOMPLETE: 7 of 8 answers graded (content: 1)"}
     assert [(row["reasoning_depth"]["n"], row["dropped"]) for row in table] == [(3, 1), (3, 1)]
+
+
+def test_a_judge_that_is_refused_after_its_exam_fails_the_chapter_in_the_servers_words(store):
+    def reply(body, number):
+        graded = body["response_format"]["json_schema"]["name"] == "case"
+        refused = (401, {}, '{"error": {"message": "Key expired."}}', 0)
+        return refused if graded else (200, {}, completion(fair(body)), 0)
+
+    with Endpoint(reply) as server:
+        one = judges.Judge("m", server.url)
+        assert panel.heard(one, panel.tasks(paired(2)), store, timeout_s=20, max_usd=9.0)[1]["judged"] == 2
+        with pytest.raises(ValueError, match="was asked and gave no verdict .Key expired..: mend its address"):
+            grade(server, store, grading.tasks(CASES, texts(base=0, sft=4)))  # empty answers are no verdicts of its own
+
+
+def test_why_nothing_is_graded():
+    assert tables.ungraded([], {}) == "no language model judges in this run"
+    assert tables.ungraded(["one"], {}) == "no judge passed an exam"
+    assert tables.ungraded(["m"], {"m": {"invalid": {"budget": 8}}}) == "m gave no valid grade ({'budget': 8})"
 
 
 def test_a_missing_answer_is_named():

@@ -25,7 +25,9 @@ def finished(tmp_path):
         outputs = {name: sha256_file(at / name) for name in files if "ipynb" not in name}
         above = STAGES[number - 1]
         inputs = {f"{above}/rows.jsonl": sha256_file(folder / above / "rows.jsonl")} if number else {}
+        (at / f"{stage}.rank1.ipynb").write_text("{}")
         record = {"stage": stage, "run": "tiny", "inputs": inputs, "outputs": outputs, "metrics": {1: 0.5, "b": "é"}}
+        record |= {"ranks": 2}
         records.write(at / "stage.json", record | {"executed": sha256_file(at / f"{stage}.ipynb")})
         seals[stage] = records.read(at / "stage.json")["seal"]
     (folder / "report").mkdir()
@@ -58,6 +60,13 @@ DEEDS = {
     "a list": lambda run: (run / "02_baseline/stage.json").write_text("[]"),
     "added file": lambda run: (run / "02_baseline/model.gguf").write_text("GGUF"),
     "added below": lambda run: (run / "02_baseline/adapter/more.bin").write_text("more"),
+    "added beside": lambda run: (run / "02_baseline.gguf").write_text("GGUF"),
+    "another folder": lambda run: shutil.copytree(run / "01_dataset", run / "08_02_baseline"),
+    "dot file": lambda run: (run / "02_baseline/.hidden").write_text("x"),
+    "dot folder": lambda run: shutil.copytree(run / "01_dataset", run / "02_baseline/.hidden"),
+    "link to a folder": lambda run: (run / "02_baseline/more").symlink_to(run / "01_dataset"),
+    "another rank's": lambda run: (run / "02_baseline/02_baseline.rank2.ipynb").write_text("{}"),
+    "like a rank's": lambda run: (run / "02_baseline/adapter/a.rank1.ipynb").write_text("{}"),
     "removed file": lambda run: (run / "02_baseline/rows.jsonl").unlink(),
     "changed file": lambda run: (run / "02_baseline/rows.jsonl").write_text("9\n"),
     "notebook": lambda run: (run / "02_baseline/02_baseline.ipynb").write_text("{ }"),
@@ -88,10 +97,24 @@ def test_of_200_flipped_bits_of_a_record_none_is_silent(finished):
         assert any("02_baseline" in line for line in wrong), (at, bit)
 
 
+def test_of_200_flipped_bits_of_all_files_of_a_run_none_is_silent(finished):
+    draw = random.Random(7)
+    kept = [path for path in sorted(finished.rglob("*")) if path.is_file() and "rank1" not in path.name]
+    whole = {path: path.read_bytes() for path in kept}
+    places = [(path, at) for path in kept for at in range(len(whole[path]))]
+    for path, at in draw.sample(places, 200):
+        path.write_bytes(whole[path][:at] + bytes([whole[path][at] ^ 1 << draw.randrange(8)]) + whole[path][at + 1 :])
+        wrong = records.verify(finished, STAGES)[1]
+        path.write_bytes(whole[path])
+        assert any(path.parent.relative_to(finished).parts[0] in line for line in wrong), (path, at)
+
+
 def test_checkpoints_and_caches_are_no_surplus_and_a_read_only_run_can_be_verified(finished):
     for kept in records.KEPT:
         (finished / "03_sft" / kept).mkdir()
         (finished / "03_sft" / kept / "any").write_text("x")
+    for name in (*records.LOCKS, "../.hashes.json", "../spotcheck"):
+        (finished / "03_sft" / name).touch()
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     assert records.verify(finished, STAGES) == (9, [])
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before

@@ -16,7 +16,7 @@ from app.guard import Guard
 from app.sections import Sections
 from benchmarks import guard as bench
 from lib.dataset.answers import split_reasoning
-from lib.pipeline import recipe
+from lib.pipeline import recipe, records
 from lib.pipeline.files import ROOT
 
 
@@ -30,7 +30,7 @@ def finished(tmp_path, monkeypatch):
     for name in names:
         (folder / f"{name}.gguf").touch()
     outputs = {f"gguf/{name}.gguf": "0" for name in names}
-    (folder.parent / "stage.json").write_text(json.dumps({"outputs": outputs}))
+    records.write(folder.parent / "stage.json", {"stage": "05_export", "outputs": outputs})
     return folder
 
 
@@ -55,6 +55,10 @@ def test_the_best_file_is_served_and_others_by_their_names(finished):
     (finished / "sft-q8_0.gguf").unlink()
     with pytest.raises(ValueError, match="sft-q8_0.gguf of 05_export is missing: make 05_export RECIPE=tiny"):
         names("q8_0")
+    path = finished.parent / "stage.json"
+    path.write_text(path.read_text().replace("qat-q4_0", "qat-q5_0"))
+    with pytest.raises(ValueError, match="its seal does not fit: run 05_export again"):
+        names("")
 
 
 def run(env, *args):

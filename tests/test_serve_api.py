@@ -161,9 +161,14 @@ def test_the_backend_has_a_key_no_cors_and_none_of_our_secrets(client, monkeypat
 def test_secrets_do_not_reach_a_child(monkeypatch):
     from lib.pipeline.commands import environment
 
-    for name in ("HF_TOKEN", "OPENAI_API_KEY", "SERVE_KEYS", "LLAMA_API_KEY", "AWS_SECRET"):
-        monkeypatch.setenv(name, "secret")
-    assert "secret" not in environment().values()
+    for name in ("HF_TOKEN", "OPENAI_API_KEY", "SERVE_KEYS", "LLAMA_API_KEY", "AWS_SECRET", "PGPASSWORD", "TOKENS",
+                 "GOOGLE_APPLICATION_CREDENTIALS"):  # fmt: skip
+        monkeypatch.setenv(name, "hunter22")
+    for name in ("HTTPS_PROXY", "PIP_INDEX_URL"):
+        monkeypatch.setenv(name, "http://me:hunter22@proxy.example:3128")
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    found = environment()
+    assert not any("hunter22" in value for value in found.values()) and found["http_proxy"] and found["PATH"]
 
 
 def test_an_adapter_answers_as_the_file_says(client):

@@ -1,7 +1,6 @@
 """kill -9 of each of the three processes of `make serve` under load, and Ctrl-C: nothing stays behind."""
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ from served import ASK, wait
 from test_gguf import bf16, twin  # noqa: F401 (fixtures)
 
 from benchmarks.serving import port
+from lib.pipeline import records
 from lib.pipeline.files import ROOT
 
 pytestmark = [
@@ -53,7 +53,7 @@ def up(bf16, tmp_path):  # noqa: F811
     folder = tmp_path / "tiny" / "05_export" / "gguf"
     folder.mkdir(parents=True)
     shutil.copy(bf16, folder / "qat-q4_0.gguf")
-    (folder.parent / "stage.json").write_text(json.dumps({"outputs": {"gguf/qat-q4_0.gguf": "0"}}))
+    records.write(folder.parent / "stage.json", {"stage": "05_export", "outputs": {"gguf/qat-q4_0.gguf": "0"}})
     api, page = port(), port()
     env = {"OUTPUTS": str(tmp_path), "SERVE_PORT": str(api), "SERVE_UI_PORT": str(page), "SERVE_RATE": "off",
            "SERVE_LOG_FILE": "/dev/null", "SERVE_CONTEXT": "512"}  # fmt: skip

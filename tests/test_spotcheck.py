@@ -3,6 +3,7 @@ import csv
 import pytest
 
 from lib.judge import spotcheck
+from lib.pipeline import files, records
 
 
 def item(number, **answers):
@@ -62,3 +63,19 @@ def test_a_sheet_that_was_spoilt_is_named(tmp_path):
     (tmp_path / "sheet.csv").write_text("\n".join(text[:-1]), encoding="utf-8-sig")
     with pytest.raises(ValueError, match="the pairs 1 to 6"):
         spotcheck.read(tmp_path)
+
+
+def test_items_and_scores_that_were_edited_are_not_read(tmp_path):
+    stage, rows = tmp_path / "06_judge", [{"judge": "words", "question": "q0", "model": "sft", "score": 9}]
+    names = ("items.jsonl", "overlap.jsonl", "verdicts.jsonl")
+    outputs = {name: files.sha256_file(files.write_jsonl(stage / name, rows)) for name in names}
+    records.write(stage / "stage.json", {"stage": "06_judge", "outputs": outputs})
+    assert spotcheck.scores_by_judge(stage) == {"words": {("q0", "sft"): 9.0}}
+    for name in names:
+        files.write_jsonl(stage / name, [rows[0] | {"score": 1}])
+        with pytest.raises(ValueError, match=f"06_judge/{name} has other bytes"):
+            spotcheck.rows_of(stage, name)
+        files.write_jsonl(stage / name, rows)
+    (stage / "stage.json").write_text((stage / "stage.json").read_text().replace("06_judge", "06_jugde"))
+    with pytest.raises(ValueError, match="its seal does not fit"):
+        spotcheck.scores_by_judge(stage)

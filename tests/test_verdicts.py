@@ -43,7 +43,7 @@ def found(path, count=40):
 
 def test_no_flipped_bit_is_silent_or_ends_the_chapter(tmp_path):
     whole, draw, damaged = filled(tmp_path / "whole.jsonl"), random.Random(7), 0
-    for i in range(60):
+    for i in range(400):
         raw, path = bytearray(whole), tmp_path / f"{i}.jsonl"
         raw[draw.randrange(len(raw))] ^= 1 << draw.randrange(8)
         path.write_bytes(raw)

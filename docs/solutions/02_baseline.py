@@ -8,14 +8,14 @@ from transformers import AutoTokenizer
 from lib.chat import encoding
 from lib.evaluation import generate, metrics
 from lib.model import loading
-from lib.pipeline import recipe
-from lib.pipeline.files import read_json, read_jsonl
+from lib.pipeline import recipe, records
+from lib.pipeline.files import read_jsonl
 
 
 def main(folder):
     run = Path(folder)
     record, scores = (
-        read_json(run / "02_baseline" / "stage.json"),
+        records.read(run / "02_baseline" / "stage.json"),
         read_jsonl(run / "02_baseline" / "scores.jsonl")[:20],
     )
     cfg = recipe.load(record["recipe"], record["overrides"])

@@ -3,16 +3,16 @@
 import sys
 from pathlib import Path
 
-from lib.pipeline.files import read_json
+from lib.pipeline import records
 
 
 def main(folder):
     run = Path(folder)
-    mask = read_json(run / "01_dataset" / "stage.json")["metrics"]["loss_mask"]
+    mask = records.read(run / "01_dataset" / "stage.json")["metrics"]["loss_mask"]
     prompt, all_tokens = mask["regions"]["prompt"], mask["tokens"]
     print(f"With the mask {mask['trained']:,} of {all_tokens:,} tokens carry loss, and none of the question.")
     print(f"Without it the {prompt:,} tokens of questions and marks would too: {prompt / all_tokens:.0%} of all.")
-    loss = read_json(run / "04_qat" / "stage.json")["metrics"].get("loss", {}).get("sft")
+    loss = records.read(run / "04_qat" / "stage.json")["metrics"].get("loss", {}).get("sft")
     if loss:
         print(f"On held-out rows the trained model's loss is {loss['bf16']:.3f} nats in its answers and")
         print(f"{loss['questions']:.3f} nats in the questions, which it never learnt to write. Trained on both, the")

@@ -3,19 +3,19 @@
 import sys
 from pathlib import Path
 
-from lib.pipeline.files import read_json
+from lib.pipeline import records
 
 
 def main(*folders):
     for folder in folders:
         run = Path(folder)
-        record = read_json(run / "04_qat" / "stage.json")
+        record = records.read(run / "04_qat" / "stage.json")
         qat, loss = record["sections"]["qat"], record["metrics"]["loss"]
         teacher = "the unrounded model" if qat["distill"] else "the labels"
         print(f"{run.name}: {qat['max_steps']} steps, learning from {teacher}")
         for way in ("sft", "control", "qat"):
             print(f"  {way:8} loss of the file {loss[way]['grid']:.5f} nats, unrounded {loss[way]['bf16']:.5f}")
-        served = read_json(run / "05_export" / "stage.json")["metrics"]["perplexity"] if _exported(run) else {}
+        served = records.read(run / "05_export" / "stage.json")["metrics"]["perplexity"] if _exported(run) else {}
         for name, row in served.items():
             if name.startswith("qat") and "bf16" not in name:
                 print(f"  {name}: {row['kld']:.5f} nats of KL divergence from the control, unrounded")

@@ -7,14 +7,15 @@ from transformers import AutoTokenizer
 
 from lib.chat import encoding, turns
 from lib.export import release
-from lib.pipeline.files import read_json, read_jsonl
+from lib.pipeline import records
+from lib.pipeline.files import read_jsonl
 
 WRONG = "{% for m in messages %}Question: {{ m['content'] }}\nAnswer: {% endfor %}"
 
 
 def main(folder):
     run = Path(folder)
-    chat = read_json(run / "01_dataset" / "stage.json")["sections"]["chat"]
+    chat = records.read(run / "01_dataset" / "stage.json")["sections"]["chat"]
     ours, wrong = (AutoTokenizer.from_pretrained(run / "03_sft" / "merged") for _ in range(2))
     wrong.chat_template = WRONG
     questions = read_jsonl(run / "01_dataset" / "test.jsonl")

@@ -7,13 +7,14 @@ from pathlib import Path
 from lib import stats
 from lib.dataset import answers as reading
 from lib.figures.markup import interval
-from lib.pipeline.files import read_json, read_jsonl
+from lib.pipeline import records
+from lib.pipeline.files import read_jsonl
 
 
 def main(folder):
     stage, data = Path(folder) / "07_preference", Path(folder) / "01_dataset"
-    record = read_json(stage / "stage.json")
-    fmt = read_json(Path(folder) / "03_sft" / "stage.json")["sections"]["chat"]["format"]
+    record = records.read(stage / "stage.json")
+    fmt = records.read(Path(folder) / "03_sft" / "stage.json")["sections"]["chat"]["format"]
     known, drawn = {r["id"]: r for r in read_jsonl(data / "test.jsonl")}, defaultdict(list)
     for answer in read_jsonl(stage / "samples_sft.jsonl"):
         text = reading.split_reasoning(answer["text"], fmt)[1]

@@ -9,6 +9,10 @@ import httpx2
 MOST_BYTES = 8_000_000  # of a reply, its headers included
 
 
+class TooLong(ValueError):
+    """More bytes came than MOST_BYTES."""
+
+
 class _Bounds(threading.local):
     """Until when, and for how many bytes more, the request of a thread may go on."""
 
@@ -33,7 +37,7 @@ class _Stream(httpcore2.NetworkStream):
         part = self.stream.read(max_bytes, self.bounds.left(httpcore2.ReadTimeout))
         self.bounds.room -= len(part)
         if self.bounds.room < 0:
-            raise httpcore2.ReadError(f"the answer has more than {MOST_BYTES} bytes")
+            raise TooLong(f"the reply has more than {MOST_BYTES} bytes")
         return part
 
     def write(self, buffer, timeout=None):

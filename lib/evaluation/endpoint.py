@@ -1,5 +1,6 @@
 """Asking a server that speaks the OpenAI protocol: one deadline, one reply parser and retries of our own on its SDK."""
 
+import contextlib
 import functools
 import json
 import re
@@ -30,10 +31,11 @@ REFUSALS = {  # what a server may refuse of a request, and the words by which it
 def client(base_url, api_key="none"):
     """An OpenAI client without its own retries and ten-minute timeout. A bare host gets the usual /v1 path.
 
-    base_url: None for api.openai.com. A server on this machine is reached past any proxy of the environment. A timeout
-    bounds the whole answer, from the connection to the last byte; the look-up of the host's name aside. No redirect
-    is followed: a key and a question go to the server that was named, and to no other.
+    base_url: None for api.openai.com; an Address of lib.export.serve holds its key. A server on this machine is reached
+    past any proxy of the environment. A timeout bounds the whole answer, from the connection to the last byte; the
+    look-up of the host's name aside. No redirect is followed: key and question go to the server that was named.
     """
+    api_key = getattr(base_url, "key", api_key)
     if base_url and not urlsplit(base_url).path.strip("/"):
         base_url = base_url.rstrip("/") + "/v1"
     host, known = urlsplit(base_url or "https://api.openai.com"), getproxies()
@@ -51,9 +53,7 @@ class Dialect:
         self.refused, self.sent = frozenset(refused), None
 
     def fit(self, request):
-        """The request as this server takes it: without sampling fields or schema, with the other name of the limit, or
-        with the system turn at the head of the user's first one.
-        """
+        """The request without what this server refuses; a system turn goes to the head of the user's first one."""
         request, turns = dict(request), request["messages"]
         left_out = {"sampling": ("temperature", "top_p", "seed"), "schema": ("response_format",)}
         for name in (name for what in self.refused for name in left_out.get(what, ())):
@@ -87,10 +87,11 @@ def dialect(base_url, model):
     return Dialect()
 
 
-def sentence(error):
-    """What the server itself said of a fault, in at most 300 characters; else what the SDK says."""
+def sentence(error, key="none"):
+    """What the server itself said of a fault, else what the SDK says, without the key: at most 300 characters."""
     said = _at(getattr(error, "body", None), "message")
-    return (said if isinstance(said, str) and said else str(error))[:300]
+    said = said if isinstance(said, str) and said else str(error)
+    return (said if key in ("", "none") else said.replace(key, "***"))[:300]
 
 
 @dataclass(frozen=True)
@@ -148,18 +149,20 @@ def post(api, request, timeout_s):
     return read_reply(api.with_options(timeout=timeout_s).chat.completions.with_raw_response.create(**request).content)
 
 
-def stream(api, request, deadline_s, dialect=None):
-    """One chat completion, read as it is written: {"content", "reasoning", "tokens", "finish", "first_s", "seconds"}.
+def stream(api, request, deadline_s, dialect=None, attempt=lambda: contextlib.nullcontext({})):
+    """A chat completion, as `persist`: {"content", "reasoning", "tokens_in", "tokens", "finish", "first_s", "seconds"}.
 
-    As `persist`, with the time to the first token and to the last, both of the attempt that succeeded. tokens: as the
-    server counts them, else the number of pieces that came. finish: the server's finish_reason, see ENDS.
+    Times: to the first token and to the last, of the attempt that succeeded. tokens: as the server counts them, else
+    the number of pieces. finish: the server's, see ENDS. attempt: around each one, gives the dict for its reply.
     """
 
     def once(timeout_s, fit):
-        try:
-            return _read_stream(api, fit(request), timeout_s)
-        except (AttributeError, TypeError, RecursionError) as error:
-            raise ValueError(f"{shown(api)} sent what is no piece of a chat completion: {error}") from error
+        with attempt() as reply:
+            try:
+                reply.update(_read_stream(api, fit(request), timeout_s))
+            except (AttributeError, TypeError, RecursionError) as error:
+                raise ValueError(f"{shown(api)} sent what is no piece of a chat completion: {error}") from error
+        return reply
 
     return persist(once, deadline_s, dialect)
 
@@ -170,11 +173,11 @@ def shown(api):
 
 
 def _read_stream(api, request, timeout_s):
-    start, first, finish, tokens, pieces = time.monotonic(), None, None, 0, 0
+    start, first, finish, counts, pieces = time.monotonic(), None, None, (0, 0), 0
     parts, options = {"content": "", "reasoning": ""}, {"stream": True, "stream_options": {"include_usage": True}}
     with api.with_options(timeout=timeout_s).chat.completions.create(**request, **options) as chunks:
         for chunk in chunks:
-            tokens = _count(chunk.usage.completion_tokens) if chunk.usage else tokens
+            counts = (chunk.usage.prompt_tokens, chunk.usage.completion_tokens) if chunk.usage else counts
             for choice in chunk.choices or []:
                 finish = choice.finish_reason or finish
                 extra = choice.delta.model_extra or {}
@@ -186,7 +189,8 @@ def _read_stream(api, request, timeout_s):
     if not isinstance(finish, str):
         raise ValueError(f"{shown(api)} ended its stream without a finish_reason")
     seconds = time.monotonic() - start
-    parts = {name: whole(text) for name, text in parts.items()} | {"tokens": tokens or pieces}
+    parts = {name: whole(text) for name, text in parts.items()}
+    parts |= {"tokens_in": _count(counts[0]), "tokens": _count(counts[1]) or pieces}
     return parts | {"finish": ENDS.get(finish, finish), "first_s": first or seconds, "seconds": seconds}
 
 

@@ -20,7 +20,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from lib.chat import encoding
 from lib.evaluation import batching
-from lib.evaluation.endpoint import client, dialect, shown, stream
+from lib.evaluation.endpoint import client, dialect, sentence, shown, stream
 from lib.evaluation.kept import Kept
 from lib.model import offload
 from lib.pipeline import ranks
@@ -28,6 +28,7 @@ from lib.pipeline.files import sha256_json
 
 # What a model's own generation_config may ask for besides; an answer depends on the recipe alone.
 PLAIN = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "use_cache": True}
+BUSY = (openai.APITimeoutError, openai.RateLimitError, openai.InternalServerError)
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|return|>", "<|call|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
 
 
@@ -172,7 +173,7 @@ class Server:
     extra_body: dict = field(default_factory=dict)
     keep: object = None
     identity: str | None = None
-    charge: object = None  # called with each answer before it is kept
+    session: object = None  # of a hosted model, lib.judge.asking.Candidate: what it costs, and when it is given up
     progress: object = None
 
     def decides(self, base_url, max_new_tokens):
@@ -184,25 +185,27 @@ def server(base_url, prompts, max_new_tokens, **options):
     """Answer prompts through an OpenAI-compatible server (llama-server, vLLM, Ollama, the OpenAI API), in order.
 
     prompts: list of {"id", "messages"}. options: fields of Server. slots: requests under way at once; 1 is what makes
-    two runs against llama-server identical. keep: as for `transformers`,
-    with `identity` naming what is served where the address does not. An answer that does not come in timeout_s has
-    finish "error" and text "". base_url: None for api.openai.com.
-    Raises ConnectionError when the server cannot be reached, ValueError when it refuses the request.
+    two runs against llama-server identical. keep: as for `transformers`, with `identity` naming what is served where
+    the address does not. An answer that does not come in timeout_s has finish "error" and text "". base_url: None for
+    api.openai.com.
+    Raises ConnectionError when the server cannot be reached, ValueError when it refuses the request or is given up.
     """
     how = Server(**options)
     api = client(base_url, how.api_key)
     kept = Kept(how.keep, prompts, how.decides(base_url, max_new_tokens))
 
     def ask(prompt):
-        answer = _ask(api, how, prompt, max_new_tokens, dialect(base_url, how.model))
-        if how.charge:
-            how.charge(answer)
-        kept.add(answer)
+        if how.session and how.session.closed:
+            return
+        kept.add(_ask(api, how, prompt, max_new_tokens, dialect(base_url, how.model)))
         if how.progress:
             how.progress(len(kept.answers), len(prompts))
 
     with ThreadPoolExecutor(how.slots) as pool:
         list(pool.map(ask, kept.missing(prompts)))
+    if how.session and how.session.closed:
+        raise ValueError(f"{how.model} at {shown(api)} was given up ({how.session.closed}): mend its address, name or "
+                         "key and make again, what came is kept; or leave the candidate out")  # fmt: skip
     return kept.ordered(prompts)
 
 
@@ -214,25 +217,25 @@ def _drawn(how):
 
 def _ask(api, how, prompt, max_new_tokens, dialect):
     request = {"model": how.model, "messages": prompt["messages"], "max_tokens": max_new_tokens} | _drawn(how)
-    start = time.monotonic()
+    request, start = request | {"extra_body": how.extra_body}, time.monotonic()
+    counted = {"attempt": lambda: how.session.attempt(prompt["messages"], max_new_tokens)} if how.session else {}
     try:
-        reply = stream(api, request | {"extra_body": how.extra_body}, how.timeout_s, dialect)
-    except (openai.APITimeoutError, openai.RateLimitError, openai.InternalServerError, ValueError):
-        return _never_came(prompt, time.monotonic() - start)
-    except openai.APIConnectionError as error:
-        raise ConnectionError(f"no server at {shown(api)}: {error}. Is llama-server still running?") from error
-    except openai.APIStatusError as error:
-        raise ValueError(f"{shown(api)} refused prompt {prompt['id']!r}: {error}") from error
-    except openai.APIError:  # amid the stream: llama-server cannot read what the model wrote, in harmony for one
-        return _never_came(prompt, time.monotonic() - start)
-    return {
-        "id": prompt["id"],
-        "text": whole_turn(reply["content"], reply["reasoning"]),
-        "tokens": reply["tokens"],
-        "finish": reply["finish"] if reply["finish"] in ("stop", "length") else "error",
-        "first_s": reply["first_s"],
-        "seconds": reply["seconds"],
-    }
+        reply = stream(api, request, how.timeout_s, dialect, **counted)
+    except (openai.APIError, ValueError) as error:
+        if how.session:
+            how.session.lose(error)
+        away = isinstance(error, openai.APIConnectionError)
+        # amid its stream: llama-server cannot read what the model wrote, in harmony for one
+        one = isinstance(error, BUSY) or not away and not isinstance(error, openai.APIStatusError)
+        if one or how.session and (away or how.session.closed):
+            return _never_came(prompt, time.monotonic() - start)
+        said = sentence(error, how.api_key)  # and no traceback with the reply, which may repeat the key
+        if away:
+            raise ConnectionError(f"no server at {shown(api)}: {said}. Is llama-server still running?") from None
+        raise ValueError(f"{shown(api)} refused prompt {prompt['id']!r}: {said}") from None
+    told = {name: reply[name] for name in ("tokens", "finish", "first_s", "seconds")}
+    told |= {} if reply["finish"] in ("stop", "length") else {"finish": "error"}
+    return {"id": prompt["id"], "text": whole_turn(reply["content"], reply["reasoning"])} | told
 
 
 def _never_came(prompt, seconds):

@@ -7,6 +7,7 @@ reused, and several slots may differ in the last digit of a logit.
 import contextlib
 import json
 import re
+import secrets
 import subprocess
 import tempfile
 import time
@@ -21,9 +22,18 @@ from lib.pipeline.programs import toolchain
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy must not see requests to 127.0.0.1
 
 
+class Address(str):
+    """A server's base URL, and the key that it wants."""
+
+    def __new__(cls, url, key):
+        made = super().__new__(cls, url)
+        made.key = key
+        return made
+
+
 @contextlib.contextmanager
 def running(file, slots=1, ctx=2048, threads=1, log=None, adapters=()):
-    """Run llama-server on a free port of 127.0.0.1 and yield its base URL, "http://127.0.0.1:<port>".
+    """Run llama-server on a free port of 127.0.0.1 and yield its Address, "http://127.0.0.1:<port>" with a random key.
 
     ctx: tokens per slot. log: path for the server's log, which is thrown away by default.
     adapters: LoRA adapter files, loaded and switched off: see `use_adapters`.
@@ -37,13 +47,14 @@ def running(file, slots=1, ctx=2048, threads=1, log=None, adapters=()):
     for adapter in adapters:
         args += ["--lora", adapter]
     machine.release()
-    command = held(toolchain().server, *args)
+    command, key = held(toolchain().server, *args), secrets.token_urlsafe(24)
+    known = environment() | {"LLAMA_API_KEY": key}  # no command line shows it
     with tempfile.TemporaryDirectory() as scratch:
         log = Path(log or Path(scratch, "server.log"))
         with open(log, "w", encoding="utf-8") as sink:
-            process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=environment())
+            process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=known)
         try:
-            url = _wait_until_healthy(process, log, Path(file).name)
+            url = Address(_wait_until_healthy(process, log, Path(file).name), key)
             if adapters:
                 use_adapters(url, [0.0] * len(adapters))
             yield url
@@ -60,6 +71,7 @@ def request(base_url, path, body=None, timeout_s=60):
     """One JSON request to llama-server: GET, or POST when there is a body. Returns the decoded reply."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"}
+    headers |= {"Authorization": f"Bearer {base_url.key}"} if isinstance(base_url, Address) else {}
     with DIRECT.open(urllib.request.Request(base_url + path, data, headers), timeout=timeout_s) as reply:
         return json.load(reply)
 

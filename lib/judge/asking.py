@@ -6,7 +6,7 @@ import threading
 
 import openai
 
-from lib.evaluation import endpoint
+from lib.evaluation import connection, endpoint
 
 CONTENT_TRIES = 3  # the first reply and two more with fresh codes; then one repair of the last reply
 PATIENCE = 3  # calls in a row that fail before a judge that has answered is given up
@@ -70,6 +70,9 @@ class Session:
                 verdict, fault = read(task, reply, labels)
                 outcome = "content" if fault else "valid"
                 return verdict, reply.text, fault
+            except connection.TooLong as error:  # the judge is there, and this is what it says
+                outcome = "content"
+                return None, "", str(error)
             except openai.OpenAIError as error:
                 charged = 0.0 if endpoint.free(error) else usd
                 raise
@@ -114,8 +117,33 @@ class Session:
             self.lost += 1
             dead = isinstance(error, openai.APIConnectionError) and not self.heard  # time-outs among them
             if not self.closed and (endpoint.final(error) or dead or self.lost >= PATIENCE):
-                key, said = self.judge.api_key, endpoint.sentence(error)
-                self.closed = said if key == "none" else said.replace(key, "***")
+                self.closed = endpoint.sentence(error, self.judge.api_key)
+
+
+class Candidate(Session):
+    """A hosted model whose answers are judged: paid for within the cap, and given up, as a judge is."""
+
+    @contextlib.contextmanager
+    def attempt(self, messages, most):
+        """One request for at most `most` tokens, in the ledger whatever comes of it: gives a dict for its reply.
+
+        It is charged what the reply states (see endpoint.stream), and at least its length; all where none came.
+        """
+        usd, reply = expected(self.judge, messages, most), {}
+        outcome, tokens, charged = "transport", (0, 0), usd
+        with self.reserved(usd):
+            try:
+                yield reply
+                self.heard, self.lost = True, 0
+                outcome, tokens = reply["finish"], (reply["tokens_in"], reply["tokens"])
+                written = len(reply["content"] + reply["reasoning"]) / CHARS_PER_TOKEN
+                least = expected(self.judge, messages, max(tokens[1], written))
+                charged = max(least, cost(self.judge, tokens[0], max(tokens[1], written)))
+            except openai.OpenAIError as error:
+                charged = 0.0 if endpoint.free(error) else usd
+                raise
+            finally:
+                self.store.record_call(self.judge.name, outcome, *tokens, charged)
 
 
 def read(task, reply, labels):

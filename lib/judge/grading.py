@@ -84,10 +84,11 @@ def grade(judge, work, store, **limits):
 
     work: from `tasks`. Equal answers to one item are asked once, empty ones never.
     rows: one per answer with a verdict: question, judge, is_llm_judge, kind, model, empty, the axes of rubric.AXES,
-    verdict. coverage: panel.collect's, counted in answers.
+    verdict. coverage: panel.collect's, counted in answers. Raises ValueError as panel.heard does.
     """
     asked = {task.key(judge): task for task in work if rubric.shown(task.text)}
     found, coverage = panel.collect(judge, list(asked.values()), store, **limits)
+    panel.refuse_silence(judge, coverage)
     verdicts, rows = dict(zip(asked, found, strict=True)), []
     for task in work:
         empty = not rubric.shown(task.text)

@@ -125,31 +125,39 @@ def hosted_answers(model, prompts, max_new_tokens, environ, store, keep, *, pric
     environ: {variable: value or None} with HOSTED's names: API_BASE_URL and API_KEY of any server that speaks
     OpenAI's protocol, else OPENAI_API_KEY for api.openai.com. store: the judge's verdicts.Store, whose ledger the calls
     are added to. keep: file for answers as they come. prices: see `configured`.
-    Raises ValueError when the answers, at their longest, would exceed what is left of max_usd dollars, or when too many
-    have no text, because hidden reasoning left no room or the server was away: ranked, they would say nothing of it.
+    Raises ValueError when the answers, at their longest, would exceed what is left of max_usd dollars, when the model
+    is given up as a judge would be (asking.Session.lose), or when too many have no text, because hidden reasoning left
+    no room: ranked, they would say nothing of it.
     """
     base_url, key = environ.get("API_BASE_URL"), environ.get("API_KEY") or "none"
     if not base_url:
         key = environ.get("OPENAI_API_KEY")
         if not key:
             return None
-    priced = Judge(model, base_url, key, price_of(model, base_url, prices))
+    priced = Judge(model, base_url, key, price_of(model, base_url, prices), label=f"candidate {model}")
     kept = generate.Kept(keep, prompts, generate.Server(model).decides(base_url, max_new_tokens))
     missing = kept.missing(prompts)
     usd = sum(asking.expected(priced, prompt["messages"], max_new_tokens) for prompt in missing)
     if missing and usd > max_usd - store.spent() and usd > 0:
         raise ValueError(f"{len(missing)} answers of {model} may cost {usd:.2f} dollars, {max_usd - store.spent():.2f} "
                          "are left of judge.max_usd: raise it, or leave the candidate out")  # fmt: skip
-    asked = {prompt["id"]: prompt["messages"] for prompt in missing}
-
-    def charge(answer):
-        """In the ledger before it is kept; one that never came may have been written all the same."""
-        tokens = answer["tokens"] or max_new_tokens
-        usd = asking.expected(priced, asked[answer["id"]], tokens)
-        store.record_call(f"candidate {model}", answer["finish"], 0, tokens, usd)
-
-    found = generate.server(base_url, prompts, max_new_tokens, model=model, api_key=key, keep=keep, slots=4,
-                            timeout_s=timeout_s, charge=charge, progress=progress)  # fmt: skip
+    session = asking.Candidate(priced, store, timeout_s, max_usd)
+    try:
+        found = generate.server(
+            base_url,
+            prompts,
+            max_new_tokens,
+            model=model,
+            api_key=key,
+            keep=keep,
+            slots=priced.slots,
+            timeout_s=timeout_s,
+            progress=progress,
+            session=session,
+        )
+    except asking.Stopped:
+        raise ValueError(f"asking {model} again would exceed the {max_usd:.2f} dollars of judge.max_usd: raise it and "
+                         "make again, what came is kept; or leave the candidate out") from None  # fmt: skip
     unsaid = [answer["finish"] for answer in found if not answer["text"]]
     if len(unsaid) > protocol.MAX_INVALID * len(found):
         cut = unsaid.count("length")

@@ -107,14 +107,19 @@ def run(judge, work, store, **limits):
 
 
 def heard(judge, work, store, **limits):
-    """As `run`. Raises ValueError, in the server's own words, where it has been given up without any verdict."""
+    """As `run`; see `refuse_silence`."""
     rows, coverage = run(judge, work, store, **limits)
+    refuse_silence(judge, coverage)
+    return rows, coverage
+
+
+def refuse_silence(judge, coverage):
+    """Raise ValueError, in the server's own words, where a judge has been given up without any verdict."""
     if "fault" in coverage and not coverage["judged"]:
         raise ValueError(
             f"{judge.name} was asked and gave no verdict ({coverage['fault']}): mend its address, model or key in "
             '.env or the recipe and make 06_judge again, or unset its variables and set SET="judge.judges=[lexical]"'
         )
-    return rows, coverage
 
 
 def _rows(judge, task, verdict):

@@ -11,7 +11,7 @@ import pandas as pd
 from lib import stats
 from lib.figures.markup import interval
 from lib.judge import protocol
-from lib.pipeline import files, recipe
+from lib.pipeline import files, recipe, records
 from lib.pipeline.files import outputs_dir
 
 COLUMNS = ("pair", "question", "ground_truth", "answer_1", "answer_2", "better", "note")
@@ -85,7 +85,7 @@ def main():
         raise SystemExit(f"no finished 06_judge in {stage.parent}: run make 06_judge RECIPE={args.recipe} first")
     folder = stage.parent / "spotcheck"
     if not (folder / "sheet.csv").exists():
-        sheet = write(pairs(files.read_jsonl(stage / "items.jsonl"), args.pairs, cfg.run["seed"]), folder)
+        sheet = write(pairs(rows_of(stage, "items.jsonl"), args.pairs, cfg.run["seed"]), folder)
         print(f"Wrote {sheet}: put 1, 2 or tie into the column better, save, and run make spotcheck again.")
         return
     preferred = read(folder)
@@ -98,9 +98,17 @@ def main():
         print(f"  {row['judge']:<28} {interval(row)}")
 
 
+def rows_of(stage, name):
+    """Rows of a file of 06_judge. Raises ValueError where record or file are not as the chapter wrote them."""
+    written = records.read(stage / records.STAGE)["outputs"].get(name)
+    if written != files.sha256_file(stage / name):
+        raise ValueError(f"{stage.name}/{name} has other bytes than were written: run {stage.name} again")
+    return files.read_jsonl(stage / name)
+
+
 def scores_by_judge(stage):
     """{judge: {(question, model): mean score over orders}} of a finished 06_judge folder."""
-    rows = pd.DataFrame([row for name in ("overlap.jsonl", "verdicts.jsonl") for row in files.read_jsonl(stage / name)])
+    rows = pd.DataFrame([row for name in ("overlap.jsonl", "verdicts.jsonl") for row in rows_of(stage, name)])
     means = rows.groupby(["judge", "question", "model"])["score"].mean()
     return {name: means[name].to_dict() for name in means.index.unique("judge")}
 

@@ -60,6 +60,13 @@ def coverage(name, seen, usd, cap):
             f"the cap is {cap:.2f}.")  # fmt: skip
 
 
+def ungraded(judges, seen):
+    """Why no answer was graded, in words. judges: that were to sit an exam. seen: coverage by judge that passed it."""
+    if not seen:
+        return "no judge passed an exam" if judges else "no language model judges in this run"
+    return "; ".join(f"{name} gave no valid grade ({one['invalid']})" for name, one in seen.items())
+
+
 def wins(tables, stamps, seconds):
     """One row per judge and candidate. tables: {judge: ranking.table}; seconds: {model: median of an answer}."""
     return [

@@ -5,10 +5,14 @@ Standard library only, for toolchain.py uses it before anything is installed.
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+# Names of secrets, and a password within an address.
+VARIABLE = re.compile(r"(.*_)?(TOKENS?|KEYS?|SECRETS?|CREDENTIALS?)|.*(PASSWORD|PASSWD|APIKEY)", re.I)
+USER_INFO = re.compile(r"(?<=://)[^/\s@'\"<>]+@")
 HELD = (  # it dies with the thread that started it, even by SIGKILL (PR_SET_PDEATHSIG is 1)
     "import ctypes, os, signal, sys\n"
     "if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGKILL)\n"
@@ -38,8 +42,8 @@ def held(*command):
 def environment():
     """This process's environment without what would change llama.cpp's behaviour behind our back, and without keys."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_", "GGML_"))}
-    kept = {name: value for name, value in kept.items() if not name.endswith(("_TOKEN", "_KEY", "_KEYS", "_SECRET"))}
-    return {**kept, "HF_HUB_OFFLINE": "1"}
+    secret = {name for name, value in kept.items() if VARIABLE.fullmatch(name) or USER_INFO.search(value)}
+    return {**{name: value for name, value in kept.items() if name not in secret}, "HF_HUB_OFFLINE": "1"}
 
 
 @contextlib.contextmanager

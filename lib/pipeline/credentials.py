@@ -3,12 +3,13 @@
 import os
 import re
 
+from huggingface_hub import get_token
+
+from lib.pipeline.commands import USER_INFO, VARIABLE
 from lib.pipeline.files import ROOT
 
 REMEDY = "a recipe is written into every output: put it into .env, see .env.example"
 NAME = re.compile(r"(?!(?:bos|eos|pad|unk|sep|cls|mask|image)_token$)(?:.*_)?(?:token|api_?key|password|secret)", re.I)
-VARIABLE = re.compile(r"(.*_)?(TOKEN|KEY|PASSWORD|PASSWD|SECRET|CREDENTIALS)", re.I)
-USER_INFO = re.compile(r"(?<=://)[^/\s@'\"<>]+@")
 SECRET = re.compile(  # the forms of hub, model API, forge, cloud, chat and tracking keys, JSON web tokens, headers
     r"\b(?:hf_\w{16,}|(?:sk|pk|rk)-(?=[\w-]*\d)[\w-]{16,}|gh[a-z]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|"
     r"A(?:KIA|SIA)[A-Z0-9]{16}|AIza[\w-]{30,}|gsk_\w{16,}|xox[a-z]-[\w-]{10,}|wandb_v1_\w{16,}|"
@@ -52,7 +53,13 @@ def scrub(text):
 
 
 def check(text, where):
-    """Raise ValueError where a text holds the value of a key of the environment or of .env; shows its name only."""
-    for name, value in (dotenv() | dict(os.environ)).items():
-        if VARIABLE.fullmatch(name) and len(value) >= SHORTEST and value in text:
+    """Raise ValueError where a text holds a key of the environment, of .env or of the hub's login; shows its name only.
+
+    Each key of a value that holds several is looked for, without the name before it: "name:key" of SERVE_KEYS.
+    """
+    known = {name: value for name, value in (dotenv() | dict(os.environ)).items() if VARIABLE.fullmatch(name)}
+    for name, value in (known | {"the hub's login": get_token() or ""}).items():
+        entries = [entry.split(":") for entry in re.split(r"[,\s]+", value)]
+        keys = [value, *(part for entry in entries for part in (entry[1:] or entry))]
+        if any(len(key) >= SHORTEST and key in text for key in keys):
             raise ValueError(f"{where} holds the value of {name}: find out what printed it, and run that stage again")

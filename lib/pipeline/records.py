@@ -6,13 +6,15 @@ carry no key: they show damage and edits, not a forger who computes them anew.
 """
 
 import json
+from fnmatch import fnmatch
 
 from lib.pipeline.files import read_json, sha256_file, sha256_json, write_json
 
 STAGE, REPORT = "stage.json", "record.json"
 KEPT = ("checkpoints", "cache", "logs")  # survive a restart of the stage: each entry in them carries its own key
 NOT_OUTPUTS = (*KEPT, STAGE, "stage.pending.json")
-PER_RANK = "*.rank*.ipynb"  # the executed notebooks of ranks other than 0
+LOCKS = (".lock", ".kernel.lock")
+BESIDE = ("report", "spotcheck", ".hashes.json")  # what a run's folder holds besides its stages
 
 
 def seal(record):
@@ -40,13 +42,27 @@ def read(path):
 
 
 def output_names(folder, stage):
-    """Relative names of all artifacts of a stage: every file but checkpoints, caches, locks and its own records."""
+    """Relative names of all artifacts of a stage: every file but checkpoints, caches, locks and its own records.
+
+    What begins with a dot is none, nor are the executed notebooks of other ranks, who may still be writing them.
+    """
+    return [name for name in _entries(folder, stage) if name[0] != "." and not fnmatch(name, f"{stage}.rank*.ipynb")]
+
+
+def _entries(folder, stage):
+    """Relative names of all that a stage's folder holds but its records, its notebook and KEPT; of folders, what is
+    in them.
+    """
     skipped = (*NOT_OUTPUTS, f"{stage}.ipynb")
-    paths = (
-        p for top in folder.iterdir() if top.name not in skipped for p in (top.rglob("*") if top.is_dir() else [top])
-    )
-    names = [p.relative_to(folder).as_posix() for p in paths if p.is_file() and not p.match(PER_RANK)]
-    return sorted(n for n in names if not n.startswith("."))
+    tops = [top for top in folder.iterdir() if top.name not in skipped]
+    paths = [p for top in tops for p in ([top] if top.is_symlink() or not top.is_dir() else [top, *top.rglob("*")])]
+    return sorted(p.relative_to(folder).as_posix() for p in paths if p.is_symlink() or not p.is_dir())
+
+
+def _known(folder, record):
+    """`_entries` but for locks, and for the notebooks of as many ranks as the stage had."""
+    own = [f"{folder.name}.rank{rank}.ipynb" for rank in range(1, record.get("ranks", 1))]
+    return [name for name in _entries(folder, folder.name) if name not in (*LOCKS, *own)]
 
 
 def changed_input(folder, record):
@@ -68,7 +84,9 @@ def verify(folder, stages):
 
     folder: outputs/<run>. stages: names of all that a finished run has.
     """
-    wrong, read_again, seals = [], 0, {}
+    known, read_again, seals = {*stages, *BESIDE}, 0, {}
+    found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    wrong = [f"{folder.name}/{name}: no stage of this run wrote it: remove it" for name in found if name not in known]
     for stage in stages:
         if not (folder / stage / STAGE).exists():
             wrong.append(f"{stage}: it has no stage.json, so it has not finished: run it again")
@@ -81,7 +99,7 @@ def verify(folder, stages):
             continue
         seals[stage] = record["seal"]
         executed = {f"{stage}.ipynb": record["executed"]} if "executed" in record else {}
-        wrong += _differing(folder / stage, record["outputs"] | executed, output_names(folder / stage, stage))
+        wrong += _differing(folder / stage, record["outputs"] | executed, _known(folder / stage, record))
         wrong += [f"{stage}: its input {broken} since it ran: run it again"] if broken else []
         read_again += len(record["outputs"] | executed)
     if seals:
