@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -13,6 +14,7 @@ from served import ASK, Backend, api, ending, events, model, piece, said, writes
 
 from app import catalogue, settings
 from app.guard import Guard
+from app.logs import logger
 from app.sections import Sections
 from benchmarks import guard as bench
 from lib.dataset.answers import split_reasoning
@@ -98,6 +100,16 @@ def test_a_wrong_key_is_not_in_the_message():
         settings.load(keys="secret-without-a-name")
     assert "secret" not in str(error.value) and "entry 1 of SERVE_KEYS" in str(error.value)
     assert set(settings.parsed("a:x b:sha256:" + "0" * 64)) == {"a", "b"}
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_sentry_gets_texts_only_where_the_log_does(monkeypatch, asked):
+    given = {}
+    stand_in = SimpleNamespace(init=lambda dsn, **options: given.update(options, dsn=dsn))
+    monkeypatch.setitem(sys.modules, "sentry_sdk", stand_in)
+    logger(settings.load(sentry_dsn="http://k@127.0.0.1/1", log_text=asked, log_file="/dev/null"))
+    wanted = {"include_local_variables": asked, "send_default_pii": False, "max_request_body_size": "never"}
+    assert given == wanted | {"dsn": "http://k@127.0.0.1/1"}
 
 
 @pytest.mark.parametrize("file", ["compose.yaml", "prometheus.yaml", "grafana.yaml", "grafana-source.yaml"])
