@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 
 from app import catalogue, settings
+from app.errors import SAID
 from lib.export.serve import DIRECT, LAUNCH
 from lib.pipeline import recipe
 
@@ -31,11 +32,13 @@ class Child:
         self.command = [sys.executable, "-c", LAUNCH, sys.executable, *args]
 
     def start(self, wait_s=900):
-        """Start it and wait until it serves. Raises RuntimeError where it ends instead."""
+        """Start it and wait until it serves. Where it ends: RuntimeError, or SystemExit if it has said why."""
         self.process = subprocess.Popen(self.command, env=self.env, stdout=sys.stderr)
         end = time.monotonic() + wait_s
         while not self.ready():
             if self.process.poll() is not None:
+                if self.process.returncode == SAID:
+                    sys.exit(1)
                 raise RuntimeError(f"the {self.name} ended with status {self.process.returncode}")
             if time.monotonic() > end:
                 raise RuntimeError(f"the {self.name} was not ready after {wait_s} s")

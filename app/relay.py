@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from starlette.responses import Response
 
-from app.backend import AWAY, Backend, refusal
-from app.errors import Problem
+from app.backend import AWAY, Backend
+from app.errors import Problem, refusal
 from app.stream import DONE, Broken, Stream
 from lib.dataset.answers import split_reasoning
 

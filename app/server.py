@@ -1,6 +1,7 @@
 """The API: OpenAI's chat completions over the run's model, with health, models, adapters and meters."""
 
-import contextlib
+import asyncio
+import signal
 import sys
 
 import uvicorn
@@ -12,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from app import catalogue, edge, settings
 from app.desk import Desk
-from app.errors import Problem
+from app.errors import SAID, Problem
 from app.protocol import ChatRequest
 from lib.pipeline import recipe
 
@@ -21,15 +22,7 @@ ABOUT = "The model of a finished run. Not for clinical use: it was never tested 
 
 def build(desk):
     """The FastAPI application over a Desk."""
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app):
-        async with desk.open():
-            yield
-
-    app = FastAPI(
-        title="medtune", version=str(desk.guard.version), description=ABOUT, lifespan=lifespan, redoc_url=None
-    )
+    app = FastAPI(title="medtune", version=str(desk.guard.version), description=ABOUT, redoc_url=None)
     app.state.desk = desk
     _routes(app, desk)
     _errors(app)
@@ -123,23 +116,32 @@ def _told(problem, more=None):
     return JSONResponse(problem.envelope(), problem.status, headers)
 
 
-def serve(app, how):
-    """Run the API until a signal ends it."""
+async def run(desk, server):
+    """A uvicorn server while the desk is open. Raises RuntimeError where a backend does not come up."""
+    async with desk.open():
+        await server.serve()
+
+
+def serve(desk):
+    """Run the API until a signal ends it. Raises RuntimeError where a backend does not come up."""
+    how = desk.settings
     quiet = {"log_level": "warning", "access_log": False, "server_header": False, "ws": "none"}
     limits = {"timeout_graceful_shutdown": 2, "h11_max_incomplete_event_size": 32768, "backlog": 2048}
-    uvicorn.run(app, host=how.host, port=how.port, http=edge.protocol(how.header_s), **quiet, **limits)
+    where = {"host": how.host, "port": how.port, "http": edge.protocol(how.header_s)}
+    server = uvicorn.Server(uvicorn.Config(build(desk), **where, **quiet, **limits))
+    for number in (signal.SIGINT, signal.SIGTERM):  # also while the backends come up and end
+        signal.signal(number, server.handle_exit)
+    asyncio.run(run(desk, server))
 
 
 def main():
-    """`python -m app.server`: the API alone."""
+    """`python -m app.server`: the API alone. Its exit status is SAID where one line has said what is wrong."""
     try:
         how = settings.load()
-        cfg = recipe.load(*_chosen())
-        app = build(Desk(catalogue.models(cfg, how), how))
-        serve(app, how)
+        serve(Desk(catalogue.models(recipe.load(*_chosen()), how), how))
     except (ValueError, FileNotFoundError, RuntimeError, OSError) as error:
         print(f"serve: {error}", file=sys.stderr)
-        return 1
+        return SAID
     return 0
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from lib.pipeline import run
 
 PREFIX = "SERVE_"
+ADDRESS = r"^(https?://\S+)?$"
 OPEN = "local"  # who asks where no keys are set
 
 
@@ -30,7 +31,9 @@ class Settings(BaseModel):
         0, ge=0, description="tokens a slot, question and answer; 0: twice sft.max_length of the recipe"
     )
     threads: int = Field(0, ge=0, le=1024, description="threads of llama-server; 0: run.threads of the recipe")
-    backend_url: str = Field("", description="a llama-server or vLLM that runs already, instead of one of our own")
+    backend_url: str = Field(
+        "", pattern=ADDRESS, description="a llama-server or vLLM that runs already, instead of one of our own"
+    )
     backend_key: str = Field("", description="its API key")
     keys: str = Field("", description="name:key, separated by blanks; a key may be given as sha256:<64 hex digits>")
     rate: str = Field("120/minute", description="requests of one key, as the library limits writes it; off: no limit")
@@ -50,7 +53,9 @@ class Settings(BaseModel):
     out_of_scope: Literal["notice", "refuse", "off"] = Field(
         "notice", description="what a question that is not medical gets"
     )
-    guard_url: str = Field("", description="OpenAI-compatible endpoint of a guard model, asked beside the rules")
+    guard_url: str = Field(
+        "", pattern=ADDRESS, description="OpenAI-compatible endpoint of a guard model, asked beside the rules"
+    )
     guard_model: str = Field("", description="its model's name")
     guard_key: str = Field("", description="its API key")
     log_text: bool = Field(False, description="1 writes questions and answers into the log, not their hashes only")

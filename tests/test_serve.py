@@ -1,5 +1,6 @@
 """What `make serve` serves, its settings, keys and limits, its guard, its page; without a model."""
 
+import asyncio
 import json
 import re
 import subprocess
@@ -12,11 +13,13 @@ import pytest
 import yaml
 from served import ASK, Backend, api, ending, events, model, piece, said, writes
 
-from app import catalogue, settings
+from app import catalogue, server, settings
+from app.desk import Desk
 from app.guard import Guard
 from app.logs import logger
 from app.sections import Sections
 from benchmarks import guard as bench
+from benchmarks.serving import port
 from lib.dataset.answers import split_reasoning
 from lib.pipeline import recipe
 from lib.pipeline.files import ROOT
@@ -66,19 +69,33 @@ def test_what_is_wrong_is_said_in_one_line(finished, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = str(taken.getsockname()[1])
+        used = str(taken.getsockname()[1])
         wrong = {
             r"there is no finished run of tiny in nothing/: make 05_export": {"OUTPUTS": str(tmp_path / "nothing")},
-            rf"127.0.0.1:{port} cannot be used .*: give another PORT=": {"SERVE_PORT": port},
+            rf"127.0.0.1:{used} cannot be used .*: give another PORT=": {"SERVE_PORT": used},
             r"host 0.0.0.0 can be reached from other machines and no keys are set": {"SERVE_HOST": "0.0.0.0"},
             r"SERVE_PORT: .*\(found 'x'\)": {"SERVE_PORT": "x"},
             r"no setting SERVE_PROT": {"SERVE_PROT": "1"},
+            r"SERVE_BACKEND_URL: .*\(found 'localhost:9'\)": {"SERVE_BACKEND_URL": "localhost:9"},
             r"no recipe 'nope'": {"RECIPE": "nope"},
         }
         for line, env in wrong.items():
             done = run(env)
             assert done.returncode == 1 and re.match("serve: " + line, done.stderr), done.stderr
             assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_a_dead_backend_is_said_in_one_line(finished, monkeypatch):
+    (finished / "qat-q4_0.gguf").write_text("garbage")
+    done = run({"SERVE_PORT": str(port()), "SERVE_UI": "0"})
+    line = r"serve: llama-server ended with status 1 on qat-q4_0.gguf: .*invalid magic characters: 'garb'.*\n"
+    assert done.returncode == 1 and re.fullmatch(line, done.stderr), done.stderr
+
+    monkeypatch.setattr("app.backend.NOBODY_S", 0.2)
+    url = f"http://127.0.0.1:{port()}"
+    nobody = Desk([PLAIN], settings.load(backend_url=url, log_file="/dev/null"))
+    with pytest.raises(RuntimeError, match=f"^no server answers at {url}$"):
+        asyncio.run(server.run(nobody, None))
 
 
 def test_settings_are_in_the_manual_with_their_defaults():
