@@ -2,15 +2,29 @@
 
 import hashlib
 import hmac
+import re
 import time
 from collections import Counter
 
 import limits
 from limits.aio import strategies
+from limits.errors import ConfigurationError
 from limits.storage import storage_from_string
 
 from app.errors import Problem
 from app.settings import OPEN, parsed
+
+REDIS = ".venv/bin/pip install 'coredis<6'"  # limits cannot open a pool of a later one
+
+
+def stored(url):
+    """Where rates and quotas are counted. Raises ValueError, without the URL's password, where Redis cannot be used."""
+    try:
+        return storage_from_string("async+" + (url or "memory://"), wrap_exceptions=True)
+    except ConfigurationError:
+        if not re.match(r"redis(s|\+\w+)?://", url):
+            raise ValueError("SERVE_REDIS_URL does not begin with redis://") from None
+        raise ValueError(f"SERVE_REDIS_URL is set and coredis is not installed: {REDIS}") from None
 
 
 class Access:
@@ -18,10 +32,15 @@ class Access:
 
     def __init__(self, settings):
         self.keys, self.settings, self.busy = parsed(settings.keys), settings, Counter()
-        storage = storage_from_string("async+" + settings.redis_url if settings.redis_url else "async+memory://")
+        self.storage = storage = stored(settings.redis_url)
         self.rates, self.days = strategies.MovingWindowRateLimiter(storage), strategies.FixedWindowRateLimiter(storage)
         self.rate = None if settings.rate == "off" else limits.parse(settings.rate)
         self.day = limits.RateLimitItemPerDay(settings.tokens_per_day) if settings.tokens_per_day else None
+
+    async def check(self):
+        """Raises RuntimeError where Redis does not answer."""
+        if not await self.storage.check():
+            raise RuntimeError(f"no Redis answers at SERVE_REDIS_URL, or another coredis is installed: {REDIS}")
 
     def name(self, header):
         """Who sends this Authorization header. Every key is compared, in a time that tells nothing. Raises Problem."""

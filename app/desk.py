@@ -34,6 +34,7 @@ class Desk:
     @contextlib.asynccontextmanager
     async def open(self):
         """The backends up, for the time of the block."""
+        await self.access.check()
         if self.settings.guard_url:
             self.outside = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=SECOND_S))
         try:

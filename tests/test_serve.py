@@ -14,6 +14,7 @@ import yaml
 from served import ASK, Backend, api, ending, events, model, piece, said, writes
 
 from app import catalogue, server, settings
+from app.access import Access
 from app.desk import Desk
 from app.guard import Guard
 from app.logs import logger
@@ -117,6 +118,18 @@ def test_a_wrong_key_is_not_in_the_message():
         settings.load(keys="secret-without-a-name")
     assert "secret" not in str(error.value) and "entry 1 of SERVE_KEYS" in str(error.value)
     assert set(settings.parsed("a:x b:sha256:" + "0" * 64)) == {"a", "b"}
+
+
+def test_redis_that_cannot_be_asked_is_said_in_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "coredis", None)  # as if it were not installed
+    with pytest.raises(ValueError, match=r"coredis is not installed: \.venv/bin/pip install 'coredis<6'$"):
+        Access(settings.load(redis_url="redis://:secret@127.0.0.1:9"))
+    with pytest.raises(ValueError, match=r"^SERVE_REDIS_URL does not begin with redis://$"):
+        Access(settings.load(redis_url="http://:secret@127.0.0.1:9"))
+    desk = Desk([PLAIN], settings.load(log_file="/dev/null"))
+    monkeypatch.setattr(type(desk.access.storage), "check", lambda self: asyncio.sleep(0, False))
+    with pytest.raises(RuntimeError, match="^no Redis answers at SERVE_REDIS_URL"):
+        asyncio.run(server.run(desk, None))
 
 
 @pytest.mark.parametrize("asked", [False, True])
