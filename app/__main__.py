@@ -103,7 +103,7 @@ def children(how):
     url, page = address(how), {}
     if how.keys:  # the page asks with a key of its own
         page = {"MEDTUNE_PAGE_KEY": secrets.token_urlsafe(24)}
-        keys = f"{how.keys} page:{page['MEDTUNE_PAGE_KEY']}"
+        keys = f"{how.keys} own-page:{page['MEDTUNE_PAGE_KEY']}"
     made = [Child("API", ["-m", "app.server"], {"SERVE_KEYS": keys} if how.keys else {}, healthy(url + "/ready"))]
     if how.ui:
         where = healthy(f"http://127.0.0.1:{how.ui_port}/_stcore/health")

@@ -36,6 +36,9 @@ class Settings(BaseModel):
     )
     backend_key: str = Field("", description="its API key")
     keys: str = Field("", description="name:key, separated by blanks; a key may be given as sha256:<64 hex digits>")
+    chat_key: str = Field(
+        "", description="the key that `make chat` asks with; empty: the first of SERVE_KEYS that is no hash"
+    )
     rate: str = Field("120/minute", description="requests of one key, as the library limits writes it; off: no limit")
     concurrency: int = Field(64, ge=1, description="requests of one key under way or waiting")
     tokens_per_day: int = Field(0, ge=0, description="prompt and answer tokens of one key in a day of UTC; 0: no limit")

@@ -1,6 +1,7 @@
 """What `make serve` serves, its settings, keys and limits, its guard, its page; without a model."""
 
 import asyncio
+import hashlib
 import json
 import re
 import subprocess
@@ -13,7 +14,8 @@ import pytest
 import yaml
 from served import ASK, Backend, api, ending, events, model, piece, said, writes
 
-from app import catalogue, server, settings
+from app import catalogue, server, settings, terminal
+from app.__main__ import children
 from app.access import Access
 from app.desk import Desk
 from app.guard import Guard
@@ -118,6 +120,8 @@ def test_a_wrong_key_is_not_in_the_message():
         settings.load(keys="secret-without-a-name")
     assert "secret" not in str(error.value) and "entry 1 of SERVE_KEYS" in str(error.value)
     assert set(settings.parsed("a:x b:sha256:" + "0" * 64)) == {"a", "b"}
+    ours = children(settings.load(keys="page:x"))[0].env["SERVE_KEYS"]
+    assert len(settings.parsed(ours)) == 2, "the page's own key takes nobody's name"
 
 
 def test_redis_that_cannot_be_asked_is_said_in_one_line(monkeypatch):
@@ -206,8 +210,6 @@ PLAIN = model(form="instruction")
 
 
 def test_keys_rates_quotas_and_requests_at_once(backend):
-    import hashlib
-
     keys = "a:first b:sha256:" + hashlib.sha256(b"second").hexdigest()
     limits = {"keys": keys, "rate": "3/hour", "tokens_per_day": 8}
     with api(PLAIN, backend_url=backend.url, **limits) as client:
@@ -225,6 +227,20 @@ def test_keys_rates_quotas_and_requests_at_once(backend):
     with api(PLAIN, backend_url=backend.url, rate="2/hour") as client:
         codes = [client.post("/v1/chat/completions", json=ASK).status_code for _ in range(3)]
         assert codes == [200, 200, 429]
+
+
+def test_the_talk_in_the_terminal_asks_with_a_key_that_is_no_hash(backend, finished, monkeypatch, capsys):
+    hashed = "a:sha256:" + hashlib.sha256(b"first").hexdigest()
+    with api(PLAIN, backend_url=backend.url, keys=f"{hashed} b:second") as client:
+        for more in ({}, {"keys": hashed, "chat_key": "first"}):
+            lines = iter(["What is a fever?", "/new", ""])
+            monkeypatch.setattr("builtins.input", lambda prompt: next(lines))  # noqa: B023
+            assert terminal.main(client.desk.settings.model_copy(update={"port": client.port} | more), [PLAIN]) == 0
+            shown = capsys.readouterr()
+            assert "Iron deficiency." in shown.out and shown.err == ""
+    done = run({"SERVE_KEYS": hashed}, "chat")
+    line = "serve: SERVE_KEYS has nothing but hashes: give make chat its key in SERVE_CHAT_KEY\n"
+    assert done.returncode == 1 and done.stderr == line
 
 
 def test_a_red_flag_is_told_before_the_answer_and_where_no_answer_comes(backend):
