@@ -17,7 +17,6 @@ import urllib.request
 from app import catalogue, settings
 from app.errors import SAID
 from lib.export.serve import DIRECT, LAUNCH
-from lib.pipeline import recipe
 
 RESTARTS, PAUSE_S = 5, 1.0  # a child that dies so often in a row is broken
 CURL = """curl {url}/v1/chat/completions -H 'Content-Type: application/json'{auth} \\
@@ -149,8 +148,7 @@ def main(args):
     """Exit status of the command; what is wrong is said in one line."""
     try:
         how = settings.load()
-        cfg = recipe.chosen(recipe.parser(__doc__).parse_args([]))
-        models = catalogue.models(cfg, how)
+        models = catalogue.asked(how)
         if args == ["chat"]:
             from app import terminal
 

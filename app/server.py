@@ -15,7 +15,6 @@ from app import catalogue, edge, settings
 from app.desk import Desk
 from app.errors import SAID, Problem
 from app.protocol import ChatRequest
-from lib.pipeline import recipe
 
 ABOUT = "The model of a finished run. Not for clinical use: it was never tested on patients."
 
@@ -138,16 +137,11 @@ def main():
     """`python -m app.server`: the API alone. Its exit status is SAID where one line has said what is wrong."""
     try:
         how = settings.load()
-        serve(Desk(catalogue.models(recipe.load(*_chosen()), how), how))
+        serve(Desk(catalogue.asked(how), how))
     except (ValueError, FileNotFoundError, RuntimeError, OSError) as error:
         print(f"serve: {error}", file=sys.stderr)
         return SAID
     return 0
-
-
-def _chosen():
-    cfg = recipe.chosen(recipe.parser("serve").parse_args([]))
-    return cfg.name, cfg.overrides
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ EXAMPLES = (
 WARNING = (
     "For study only, **not for clinical use**: never tested on patients. In an emergency call your emergency number."
 )
+UNKNOWN = "The page's key is not known to the server: MEDTUNE_PAGE_KEY has to be among SERVE_KEYS."
 
 
 class Answer:
@@ -81,8 +82,9 @@ def choices():
     api = client(os.environ.get("MEDTUNE_API", "http://127.0.0.1:8000"), os.environ.get("MEDTUNE_PAGE_KEY", "none"))
     try:
         served = api.models.list(timeout=5).data
-    except (openai.OpenAIError, OSError):
-        st.error("The server does not answer. Is `make serve` running?")
+    except (openai.OpenAIError, OSError) as error:
+        unknown = isinstance(error, openai.AuthenticationError)
+        st.error(UNKNOWN if unknown else "The server does not answer. Is `make serve` running?")
         st.button("Try again")
         st.stop()
     found = {}

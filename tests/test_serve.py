@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -61,8 +62,6 @@ def test_the_best_file_is_served_and_others_by_their_names(finished):
 
 def run(env, *args):
     command = [sys.executable, "-m", "app", *args]
-    import os
-
     return subprocess.run(command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True, timeout=120)
 
 
@@ -148,7 +147,8 @@ def test_sentry_gets_texts_only_where_the_log_does(monkeypatch, asked):
 
 @pytest.mark.parametrize("file", ["compose.yaml", "prometheus.yaml", "grafana.yaml", "grafana-source.yaml"])
 def test_files_for_docker_are_valid_and_publish_on_loopback_only(file):
-    found = yaml.safe_load((ROOT / "app" / file).read_text())
+    text = (ROOT / "app" / file).read_text()
+    found = yaml.safe_load(text)
     if file == "compose.yaml":
         assert set(found["services"]) == {"llama", "api", "ui", "prometheus", "grafana"}
         ports = [port for service in found["services"].values() for port in service.get("ports", ())]
@@ -156,8 +156,22 @@ def test_files_for_docker_are_valid_and_publish_on_loopback_only(file):
         known = {"image", "build", "restart", "environment", "volumes", "command", "healthcheck", "ports", "depends_on",
                  "entrypoint"}  # fmt: skip
         assert all(set(service) <= known for service in found["services"].values())
-        given = set(found["x-ours"]["environment"]) - {"RECIPE"}
-        assert given <= {f"SERVE_{name.upper()}" for name in settings.Settings.model_fields}
+        given = found["x-ours"]["environment"]
+        assert set(given) - {"RECIPE"} <= {f"SERVE_{name.upper()}" for name in settings.Settings.model_fields}
+        for key in ("PAGE_KEY", "METERS_KEY", "BACKEND_KEY"):  # each in two places, and no default
+            assert text.count("${" + key + ":?") == text.count("${" + key) == 2
+        keys = re.sub(r"\$\{(\w+).*?\}", r"\1", given["SERVE_KEYS"])
+        assert keys == "page:PAGE_KEY meters:METERS_KEY SERVE_KEYS"
+
+
+def test_the_compose_file_serves_the_best_file_of_the_run(finished):
+    service = yaml.safe_load((ROOT / "app" / "compose.yaml").read_text())["services"]["llama"]
+    code = re.search(r"-c '(.*?)'", service["command"][-1])[1]
+    for wanted, file in (("", "qat-q4_0"), ("q8_0", "sft-q8_0")):
+        env = os.environ | {"SERVE_MODEL": wanted}
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+        assert re.fullmatch(rf"\S+/llama-server -m {finished}/{file}\.gguf\n", done.stdout), done.stderr
+    assert catalogue.best(recipe.load("llama32_1b_reasonmed"), {}) == "sft-q4_k_m", "no QAT"
 
 
 @pytest.mark.skipif(not find_spec("check_jsonschema"), reason="check-jsonschema is not installed: make setup")
@@ -372,5 +386,8 @@ def test_the_page_talks_keeps_what_came_and_saves(backend, monkeypatch):
         assert any("emergency" in e.value for e in page.error) and len(backend.asked[-1]["messages"]) == 3
         page.button(key="new").click().run()
         assert page.session_state.turns == []
+    with api(PLAIN, backend_url=backend.url, keys="a:x") as client:
+        monkeypatch.setenv("MEDTUNE_API", str(client.base_url))
+        assert page.run().error[0].value.startswith("The page's key is not known to the server")
     page.run()
     assert "does not answer" in page.error[0].value
