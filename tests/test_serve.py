@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from served import ASK, Backend, api, ending, events, model, piece, said, writes
+from served import ASK, Backend, api, ending, events, model, piece, said, wait, writes
 
 from app import catalogue, server, settings, terminal
 from app.__main__ import children
@@ -375,8 +375,6 @@ def test_the_page_talks_keeps_what_came_and_saves(backend, monkeypatch):
         assert not page.exception and "not for clinical use" in page.info[0].value
         page.button(key="example0").click().run()
         turn = page.session_state.turns[0]
-        from served import wait
-
         wait(lambda: turn["answers"][0].done)
         page.slider(key="temperature").set_value(0.5).run()  # a click loses nothing
         assert not page.exception and any("Iron deficiency." in m.value for m in page.markdown)
@@ -391,3 +389,23 @@ def test_the_page_talks_keeps_what_came_and_saves(backend, monkeypatch):
         assert page.run().error[0].value.startswith("The page's key is not known to the server")
     page.run()
     assert "does not answer" in page.error[0].value
+
+
+def test_stop_frees_a_slot_before_the_first_token_and_a_place_in_the_queue(monkeypatch):
+    from streamlit.testing.v1 import AppTest
+
+    async def stalls(writer, body):
+        await asyncio.sleep(60)
+
+    with Backend(stalls) as stalled, api(PLAIN, backend_url=stalled.url, slots=1) as client:
+        monkeypatch.setenv("MEDTUNE_API", str(client.base_url))
+        slots, pages = client.desk.backends["tiny/x"].slots, []
+        for waits in (lambda: stalled.asked, lambda: slots.waiting):
+            pages.append(AppTest.from_file(str(ROOT / "app" / "ui.py"), default_timeout=60).run())
+            pages[-1].button(key="example0").click().run()
+            wait(waits)
+        pages[1].button(key="stop").click().run()
+        wait(lambda: not slots.waiting, 2)
+        pages[0].button(key="stop").click().run()
+        wait(lambda: slots.free == 1 and stalled.left == 1, 2)
+        assert all(page.session_state.turns[0]["answers"][0].stopped for page in pages)
