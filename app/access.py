@@ -8,7 +8,7 @@ from collections import Counter
 
 import limits
 from limits.aio import strategies
-from limits.errors import ConfigurationError
+from limits.errors import ConfigurationError, StorageError
 from limits.storage import storage_from_string
 
 from app.errors import Problem
@@ -58,13 +58,23 @@ class Access:
         """Count a request in. Raises Problem where a limit is reached."""
         if self.busy[name] >= self.settings.concurrency:
             raise Problem(429, f"{self.busy[name]} requests of this key are under way", "concurrency_limit", retry_s=1)
+        self.busy[name] += 1  # before anything is waited for, or two could pass together
+        try:
+            await self._within(name)
+        except StorageError as error:
+            self.leave(name)
+            raise Problem(503, "the store of rates does not answer", "limits_unavailable", retry_s=5) from error
+        except BaseException:
+            self.leave(name)
+            raise
+
+    async def _within(self, name):
         if self.rate and not await self.rates.hit(self.rate, "rate", name):
             retry = (await self.rates.get_window_stats(self.rate, "rate", name)).reset_time - time.time()
             raise Problem(429, f"more than {self.rate}", "rate_limit", retry_s=retry)
         if self.day and not await self.days.test(self.day, "day", name):
             retry = (await self.days.get_window_stats(self.day, "day", name)).reset_time - time.time()
             raise Problem(429, f"more than {self.day.amount} tokens in a day", "token_quota", retry_s=retry)
-        self.busy[name] += 1
 
     def leave(self, name):
         """A request of this key has ended."""

@@ -1,12 +1,14 @@
 """What goes wrong behind and before the API: a bad backend, clients that leave, slow and hostile requests."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
 import time
 
 import pytest
+from limits.errors import StorageError
 from served import ASK, HEADERS, Backend, api, ending, events, model, piece, raw, said, wait, writes
 from test_gguf import bf16, twin  # noqa: F401 (fixtures)
 
@@ -118,6 +120,39 @@ def test_the_queue_is_bounded_in_length_and_time():
         wait(lambda: client.desk.backends["tiny/x"].slots.free == 1)
 
 
+def test_requests_at_once_are_bounded_and_one_that_is_refused_counts_for_nothing(monkeypatch):
+    with Backend(stalls) as backend, api(backend_url=backend.url, concurrency=1, rate="9/second") as client:
+        access, link = client.desk.access, leave(client, json.dumps(STREAM).encode())
+        wait(lambda: backend.asked)
+        second = client.post("/v1/chat/completions", json=ASK)
+        assert (second.status_code, second.json()["error"]["code"]) == (429, "concurrency_limit")
+        assert second.headers["retry-after"] == "1"
+        link.close()
+        wait(lambda: not access.busy["local"])
+
+        async def slow(*given):
+            await asyncio.sleep(0.01)
+            return given[-1] != "late"
+
+        async def together(*names):
+            return await asyncio.gather(*map(access.admit, names), return_exceptions=True)
+
+        monkeypatch.setattr(access.rates, "hit", slow)
+        first, second = asyncio.run(together("a", "a"))
+        assert first is None and second.code == "concurrency_limit"
+        assert asyncio.run(together("late"))[0].code == "rate_limit" and not access.busy["late"]
+        monkeypatch.setattr(access.rates, "hit", lost)
+        away = client.post("/v1/chat/completions", json=ASK)
+        assert (away.status_code, away.json()["error"]["code"]) == (503, "limits_unavailable")
+        monkeypatch.undo()
+        backend.script = writes(piece("fine"), ending(1))
+        assert client.post("/v1/chat/completions", json=ASK).status_code == 200
+
+
+async def lost(*given):
+    raise StorageError(ConnectionError())
+
+
 def leave(client, raw_body):
     """Send a request on a socket of its own, and return the socket."""
     link = socket.create_connection(("127.0.0.1", client.port))
@@ -129,8 +164,6 @@ def leave(client, raw_body):
 
 @pytest.mark.parametrize("where", ["queued", "before the first token", "amid the stream"])
 def test_a_client_that_leaves_frees_its_slot(where):
-    import json
-
     script = stalls if where == "before the first token" else stalls_amid
     with Backend(script) as backend, api(backend_url=backend.url, slots=1) as client:
         slots = client.desk.backends["tiny/x"].slots
@@ -172,7 +205,6 @@ def test_a_killed_llama_server_is_started_again_and_answers(bf16, monkeypatch): 
 
 
 def test_slots_of_the_real_server_are_free_after_a_client_has_left(bf16):  # noqa: F811
-    import json
     import socket as sockets
 
     with api(model(bf16, context=4096), slots=1) as client:
