@@ -5,15 +5,18 @@ import hmac
 import re
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import limits
 from limits.aio import strategies
+from limits.aio.storage import memory
 from limits.errors import ConfigurationError, StorageError
 from limits.storage import storage_from_string
 
 from app.errors import Problem
 from app.settings import OPEN, parsed
 
+memory.time = SimpleNamespace(time=time.monotonic)  # a clock that is set back would lock a busy key out
 REDIS = ".venv/bin/pip install 'coredis<6'"  # limits cannot open a pool of a later one
 
 
@@ -33,6 +36,7 @@ class Access:
     def __init__(self, settings):
         self.keys, self.settings, self.busy = parsed(settings.keys), settings, Counter()
         self.storage = storage = stored(settings.redis_url)
+        self.now = time.time if settings.redis_url else time.monotonic
         self.rates, self.days = strategies.MovingWindowRateLimiter(storage), strategies.FixedWindowRateLimiter(storage)
         self.rate = None if settings.rate == "off" else limits.parse(settings.rate)
         self.day = limits.RateLimitItemPerDay(settings.tokens_per_day) if settings.tokens_per_day else None
@@ -70,11 +74,14 @@ class Access:
 
     async def _within(self, name):
         if self.rate and not await self.rates.hit(self.rate, "rate", name):
-            retry = (await self.rates.get_window_stats(self.rate, "rate", name)).reset_time - time.time()
-            raise Problem(429, f"more than {self.rate}", "rate_limit", retry_s=retry)
+            raise await self._refused(self.rates, self.rate, ("rate", name), f"more than {self.rate}", "rate_limit")
         if self.day and not await self.days.test(self.day, "day", name):
-            retry = (await self.days.get_window_stats(self.day, "day", name)).reset_time - time.time()
-            raise Problem(429, f"more than {self.day.amount} tokens in a day", "token_quota", retry_s=retry)
+            told = f"more than {self.day.amount} tokens in a day"
+            raise await self._refused(self.days, self.day, ("day", name), told, "token_quota")
+
+    async def _refused(self, window, item, key, told, code):
+        reset = (await window.get_window_stats(item, *key)).reset_time
+        return Problem(429, told, code, retry_s=min(reset - self.now(), item.get_expiry()))
 
     def leave(self, name):
         """A request of this key has ended."""

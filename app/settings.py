@@ -41,7 +41,9 @@ class Settings(BaseModel):
     )
     rate: str = Field("120/minute", description="requests of one key, as the library limits writes it; off: no limit")
     concurrency: int = Field(64, ge=1, description="requests of one key under way or waiting")
-    tokens_per_day: int = Field(0, ge=0, description="prompt and answer tokens of one key in a day of UTC; 0: no limit")
+    tokens_per_day: int = Field(
+        0, ge=0, description="prompt and answer tokens of one key in 24 hours from the first on; 0: no limit"
+    )
     redis_url: str = Field(
         "",
         description="where replicas share rates and quotas: redis://host:6379; needs `pip install 'coredis<6'`; "

@@ -12,6 +12,10 @@ from limits.errors import StorageError
 from served import ASK, HEADERS, Backend, api, ending, events, model, piece, raw, said, wait, writes
 from test_gguf import bf16, twin  # noqa: F401 (fixtures)
 
+from app import settings
+from app.access import Access
+from app.errors import Problem
+
 STREAM = ASK | {"stream": True}
 
 
@@ -259,3 +263,26 @@ def test_a_clock_that_jumps_cuts_no_answer(monkeypatch):
         with api(backend_url=backend.url, answer_s=5) as client:
             monkeypatch.setattr(time, "time", lambda: clock() + 86400)
             assert client.post("/v1/chat/completions", json=ASK).status_code == 200
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+def test_a_clock_that_is_set_moves_no_limit(monkeypatch, days):
+    clock, access = time.time, Access(settings.load(rate="1/second", tokens_per_day=5))
+
+    async def asked():
+        found = []
+        for pause in (0, 0, 1.1):
+            await asyncio.sleep(pause)
+            try:
+                found.append(await access.admit("a"))
+            except Problem as problem:
+                assert 0 < problem.retry_s <= (1 if problem.code == "rate_limit" else 86400)
+                found.append(problem.code)
+            monkeypatch.setattr(time, "time", lambda: clock() + days * 86400)
+        await access.spend("a", 6)
+        with pytest.raises(Problem, match="tokens in a day"):
+            await asyncio.sleep(1.1)
+            await access.admit("a")
+        return found
+
+    assert asyncio.run(asked()) == [None, "rate_limit", None]
