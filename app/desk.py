@@ -63,12 +63,16 @@ class Desk:
         if n > self.settings.slots:
             raise Problem(422, f"n is {n} and there are {self.settings.slots} slots", "too_many", "n")
         question = ask.messages[-1].text
-        body = await self._body(ask, backend, n)
-        await self.access.admit(key)
+        await self.access.admit(key)  # before anything is spent on it
         try:
             hits = self.guard.question(question)
             if self.outside and not any(hit.kind == "emergency" for hit in hits):
                 hits = await self.guard.second(self.outside, self.settings, plain(question)) + hits
+            try:
+                body = await self._body(ask, backend, n)
+            except Problem as problem:
+                self.guard.mark(problem, hits)
+                raise
         except BaseException:
             self.access.leave(key)
             raise

@@ -16,7 +16,7 @@ class Problem(HTTPException):  # FastAPI lets this kind through where it reads a
     def __init__(self, status, message, code, param=None, retry_s=None):
         super().__init__(status, message)
         self.status, self.message, self.code, self.param, self.retry_s = status, message, code, param, retry_s
-        self.notices = []  # an emergency is told of also where no answer comes
+        self.notices, self.guarded = [], []  # an emergency is told of also where no answer comes
 
     def envelope(self):
         """The body of the response."""
@@ -30,7 +30,7 @@ class Problem(HTTPException):  # FastAPI lets this kind through where it reads a
 
     def fields(self):
         """Its headers as ASGI wants them."""
-        found = [(b"content-type", b"application/json")]
+        found = [(b"content-type", b"application/json"), *self.guarded]
         if self.retry_s is not None:
             found.append((b"retry-after", str(max(1, round(self.retry_s))).encode()))
         if self.status == 401:

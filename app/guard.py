@@ -146,6 +146,14 @@ class Guard:
         shown = {hit.kind: hit.text for hit in hits if hit.kind != "injection"}
         return "".join(f"> {text}\n\n" for text in shown.values()), [hit.entry() for hit in hits]
 
+    def header(self, ids):
+        """The response's header that names the rules and what fired of them."""
+        return b"x-guard", f"v{self.version} {','.join(ids)}".strip().encode()
+
+    def mark(self, problem, hits):
+        """Put what the rules say of the question into an error."""
+        problem.notices, problem.guarded = self.before(hits)[1], [self.header([hit.id for hit in hits])]
+
     def after(self, answer, finish, compliant):
         """(what stands behind an answer, its entries). finish: "stop", "length". compliant: in the recipe's format."""
         hits = []

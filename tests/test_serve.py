@@ -223,7 +223,7 @@ def backend():
 PLAIN = model(form="instruction")
 
 
-def test_keys_rates_quotas_and_requests_at_once(backend):
+def test_keys_rates_quotas_and_requests_at_once(backend, monkeypatch):
     keys = "a:first b:sha256:" + hashlib.sha256(b"second").hexdigest()
     limits = {"keys": keys, "rate": "3/hour", "tokens_per_day": 8}
     with api(PLAIN, backend_url=backend.url, **limits) as client:
@@ -239,8 +239,12 @@ def test_keys_rates_quotas_and_requests_at_once(backend):
         assert int(reply.headers["retry-after"]) >= 1
         assert client.post("/v1/chat/completions", json=ASK, headers=second).status_code == 200, "its own quota"
     with api(PLAIN, backend_url=backend.url, rate="2/hour") as client:
-        codes = [client.post("/v1/chat/completions", json=ASK).status_code for _ in range(3)]
-        assert codes == [200, 200, 429]
+        served, counted = client.desk.backends["tiny/x"], []
+        monkeypatch.setattr(served, "count", lambda turns: counted.append(turns) or asyncio.sleep(0, 256))
+        long = {"messages": [{"role": "user", "content": "fever " * 200}]}
+        codes = [client.post("/v1/chat/completions", json=ask).status_code for ask in (ASK, long, long)]
+        assert codes == [200, 400, 429] and len(counted) == 1, "no tokens are counted of what is over the limit"
+        wait(lambda: not client.desk.access.busy["local"])
 
 
 def test_the_talk_in_the_terminal_asks_with_a_key_that_is_no_hash(backend, finished, monkeypatch, capsys):
@@ -272,7 +276,11 @@ def test_a_red_flag_is_told_before_the_answer_and_where_no_answer_comes(backend)
         assert quiet["choices"][0]["message"]["content"] == "Iron deficiency." and quiet["guard"]
         client.desk.backends["tiny/x"].state = "down"
         broken = client.post("/v1/chat/completions", json=ask)
-        assert broken.status_code == 503 and broken.json()["error"]["guard"][0]["notice"] == notice
+        unknown = client.post("/v1/chat/completions", json=ask | {"adapter": "y"})
+        for reply, status in ((broken, 503), (unknown, 404)):
+            assert reply.status_code == status and reply.json()["error"]["guard"][0]["notice"] == notice
+            assert reply.headers["x-guard"] == whole.headers["x-guard"]
+        assert not client.desk.access.busy["local"]
         stream = events(client.post("/v1/chat/completions", json=ask | {"stream": True}).text)
         assert notice in said(stream[:1]) and stream[-1]["error"]["code"] == "backend_down"
 
