@@ -22,9 +22,8 @@ ABOUT = "The model of a finished run. Not for clinical use: it was never tested 
 def build(desk):
     """The FastAPI application over a Desk."""
     app = FastAPI(title="medtune", version=str(desk.guard.version), description=ABOUT, redoc_url=None)
-    app.state.desk = desk
     _routes(app, desk)
-    _errors(app)
+    _errors(app, desk)
     app.add_middleware(edge.Edge, desk=desk)
     if desk.settings.cors_origins:
         allowed = {"allow_methods": ["GET", "POST"], "allow_headers": ["Authorization", "Content-Type"]}
@@ -82,16 +81,21 @@ def _card(name, model):
     return about | {"context_window": model.context, "adapters": list(model.adapters)}
 
 
-def _errors(app):
+def _errors(app, desk):
+    def told(problem, more=None):
+        desk.meters.errors.labels(problem.code).inc()
+        headers = {name.decode(): value.decode() for name, value in problem.fields()} | (more or {})
+        return JSONResponse(problem.envelope(), problem.status, headers)
+
     @app.exception_handler(RequestValidationError)
     async def invalid(request, error):
         first, *more = error.errors()
         for other in more:  # of the forms that a field may have, the one that the value comes nearest to
             first = other if other["loc"][:2] == first["loc"][:2] and len(other["loc"]) > len(first["loc"]) else first
         if first["type"] == "json_invalid":
-            return _told(Problem(400, "the body is no JSON", "invalid_json"))
+            return told(Problem(400, "the body is no JSON", "invalid_json"))
         field = ".".join(str(part) for part in first["loc"][1:])
-        return _told(
+        return told(
             Problem(
                 422, f"{field or 'body'}: {first['msg'].removeprefix('Value error, ')}", "invalid_field", field or None
             )
@@ -100,19 +104,14 @@ def _errors(app):
     @app.exception_handler(HTTPException)
     async def refused(request, error):
         if isinstance(error, Problem):
-            return _told(error)
+            return told(error)
         code = "not_found" if error.status_code == 404 else "refused"
-        return _told(Problem(error.status_code, str(error.detail), code), error.headers)
+        return told(Problem(error.status_code, str(error.detail), code), error.headers)
 
     @app.exception_handler(Exception)
     async def fault(request, error):
-        request.app.state.desk.log.error("fault", id=getattr(request.state, "id", None), error=repr(error)[:300])
-        return _told(Problem(500, "this server has a fault; the log has it under the request id", "internal"))
-
-
-def _told(problem, more=None):
-    headers = {name.decode(): value.decode() for name, value in problem.fields()} | (more or {})
-    return JSONResponse(problem.envelope(), problem.status, headers)
+        desk.log.error("fault", id=getattr(request.state, "id", None), error=repr(error)[:300])
+        return told(Problem(500, "this server has a fault; the log has it under the request id", "internal"))
 
 
 async def run(desk, server):

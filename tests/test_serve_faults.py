@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import time
@@ -101,6 +102,23 @@ def test_a_backend_that_misbehaves_is_told_of_and_frees_its_slot(name):
         assert again.json()["choices"][0]["message"]["content"] == "fine"
         slots = client.desk.backends["tiny/x"].slots
         wait(lambda: slots.free == 1 and not client.desk.access.busy["local"])
+
+
+def test_every_refusal_is_metered_once(monkeypatch):
+    how = {"keys": "a:x", "rate": "2/hour", "body_bytes": 2048}
+    with Backend(five_hundred) as backend, api(backend_url=backend.url, **how) as client:
+        key = {"Authorization": "Bearer x"}
+        client.get("/v1/models")
+        for body in ({}, ASK, ASK | {"model": "gpt-9"}):
+            client.post("/v1/chat/completions", json=body, headers=key)
+        wait(lambda: not client.desk.access.busy["a"])
+        monkeypatch.setattr(client.desk.guard, "before", None)
+        client.post("/v1/chat/completions", json=ASK, headers=key)
+        client.post("/v1/chat/completions", json=ASK, headers=key)
+        client.post("/v1/chat/completions", content=b" " * 4096, headers=key)
+        found = re.findall(r'medtune_errors_total\{code="(\w+)"\} (\S+)', client.get("/metrics", headers=key).text)
+    codes = "invalid_api_key invalid_field backend_failed model_not_found internal rate_limit body_too_large".split()
+    assert dict(found) == dict.fromkeys(codes, "1.0")
 
 
 def test_an_answer_has_a_whole_time_limit():
