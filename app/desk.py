@@ -24,7 +24,7 @@ class Desk:
     def __init__(self, models, settings):
         self.settings, self.log = settings, logger(settings)
         self.guard = Guard(settings.out_of_scope, log=self.log)
-        self.guard.patterns  # noqa: B018 (compiled before the first request; a broken rule stops the start)
+        self.guard.compile()
         self.access, self.meters = Access(settings), Meters()
         self.backends = {model.name: Backend(model, settings, self.log) for model in models}
         self.default = models[0].name

@@ -19,7 +19,7 @@ from app import catalogue, server, settings, terminal
 from app.__main__ import children
 from app.access import Access
 from app.desk import Desk
-from app.guard import Guard
+from app.guard import PARTS, Guard
 from app.logs import logger
 from app.sections import Sections
 from benchmarks import guard as bench
@@ -286,14 +286,22 @@ def test_a_red_flag_is_told_before_the_answer_and_where_no_answer_comes(backend)
 
 
 def test_a_wrong_rule_does_not_keep_an_emergency_from_being_told(monkeypatch):
-    guard = Guard()
+    failed = set()
+    guard = Guard(log=SimpleNamespace(error=lambda event, rule, error: failed.add(rule)))
 
     def broken(text):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(guard, "_scope", broken)
     monkeypatch.setattr(guard, "_control", broken)
-    assert {hit.kind for hit in guard.question("I want to kill myself tonight.")} == {"emergency"}
+    for part in PARTS:
+        guard.patterns[part].insert(0, (f"x-{part}", [broken], None))
+    guard.patterns["emergency"].insert(0, ("excused", [str.strip], broken))
+    hits = guard.question("I want to kill myself tonight.")
+    assert {hit.kind for hit in hits} == {"emergency"} and {"suicide", "excused"} <= {hit.id for hit in hits}
+    told = guard.after("Take 500 mg twice. This is definitely benign.", "stop", True)[1]
+    assert [entry["id"] for entry in told] == ["number-unit", "sure-word"]
+    parts = {"x-emergency", "x-calm", "x-dose", "x-certain", "x-caveat"}
+    assert failed == {*parts, "excused", "_scope", "broken"}, "each fault is in the log"
 
 
 def test_out_of_scope_is_told_or_refused(backend):
@@ -337,14 +345,18 @@ def test_control_tokens_in_a_question_reach_no_model_and_our_notices_do_not_retu
 
 
 def test_a_guard_model_is_asked_beside_the_rules_and_may_fail(backend):
+    content = "Yes."
+
     async def yes(writer, body):
-        data = json.dumps({"choices": [{"message": {"content": "Yes."}}]}).encode()
+        data = json.dumps({"choices": [{"message": {"content": content}}]}).encode()
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(data) + data)
 
     ask = {"messages": [{"role": "user", "content": "My patient is unwell."}]}
     with Backend(yes) as second:
         with api(PLAIN, backend_url=backend.url, guard_url=second.url + "/v1", guard_model="g") as client:
             assert "model" in client.post("/v1/chat/completions", json=ask).json()["usage"]["guard"]["rules"]
+            content = None
+            assert client.post("/v1/chat/completions", json=ask).json()["usage"]["guard"]["rules"] == []
     with api(PLAIN, backend_url=backend.url, guard_url="http://127.0.0.1:9/v1") as client:
         assert client.post("/v1/chat/completions", json=ask).status_code == 200
 
