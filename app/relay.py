@@ -13,6 +13,8 @@ from app.errors import Problem, refusal
 from app.stream import DONE, Broken, Stream
 from lib.dataset.answers import split_reasoning
 
+FAIL_S = 5.0  # for telling a client what went wrong
+
 
 @dataclass
 class Job:
@@ -72,7 +74,9 @@ class Relay(Response):
             problem = Problem(502, f"the model's server broke off: {error}", "backend_failed", retry_s=2)
         except AWAY:
             problem = self.job.backend.away()
-        await self._fail(problem, send)
+        with contextlib.suppress(TimeoutError):  # a client that reads nothing is not waited for
+            async with asyncio.timeout(FAIL_S):
+                await self._fail(problem, send)
         return problem.code
 
     async def _answer(self, send):

@@ -208,6 +208,17 @@ def test_a_client_that_leaves_frees_its_slot(where):
         assert 'medtune_cancelled_total{model="tiny/x"}' in client.get("/metrics").text
 
 
+def test_a_client_that_does_not_read_gives_its_place_back(monkeypatch):
+    monkeypatch.setattr("app.relay.FAIL_S", 0.5)
+    much = writes(*[piece("word " * 12000)] * 1000)
+    with Backend(much) as backend, api(model(form="instruction"), backend_url=backend.url, answer_s=1) as client:
+        link = leave(client, json.dumps(STREAM).encode())
+        wait(lambda: backend.asked)
+        wait(lambda: not client.desk.access.busy["local"], 20)
+        assert client.desk.backends["tiny/x"].slots.free == 4
+        link.close()
+
+
 def test_a_killed_llama_server_is_started_again_and_answers(bf16, monkeypatch):  # noqa: F811
     with api(model(bf16, context=1024), slots=2) as client:
         backend = client.desk.backends["tiny/x"]
