@@ -15,8 +15,8 @@ import urllib.error
 import urllib.request
 
 from app import catalogue, settings
+from app.errors import SAID
 from lib.export.serve import DIRECT
-from lib.pipeline import recipe
 from lib.pipeline.commands import held
 
 RESTARTS, PAUSE_S = 5, 1.0  # a child that dies so often in a row is broken
@@ -32,11 +32,13 @@ class Child:
         self.command = held(sys.executable, *args)
 
     def start(self, wait_s=900):
-        """Start it and wait until it serves. Raises RuntimeError where it ends instead."""
+        """Start it and wait until it serves. Where it ends: RuntimeError, or SystemExit if it has said why."""
         self.process = subprocess.Popen(self.command, env=self.env, stdout=sys.stderr)
         end = time.monotonic() + wait_s
         while not self.ready():
             if self.process.poll() is not None:
+                if self.process.returncode == SAID:
+                    sys.exit(1)
                 raise RuntimeError(f"the {self.name} ended with status {self.process.returncode}")
             if time.monotonic() > end:
                 raise RuntimeError(f"the {self.name} was not ready after {wait_s} s")
@@ -101,7 +103,7 @@ def children(how):
     url, page = address(how), {}
     if how.keys:  # the page asks with a key of its own
         page = {"MEDTUNE_PAGE_KEY": secrets.token_urlsafe(24)}
-        keys = f"{how.keys} page:{page['MEDTUNE_PAGE_KEY']}"
+        keys = f"{how.keys} own-page:{page['MEDTUNE_PAGE_KEY']}"
     made = [Child("API", ["-m", "app.server"], {"SERVE_KEYS": keys} if how.keys else {}, healthy(url + "/ready"))]
     if how.ui:
         where = healthy(f"http://127.0.0.1:{how.ui_port}/_stcore/health")
@@ -147,8 +149,7 @@ def main(args):
     """Exit status of the command; what is wrong is said in one line."""
     try:
         how = settings.load()
-        cfg = recipe.chosen(recipe.parser(__doc__).parse_args([]))
-        models = catalogue.models(cfg, how)
+        models = catalogue.asked(how)
         if args == ["chat"]:
             from app import terminal
 

@@ -2,15 +2,32 @@
 
 import hashlib
 import hmac
+import re
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import limits
 from limits.aio import strategies
+from limits.aio.storage import memory
+from limits.errors import ConfigurationError, StorageError
 from limits.storage import storage_from_string
 
 from app.errors import Problem
 from app.settings import OPEN, parsed
+
+memory.time = SimpleNamespace(time=time.monotonic)  # a clock that is set back would lock a busy key out
+REDIS = ".venv/bin/pip install 'coredis<6'"  # limits cannot open a pool of a later one
+
+
+def stored(url):
+    """Where rates and quotas are counted. Raises ValueError, without the URL's password, where Redis cannot be used."""
+    try:
+        return storage_from_string("async+" + (url or "memory://"), wrap_exceptions=True)
+    except ConfigurationError:
+        if not re.match(r"redis(s|\+\w+)?://", url):
+            raise ValueError("SERVE_REDIS_URL does not begin with redis://") from None
+        raise ValueError(f"SERVE_REDIS_URL is set and coredis is not installed: {REDIS}") from None
 
 
 class Access:
@@ -18,10 +35,16 @@ class Access:
 
     def __init__(self, settings):
         self.keys, self.settings, self.busy = parsed(settings.keys), settings, Counter()
-        storage = storage_from_string("async+" + settings.redis_url if settings.redis_url else "async+memory://")
+        self.storage = storage = stored(settings.redis_url)
+        self.now = time.time if settings.redis_url else time.monotonic
         self.rates, self.days = strategies.MovingWindowRateLimiter(storage), strategies.FixedWindowRateLimiter(storage)
         self.rate = None if settings.rate == "off" else limits.parse(settings.rate)
         self.day = limits.RateLimitItemPerDay(settings.tokens_per_day) if settings.tokens_per_day else None
+
+    async def check(self):
+        """Raises RuntimeError where Redis does not answer."""
+        if not await self.storage.check():
+            raise RuntimeError(f"no Redis answers at SERVE_REDIS_URL, or another coredis is installed: {REDIS}")
 
     def name(self, header):
         """Who sends this Authorization header. Every key is compared, in a time that tells nothing. Raises Problem."""
@@ -39,13 +62,26 @@ class Access:
         """Count a request in. Raises Problem where a limit is reached."""
         if self.busy[name] >= self.settings.concurrency:
             raise Problem(429, f"{self.busy[name]} requests of this key are under way", "concurrency_limit", retry_s=1)
+        self.busy[name] += 1  # before anything is waited for, or two could pass together
+        try:
+            await self._within(name)
+        except StorageError as error:
+            self.leave(name)
+            raise Problem(503, "the store of rates does not answer", "limits_unavailable", retry_s=5) from error
+        except BaseException:
+            self.leave(name)
+            raise
+
+    async def _within(self, name):
         if self.rate and not await self.rates.hit(self.rate, "rate", name):
-            retry = (await self.rates.get_window_stats(self.rate, "rate", name)).reset_time - time.time()
-            raise Problem(429, f"more than {self.rate}", "rate_limit", retry_s=retry)
+            raise await self._refused(self.rates, self.rate, ("rate", name), f"more than {self.rate}", "rate_limit")
         if self.day and not await self.days.test(self.day, "day", name):
-            retry = (await self.days.get_window_stats(self.day, "day", name)).reset_time - time.time()
-            raise Problem(429, f"more than {self.day.amount} tokens in a day", "token_quota", retry_s=retry)
-        self.busy[name] += 1
+            told = f"more than {self.day.amount} tokens in a day"
+            raise await self._refused(self.days, self.day, ("day", name), told, "token_quota")
+
+    async def _refused(self, window, item, key, told, code):
+        reset = (await window.get_window_stats(item, *key)).reset_time
+        return Problem(429, told, code, retry_s=min(reset - self.now(), item.get_expiry()))
 
     def leave(self, name):
         """A request of this key has ended."""

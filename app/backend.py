@@ -6,6 +6,7 @@ It listens on a UNIX socket in a folder that only this user may open, wants a ra
 import asyncio
 import contextlib
 import json
+import re
 import secrets
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import aiohttp
 
-from app.errors import Problem
+from app.errors import Problem, refusal
 from lib.pipeline.commands import environment, held
 from lib.pipeline.programs import toolchain
 
@@ -22,6 +23,7 @@ PAUSE_S = (0.5, 30.0)  # first and longest wait before a restart
 WATCH_S, DEAF = 5.0, 3  # seconds between two looks at /health; so many without an answer, and it is started anew
 IDLE_S = 2.0  # llama-server and uvicorn close what was idle for 5
 LOAD_S = 900.0  # 20 billion parameters from a slow disk take minutes
+NOBODY_S = 25.0  # a server of somebody else's that has said nothing by then is not there
 AWAY = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError, OSError)
 
 
@@ -79,7 +81,7 @@ class Backend:
         self._tasks = []
 
     async def start(self):
-        """Come up, then keep watch. Raises RuntimeError with the log's last lines where the file cannot be served."""
+        """Come up, then keep watch. Raises RuntimeError, in one line, where there is nothing that answers."""
         if not self.settings.backend_url:
             self.folder = Path(tempfile.mkdtemp(prefix="medtune-"))  # mode 700
             await self._spawn()
@@ -144,31 +146,35 @@ class Backend:
 
     async def _healthy(self):
         """Wait until it answers; then learn whether its template opens the reasoning itself."""
-        async with asyncio.timeout(LOAD_S):
-            while not await self.answers(5):
-                if self.process and self.process.returncode is not None:
-                    await self._reader
-                    told = f"llama-server ended with status {self.process.returncode} on {self.model.path.name}"
-                    raise RuntimeError("\n".join([f"{told}:", *self.lines]))
-                await asyncio.sleep(0.05)
+        now = asyncio.get_running_loop().time
+        start = now()
+        while (status := await self.health(5)) != 200:
+            if self.process and self.process.returncode is not None:
+                await self._reader
+                ended = f"llama-server ended with status {self.process.returncode} on {self.model.path.name}"
+                raise RuntimeError(f"{ended}: {_cause(self.lines)}")
+            if now() - start > (LOAD_S if self.process or status == 503 else NOBODY_S):  # 503: it loads
+                where = f"on {self.model.path.name}" if self.process else f"at {self.url}"
+                raise RuntimeError(f"no server answers {where}" + (f": /health has status {status}" if status else ""))
+            await asyncio.sleep(0.05)
         with contextlib.suppress(Problem):  # not every server has this address
             prompt = await self.ask("/apply-template", {"messages": [{"role": "user", "content": "?"}]})
             self.opened = prompt.get("prompt", "").rstrip().endswith("<think>")
         self.state = "ready"
 
-    async def answers(self, seconds):
-        """Whether /health says yes in this time."""
+    async def health(self, seconds):
+        """The status of /health within this time, or None."""
         try:
             async with asyncio.timeout(seconds), self.session.get(self.url + "/health") as reply:
-                return reply.status == 200
+                return reply.status
         except (*AWAY, TimeoutError):
-            return False
+            return None
 
     async def _watch(self):
         deaf, pause = 0, PAUSE_S[0]
         while True:
             ended = await self._wait(WATCH_S)
-            deaf = 0 if not ended and await self.answers(WATCH_S) else deaf + 1
+            deaf = 0 if not ended and await self.health(WATCH_S) == 200 else deaf + 1
             if not ended and deaf < DEAF:
                 self.state = "ready" if deaf == 0 else self.state
                 pause = PAUSE_S[0] if deaf == 0 else pause
@@ -180,7 +186,7 @@ class Backend:
             if self.process:
                 await self._end()
                 await self._spawn()
-            with contextlib.suppress(RuntimeError, TimeoutError):
+            with contextlib.suppress(RuntimeError):
                 await self._healthy()
                 self.log.info("backend_up", model=self.model.name, restarts=self.restarts)
 
@@ -227,17 +233,13 @@ class Backend:
         )
 
 
+def _cause(lines):
+    """What a log says of its program's end: the first error, else the last line."""
+    faults = [line for line in lines if re.match(r"[\d.]+ E ", line)]
+    line = (faults[:1] or list(lines)[-1:] or ["its log is empty"])[0]
+    return re.sub(r"^[\d.]+ [A-Z] +", "", line)
+
+
 async def _close(*sessions):
     for session in filter(None, sessions):
         await session.close()
-
-
-def refusal(status, data):
-    """What a client is told where the backend refused: its own words for a bad request, nothing of them for a fault."""
-    error = data.get("error", data) if isinstance(data, dict) else {}
-    text = str(error.get("message", "")) if isinstance(error, dict) else str(error)
-    if status in (400, 404, 422) or "context" in text or "Jinja" in text or "emplate" in text:
-        return Problem(400, text[:300] or "the model's server refused the request", "backend_refused")
-    if status in (429, 503):
-        return Problem(503, "the model is loading or busy", "backend_busy", retry_s=2)
-    return Problem(502, f"the model's server failed with status {status}", "backend_failed", retry_s=2)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lib.pipeline import records
+from lib.pipeline import recipe, records
 from lib.pipeline.files import outputs_dir
 
 
@@ -23,6 +23,11 @@ class Model:
     threads: int
     drawn: dict
     adapters: dict = field(default_factory=dict)
+
+
+def asked(settings):
+    """The models of the run that RECIPE and SET of the environment name."""
+    return models(recipe.chosen(recipe.parser("serve").parse_args([])), settings)
 
 
 def models(cfg, settings):

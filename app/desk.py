@@ -24,7 +24,7 @@ class Desk:
     def __init__(self, models, settings):
         self.settings, self.log = settings, logger(settings)
         self.guard = Guard(settings.out_of_scope, log=self.log)
-        self.guard.patterns  # noqa: B018 (compiled before the first request; a broken rule stops the start)
+        self.guard.compile()
         self.access, self.meters = Access(settings), Meters()
         self.backends = {model.name: Backend(model, settings, self.log) for model in models}
         self.default = models[0].name
@@ -34,6 +34,7 @@ class Desk:
     @contextlib.asynccontextmanager
     async def open(self):
         """The backends up, for the time of the block."""
+        await self.access.check()
         if self.settings.guard_url:
             self.outside = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=SECOND_S))
         try:
@@ -62,12 +63,16 @@ class Desk:
         if n > self.settings.slots:
             raise Problem(422, f"n is {n} and there are {self.settings.slots} slots", "too_many", "n")
         question = ask.messages[-1].text
-        body = await self._body(ask, backend, n)
-        await self.access.admit(key)
+        await self.access.admit(key)  # before anything is spent on it
         try:
             hits = self.guard.question(question)
             if self.outside and not any(hit.kind == "emergency" for hit in hits):
                 hits = await self.guard.second(self.outside, self.settings, plain(question)) + hits
+            try:
+                body = await self._body(ask, backend, n)
+            except Problem as problem:
+                self.guard.mark(problem, hits)
+                raise
         except BaseException:
             self.access.leave(key)
             raise

@@ -42,6 +42,7 @@ class Edge:
             self._check(scope, headers)
             await self.app(scope, self._patient(receive, headers), answer)
         except Problem as problem:
+            self.desk.meters.errors.labels(problem.code).inc()
             await problem.send(answer)
         finally:
             path = scope["path"] if scope.get("route") or status < 400 else "other"

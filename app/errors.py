@@ -7,6 +7,7 @@ from starlette.exceptions import HTTPException
 KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
          408: "timeout_error", 413: "invalid_request_error", 422: "invalid_request_error", 429: "rate_limit_error",
          405: "invalid_request_error"}  # fmt: skip
+SAID = 3  # exit status of a process of ours that has said itself what is wrong
 
 
 class Problem(HTTPException):  # FastAPI lets this kind through where it reads a body
@@ -15,7 +16,7 @@ class Problem(HTTPException):  # FastAPI lets this kind through where it reads a
     def __init__(self, status, message, code, param=None, retry_s=None):
         super().__init__(status, message)
         self.status, self.message, self.code, self.param, self.retry_s = status, message, code, param, retry_s
-        self.notices = []  # an emergency is told of also where no answer comes
+        self.notices, self.guarded = [], []  # an emergency is told of also where no answer comes
 
     def envelope(self):
         """The body of the response."""
@@ -29,7 +30,7 @@ class Problem(HTTPException):  # FastAPI lets this kind through where it reads a
 
     def fields(self):
         """Its headers as ASGI wants them."""
-        found = [(b"content-type", b"application/json")]
+        found = [(b"content-type", b"application/json"), *self.guarded]
         if self.retry_s is not None:
             found.append((b"retry-after", str(max(1, round(self.retry_s))).encode()))
         if self.status == 401:
@@ -44,3 +45,14 @@ class Problem(HTTPException):  # FastAPI lets this kind through where it reads a
         headers = [*self.fields(), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+def refusal(status, data):
+    """What a client is told where the backend refused: its own words for a bad request, nothing of them for a fault."""
+    error = data.get("error", data) if isinstance(data, dict) else {}
+    text = str(error.get("message", "")) if isinstance(error, dict) else str(error)
+    if status in (400, 404, 422) or "context" in text or "Jinja" in text or "emplate" in text:
+        return Problem(400, text[:300] or "the model's server refused the request", "backend_refused")
+    if status in (429, 503):
+        return Problem(503, "the model is loading or busy", "backend_busy", retry_s=2)
+    return Problem(502, f"the model's server failed with status {status}", "backend_failed", retry_s=2)

@@ -92,16 +92,16 @@ class Guard:
         found |= {word: word for word in self.rules["spelt"].split()}
         return found
 
+    def compile(self):
+        """Before the first request: a rule that is no expression stops the start."""
+        return self.patterns, self.neutral, self.spelling
+
     def question(self, text):
         """Hits on a question. Emergencies are looked for first, and no other rule can keep one from being told."""
         text = plain(text)
         hits = [Hit(i, "emergency", self.notices["emergency"]) for i in self.emergencies(words(text))[:3]]
         for check in (self._scope, self._control):
-            try:
-                hits += check(text)
-            except Exception as error:  # a wrong rule is a fault to report, and no reason to answer nothing
-                if self.log:
-                    self.log.error("guard_rule_failed", rule=check.__name__, error=repr(error))
+            hits += self._safe(check.__name__, check, text) or []
         if any(hit.kind == "emergency" for hit in hits):
             hits = [hit for hit in hits if hit.kind != "scope"]
         return hits
@@ -129,9 +129,23 @@ class Guard:
         found = []
         texts = dict.fromkeys(self.neutral.sub("", DENIED.sub(" ", told)) for told in (text, self.spelled(text)))
         for told in texts:
-            if not any(_found(told, *excuse) for _, *excuse in self.patterns["calm"]):
-                found += [name for name, *rule in self.patterns["emergency"] if _found(told, *rule)]
+            if not any(self._fired("calm", told)):
+                found += self._fired("emergency", told)
         return list(dict.fromkeys(found))
+
+    def _fired(self, part, text):
+        """Ids of a part's rules that fire. A wrong rule does not, and a wrong `unless` excuses nothing."""
+        for name, finds, unless in self.patterns[part]:
+            if self._safe(name, _found, text, finds) and not (unless and self._safe(name, unless, text)):
+                yield name
+
+    def _safe(self, name, check, *given):
+        """What a check finds. A fault in it is reported, finds nothing, and is no reason to answer nothing."""
+        try:
+            return check(*given)
+        except Exception as error:
+            if self.log:
+                self.log.error("guard_rule_failed", rule=name, error=repr(error))
 
     def _scope(self, text):
         if self.out_of_scope == "off" or any(_found(words(text), f, u) for _, f, u in self.patterns["medical"]):
@@ -146,6 +160,14 @@ class Guard:
         shown = {hit.kind: hit.text for hit in hits if hit.kind != "injection"}
         return "".join(f"> {text}\n\n" for text in shown.values()), [hit.entry() for hit in hits]
 
+    def header(self, ids):
+        """The response's header that names the rules and what fired of them."""
+        return b"x-guard", f"v{self.version} {','.join(ids)}".strip().encode()
+
+    def mark(self, problem, hits):
+        """Put what the rules say of the question into an error."""
+        problem.notices, problem.guarded = self.before(hits)[1], [self.header([hit.id for hit in hits])]
+
     def after(self, answer, finish, compliant):
         """(what stands behind an answer, its entries). finish: "stop", "length". compliant: in the recipe's format."""
         hits = []
@@ -157,8 +179,8 @@ class Guard:
             hits.append(Hit("format", "format", self.notices["format"]))
         text = words(plain(answer))
         for kind, rule in (("dose", "dose"), ("certainty", "certain")):
-            found = [i for i, f, u in self.patterns[rule] if _found(text, f, u)]
-            if found and not any(_found(text, f, u) for _, f, u in self.patterns["caveat"]):
+            found = list(self._fired(rule, text))
+            if found and not any(self._fired("caveat", text)):
                 hits.append(Hit(found[0], kind, self.notices[kind]))
         return "".join(f"\n\n> {hit.text}" for hit in hits), [hit.entry() for hit in hits]
 
@@ -177,12 +199,12 @@ class Guard:
             async with session.post(
                 settings.guard_url.rstrip("/") + "/chat/completions", json=body, headers=headers
             ) as reply:
-                said = json.loads(await reply.read())["choices"][0]["message"]["content"]
+                said = json.loads(await reply.read())["choices"][0]["message"]["content"].lower()
         except Exception as error:
             if self.log:
                 self.log.error("guard_model_failed", error=repr(error))
             return []
-        return [Hit("model", "emergency", self.notices["emergency"])] if "yes" in said.lower()[:20] else []
+        return [Hit("model", "emergency", self.notices["emergency"])] if "yes" in said[:20] else []
 
 
 def plain(text):
@@ -195,7 +217,7 @@ def words(text):
     return " " + " ".join(APART.sub(" ", text.lower()).split())
 
 
-def _found(text, finds, unless):
+def _found(text, finds, unless=None):
     """Whether every part is found and nothing that excuses it."""
     for find in finds:
         if not find(text):

@@ -32,7 +32,8 @@ def logger(settings):
             raise ValueError(
                 "SERVE_SENTRY_DSN is set and sentry-sdk is not installed: .venv/bin/pip install sentry-sdk"
             ) from None
-        sentry_sdk.init(settings.sentry_dsn, send_default_pii=False, max_request_body_size="never")
+        texts = {"send_default_pii": False, "max_request_body_size": "never"}  # a frame's variables hold the question
+        sentry_sdk.init(settings.sentry_dsn, include_local_variables=settings.log_text, **texts)
     return structlog.wrap_logger(
         structlog.PrintLogger(_Sink(settings.log_file)),
         processors=[

@@ -64,7 +64,7 @@ class Meters:
             self.guard.labels(entry["id"], entry["kind"]).inc()
         if outcome == "cancelled":
             self.cancelled.labels(model).inc()
-        elif outcome != "ok":
+        elif outcome not in ("ok", "fault"):  # a fault is counted where its 500 is made
             self.errors.labels(outcome).inc()
         total = stream.total()
         if outcome == "ok" and total:

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 
 from starlette.responses import Response
 
-from app.backend import AWAY, Backend, refusal
-from app.errors import Problem
+from app.backend import AWAY, Backend
+from app.errors import Problem, refusal
 from app.stream import DONE, Broken, Stream
 from lib.dataset.answers import split_reasoning
+
+FAIL_S = 5.0  # for telling a client what went wrong
 
 
 @dataclass
@@ -72,7 +74,9 @@ class Relay(Response):
             problem = Problem(502, f"the model's server broke off: {error}", "backend_failed", retry_s=2)
         except AWAY:
             problem = self.job.backend.away()
-        await self._fail(problem, send)
+        with contextlib.suppress(TimeoutError):  # a client that reads nothing is not waited for
+            async with asyncio.timeout(FAIL_S):
+                await self._fail(problem, send)
         return problem.code
 
     async def _answer(self, send):
@@ -135,9 +139,13 @@ class Relay(Response):
                 (b"cache-control", b"no-cache"),
                 (b"x-accel-buffering", b"no"),
             ]
-            await send({"type": "http.response.start", "status": 200, "headers": [*headers, *self._guarded()]})
+            await self._start(send, headers)
             out = self.stream.open("" if self.job.quiet else before, entries) + out
         await send({"type": "http.response.body", "body": out, "more_body": more})
+
+    async def _start(self, send, headers):
+        named = self.desk.guard.header(self._rules())
+        await send({"type": "http.response.start", "status": 200, "headers": [*headers, named]})
 
     async def _end(self, send, before, entries):
         total = self.stream.total()
@@ -157,11 +165,11 @@ class Relay(Response):
         reply |= {"guard": entries + self.after} if entries or self.after else {}
         body = json.dumps(reply).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": [*headers, *self._guarded()]})
+        await self._start(send, headers)
         await send({"type": "http.response.body", "body": body})
 
     async def _fail(self, problem, send):
-        problem.notices = self.desk.guard.before(self.job.hits)[1]
+        self.desk.guard.mark(problem, self.job.hits)
         if not self.begun:
             await problem.send(send)
             return
@@ -178,9 +186,6 @@ class Relay(Response):
 
     def _rules(self):
         return list(dict.fromkeys([hit.id for hit in self.job.hits] + [entry["id"] for entry in self.after]))
-
-    def _guarded(self):
-        return [(b"x-guard", (f"v{self.desk.guard.version} " + ",".join(self._rules())).strip().encode())]
 
 
 async def _gone(receive):

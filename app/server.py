@@ -1,6 +1,7 @@
 """The API: OpenAI's chat completions over the run's model, with health, models, adapters and meters."""
 
-import contextlib
+import asyncio
+import signal
 import sys
 
 import uvicorn
@@ -12,27 +13,17 @@ from starlette.exceptions import HTTPException
 
 from app import catalogue, edge, settings
 from app.desk import Desk
-from app.errors import Problem
+from app.errors import SAID, Problem
 from app.protocol import ChatRequest
-from lib.pipeline import recipe
 
 ABOUT = "The model of a finished run. Not for clinical use: it was never tested on patients."
 
 
 def build(desk):
     """The FastAPI application over a Desk."""
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app):
-        async with desk.open():
-            yield
-
-    app = FastAPI(
-        title="medtune", version=str(desk.guard.version), description=ABOUT, lifespan=lifespan, redoc_url=None
-    )
-    app.state.desk = desk
+    app = FastAPI(title="medtune", version=str(desk.guard.version), description=ABOUT, redoc_url=None)
     _routes(app, desk)
-    _errors(app)
+    _errors(app, desk)
     app.add_middleware(edge.Edge, desk=desk)
     if desk.settings.cors_origins:
         allowed = {"allow_methods": ["GET", "POST"], "allow_headers": ["Authorization", "Content-Type"]}
@@ -90,16 +81,21 @@ def _card(name, model):
     return about | {"context_window": model.context, "adapters": list(model.adapters)}
 
 
-def _errors(app):
+def _errors(app, desk):
+    def told(problem, more=None):
+        desk.meters.errors.labels(problem.code).inc()
+        headers = {name.decode(): value.decode() for name, value in problem.fields()} | (more or {})
+        return JSONResponse(problem.envelope(), problem.status, headers)
+
     @app.exception_handler(RequestValidationError)
     async def invalid(request, error):
         first, *more = error.errors()
         for other in more:  # of the forms that a field may have, the one that the value comes nearest to
             first = other if other["loc"][:2] == first["loc"][:2] and len(other["loc"]) > len(first["loc"]) else first
         if first["type"] == "json_invalid":
-            return _told(Problem(400, "the body is no JSON", "invalid_json"))
+            return told(Problem(400, "the body is no JSON", "invalid_json"))
         field = ".".join(str(part) for part in first["loc"][1:])
-        return _told(
+        return told(
             Problem(
                 422, f"{field or 'body'}: {first['msg'].removeprefix('Value error, ')}", "invalid_field", field or None
             )
@@ -108,44 +104,43 @@ def _errors(app):
     @app.exception_handler(HTTPException)
     async def refused(request, error):
         if isinstance(error, Problem):
-            return _told(error)
+            return told(error)
         code = "not_found" if error.status_code == 404 else "refused"
-        return _told(Problem(error.status_code, str(error.detail), code), error.headers)
+        return told(Problem(error.status_code, str(error.detail), code), error.headers)
 
     @app.exception_handler(Exception)
     async def fault(request, error):
-        request.app.state.desk.log.error("fault", id=getattr(request.state, "id", None), error=repr(error)[:300])
-        return _told(Problem(500, "this server has a fault; the log has it under the request id", "internal"))
+        desk.log.error("fault", id=getattr(request.state, "id", None), error=repr(error)[:300])
+        return told(Problem(500, "this server has a fault; the log has it under the request id", "internal"))
 
 
-def _told(problem, more=None):
-    headers = {name.decode(): value.decode() for name, value in problem.fields()} | (more or {})
-    return JSONResponse(problem.envelope(), problem.status, headers)
+async def run(desk, server):
+    """A uvicorn server while the desk is open. Raises RuntimeError where a backend does not come up."""
+    async with desk.open():
+        await server.serve()
 
 
-def serve(app, how):
-    """Run the API until a signal ends it."""
+def serve(desk):
+    """Run the API until a signal ends it. Raises RuntimeError where a backend does not come up."""
+    how = desk.settings
     quiet = {"log_level": "warning", "access_log": False, "server_header": False, "ws": "none"}
     limits = {"timeout_graceful_shutdown": 2, "h11_max_incomplete_event_size": 32768, "backlog": 2048}
-    uvicorn.run(app, host=how.host, port=how.port, http=edge.protocol(how.header_s), **quiet, **limits)
+    where = {"host": how.host, "port": how.port, "http": edge.protocol(how.header_s)}
+    server = uvicorn.Server(uvicorn.Config(build(desk), **where, **quiet, **limits))
+    for number in (signal.SIGINT, signal.SIGTERM):  # also while the backends come up and end
+        signal.signal(number, server.handle_exit)
+    asyncio.run(run(desk, server))
 
 
 def main():
-    """`python -m app.server`: the API alone."""
+    """`python -m app.server`: the API alone. Its exit status is SAID where one line has said what is wrong."""
     try:
         how = settings.load()
-        cfg = recipe.load(*_chosen())
-        app = build(Desk(catalogue.models(cfg, how), how))
-        serve(app, how)
+        serve(Desk(catalogue.asked(how), how))
     except (ValueError, FileNotFoundError, RuntimeError, OSError) as error:
         print(f"serve: {error}", file=sys.stderr)
-        return 1
+        return SAID
     return 0
-
-
-def _chosen():
-    cfg = recipe.chosen(recipe.parser("serve").parse_args([]))
-    return cfg.name, cfg.overrides
 
 
 if __name__ == "__main__":

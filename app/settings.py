@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from lib.pipeline import run
 
 PREFIX = "SERVE_"
+ADDRESS = r"^(https?://\S+)?$"
 OPEN = "local"  # who asks where no keys are set
 
 
@@ -30,13 +31,24 @@ class Settings(BaseModel):
         0, ge=0, description="tokens a slot, question and answer; 0: twice sft.max_length of the recipe"
     )
     threads: int = Field(0, ge=0, le=1024, description="threads of llama-server; 0: run.threads of the recipe")
-    backend_url: str = Field("", description="a llama-server or vLLM that runs already, instead of one of our own")
+    backend_url: str = Field(
+        "", pattern=ADDRESS, description="a llama-server or vLLM that runs already, instead of one of our own"
+    )
     backend_key: str = Field("", description="its API key")
     keys: str = Field("", description="name:key, separated by blanks; a key may be given as sha256:<64 hex digits>")
+    chat_key: str = Field(
+        "", description="the key that `make chat` asks with; empty: the first of SERVE_KEYS that is no hash"
+    )
     rate: str = Field("120/minute", description="requests of one key, as the library limits writes it; off: no limit")
     concurrency: int = Field(64, ge=1, description="requests of one key under way or waiting")
-    tokens_per_day: int = Field(0, ge=0, description="prompt and answer tokens of one key in a day of UTC; 0: no limit")
-    redis_url: str = Field("", description="where replicas share rates and quotas: redis://host:6379; empty: in memory")
+    tokens_per_day: int = Field(
+        0, ge=0, description="prompt and answer tokens of one key in 24 hours from the first on; 0: no limit"
+    )
+    redis_url: str = Field(
+        "",
+        description="where replicas share rates and quotas: redis://host:6379; needs `pip install 'coredis<6'`; "
+        "empty: in memory",
+    )
     queue: int = Field(64, ge=0, description="requests that may wait for a slot; more get 503")
     queue_s: float = Field(30, gt=0, description="seconds a request may wait for a slot")
     first_token_s: float = Field(
@@ -50,7 +62,9 @@ class Settings(BaseModel):
     out_of_scope: Literal["notice", "refuse", "off"] = Field(
         "notice", description="what a question that is not medical gets"
     )
-    guard_url: str = Field("", description="OpenAI-compatible endpoint of a guard model, asked beside the rules")
+    guard_url: str = Field(
+        "", pattern=ADDRESS, description="OpenAI-compatible endpoint of a guard model, asked beside the rules"
+    )
     guard_model: str = Field("", description="its model's name")
     guard_key: str = Field("", description="its API key")
     log_text: bool = Field(False, description="1 writes questions and answers into the log, not their hashes only")

@@ -14,7 +14,7 @@ def main(how, models):
     """Talk until the input ends. An API that runs at the configured port is used, else one is started for the talk."""
     from app import __main__ as launcher
 
-    key = os.environ.get("SERVE_CHAT_KEY") or (how.keys.split()[0].partition(":")[2] if how.keys else "none")
+    key = asked_with(how)
     if launcher.healthy(launcher.address(how) + "/ready")():
         talk(launcher.address(how), key, models[0].name)
         return 0
@@ -25,6 +25,15 @@ def main(how, models):
     alone = how.model_copy(update={"port": port, "ui": False, "host": "127.0.0.1"})
     launcher.run(alone, lambda made: talk(launcher.address(alone), key, models[0].name))
     return 0
+
+
+def asked_with(how):
+    """The key of the talk. Raises ValueError where only hashes of keys are known."""
+    known = [entry.partition(":")[2] for entry in how.keys.split()]
+    plain = [key for key in (how.chat_key, *known) if key and not key.startswith("sha256:")]
+    if known and not plain:
+        raise ValueError("SERVE_KEYS has nothing but hashes: give make chat its key in SERVE_CHAT_KEY")
+    return plain[0] if plain else "none"
 
 
 def talk(url, key, model):

@@ -1,6 +1,8 @@
 """The page: a chat with the served model, on Streamlit. An answer is written by a thread of its own into the session,
 so that whatever is clicked meanwhile loses nothing of it."""
 
+import asyncio
+import contextlib
 import json
 import os
 import threading
@@ -11,6 +13,8 @@ import streamlit as st
 
 from lib.evaluation.endpoint import client
 
+API = os.environ.get("MEDTUNE_API", "http://127.0.0.1:8000").rstrip("/").removesuffix("/v1") + "/v1"
+KEY = os.environ.get("MEDTUNE_PAGE_KEY") or "none"
 EXAMPLES = (
     "What are the first signs of a heart attack?",
     "How is iron deficiency told from thalassaemia trait?",
@@ -19,6 +23,7 @@ EXAMPLES = (
 WARNING = (
     "For study only, **not for clinical use**: never tested on patients. In an emergency call your emergency number."
 )
+UNKNOWN = "The page's key is not known to the server: MEDTUNE_PAGE_KEY has to be among SERVE_KEYS."
 
 
 class Answer:
@@ -29,24 +34,43 @@ class Answer:
         self.content = self.reasoning = self.error = ""
         self.guard, self.tokens, self.done, self.stopped = [], 0, False, False
         self.start, self.first, self.end = time.monotonic(), None, None
+        self.loop = self.task = None
         threading.Thread(target=self.write, daemon=True).start()
 
     def write(self):
-        """Read the stream until it ends, or until somebody stops it; closing it frees the server's slot."""
-        api = client(os.environ.get("MEDTUNE_API", "http://127.0.0.1:8000"), os.environ.get("MEDTUNE_PAGE_KEY", "none"))
+        """Read the answer until it ends, or until somebody stops it."""
         try:
-            with api.with_options(timeout=600).chat.completions.create(**self.request) as chunks:
-                for chunk in chunks:
-                    if self.stopped:
-                        break
-                    self.take(chunk)
+            asyncio.run(self.read())
+        except asyncio.CancelledError:
+            pass
         except openai.APIStatusError as error:
             body = error.body if isinstance(error.body, dict) else {}
             self.guard += body.get("guard", [])
             self.error = body.get("message") or f"The server answered {error.status_code}."
-        except (openai.OpenAIError, OSError) as error:
-            self.error = f"The answer broke off: {getattr(error, 'message', error)}"
-        self.end, self.done = time.monotonic(), True
+        except Exception as error:  # whatever it is, the answer is over
+            self.error = f"The answer broke off: {getattr(error, 'message', error) or type(error).__name__}"
+        finally:
+            self.end, self.done = time.monotonic(), True
+
+    async def read(self):
+        """The stream. Cancelled, it closes its connection at once, which frees the slot or the place in the queue."""
+        self.loop, self.task = asyncio.get_running_loop(), asyncio.current_task()
+        http = openai.DefaultAsyncHttpxClient(trust_env=False, follow_redirects=False)
+        async with (
+            asyncio.timeout(600),
+            openai.AsyncOpenAI(base_url=API, api_key=KEY, max_retries=0, http_client=http) as api,
+        ):
+            if not self.stopped:
+                async with await api.chat.completions.create(**self.request) as chunks:
+                    async for chunk in chunks:
+                        self.take(chunk)
+
+    def stop(self):
+        """End it, wherever it is."""
+        self.stopped = True
+        if self.task:
+            with contextlib.suppress(RuntimeError):  # it has ended meanwhile
+                self.loop.call_soon_threadsafe(self.task.cancel)
 
     def take(self, chunk):
         """Add one event."""
@@ -78,11 +102,11 @@ class Answer:
 
 def choices():
     """{label: fields of a request} of what can be asked, from the server. An error is shown and ends the page's run."""
-    api = client(os.environ.get("MEDTUNE_API", "http://127.0.0.1:8000"), os.environ.get("MEDTUNE_PAGE_KEY", "none"))
     try:
-        served = api.models.list(timeout=5).data
-    except (openai.OpenAIError, OSError):
-        st.error("The server does not answer. Is `make serve` running?")
+        served = client(API, KEY).models.list(timeout=5).data
+    except (openai.OpenAIError, OSError) as error:
+        unknown = isinstance(error, openai.AuthenticationError)
+        st.error(UNKNOWN if unknown else "The server does not answer. Is `make serve` running?")
         st.button("Try again")
         st.stop()
     found = {}
@@ -103,7 +127,7 @@ def sidebar(found):
         how["max_tokens"] = st.number_input("Longest answer, tokens", 16, 8192, 128, 16, key="longest")
         if st.button("New conversation", key="new", width="stretch"):
             for answer in running():
-                answer.stopped = True
+                answer.stop()
             st.session_state.turns = []
         st.download_button(
             "Save the conversation", saved(), "conversation.json", "application/json", key="save", width="stretch"
@@ -171,7 +195,7 @@ def live():
     if running():
         if st.button("Stop", key="stop", icon=":material/stop:"):
             for answer in running():
-                answer.stopped = True
+                answer.stop()
     else:
         st.rerun()
 

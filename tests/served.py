@@ -32,7 +32,7 @@ def api(*models, **over):
         h11_max_incomplete_event_size=32768, timeout_graceful_shutdown=1,
     )  # fmt: skip
     running = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(running.serve()))
+    thread = threading.Thread(target=lambda: asyncio.run(server.run(desk, running)))
     thread.start()
     try:
         wait(lambda: running.started or not thread.is_alive())

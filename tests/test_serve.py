@@ -1,20 +1,29 @@
 """What `make serve` serves, its settings, keys and limits, its guard, its page; without a model."""
 
+import asyncio
+import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
 import time
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import yaml
-from served import ASK, Backend, api, ending, events, model, piece, said, writes
+from served import ASK, Backend, api, ending, events, model, piece, said, wait, writes
 
-from app import catalogue, settings
-from app.guard import Guard
+from app import catalogue, server, settings, terminal
+from app.__main__ import children
+from app.access import Access
+from app.desk import Desk
+from app.guard import PARTS, Guard
+from app.logs import logger
 from app.sections import Sections
 from benchmarks import guard as bench
+from benchmarks.serving import port
 from lib.dataset.answers import split_reasoning
 from lib.pipeline import recipe, records
 from lib.pipeline.files import ROOT
@@ -63,8 +72,6 @@ def test_the_best_file_is_served_and_others_by_their_names(finished):
 
 def run(env, *args):
     command = [sys.executable, "-m", "app", *args]
-    import os
-
     return subprocess.run(command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True, timeout=120)
 
 
@@ -74,19 +81,33 @@ def test_what_is_wrong_is_said_in_one_line(finished, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = str(taken.getsockname()[1])
+        used = str(taken.getsockname()[1])
         wrong = {
             r"there is no finished run of tiny in nothing/: make 05_export": {"OUTPUTS": str(tmp_path / "nothing")},
-            rf"127.0.0.1:{port} cannot be used .*: give another PORT=": {"SERVE_PORT": port},
+            rf"127.0.0.1:{used} cannot be used .*: give another PORT=": {"SERVE_PORT": used},
             r"host 0.0.0.0 can be reached from other machines and no keys are set": {"SERVE_HOST": "0.0.0.0"},
             r"SERVE_PORT: .*\(found 'x'\)": {"SERVE_PORT": "x"},
             r"no setting SERVE_PROT": {"SERVE_PROT": "1"},
+            r"SERVE_BACKEND_URL: .*\(found 'localhost:9'\)": {"SERVE_BACKEND_URL": "localhost:9"},
             r"no recipe 'nope'": {"RECIPE": "nope"},
         }
         for line, env in wrong.items():
             done = run(env)
             assert done.returncode == 1 and re.match("serve: " + line, done.stderr), done.stderr
             assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_a_dead_backend_is_said_in_one_line(finished, monkeypatch):
+    (finished / "qat-q4_0.gguf").write_text("garbage")
+    done = run({"SERVE_PORT": str(port()), "SERVE_UI": "0"})
+    line = r"serve: llama-server ended with status 1 on qat-q4_0.gguf: .*invalid magic characters: 'garb'.*\n"
+    assert done.returncode == 1 and re.fullmatch(line, done.stderr), done.stderr
+
+    monkeypatch.setattr("app.backend.NOBODY_S", 0.2)
+    url = f"http://127.0.0.1:{port()}"
+    nobody = Desk([PLAIN], settings.load(backend_url=url, log_file="/dev/null"))
+    with pytest.raises(RuntimeError, match=f"^no server answers at {url}$"):
+        asyncio.run(server.run(nobody, None))
 
 
 def test_settings_are_in_the_manual_with_their_defaults():
@@ -108,11 +129,36 @@ def test_a_wrong_key_is_not_in_the_message():
         settings.load(keys="secret-without-a-name")
     assert "secret" not in str(error.value) and "entry 1 of SERVE_KEYS" in str(error.value)
     assert set(settings.parsed("a:x b:sha256:" + "0" * 64)) == {"a", "b"}
+    ours = children(settings.load(keys="page:x"))[0].env["SERVE_KEYS"]
+    assert len(settings.parsed(ours)) == 2, "the page's own key takes nobody's name"
+
+
+def test_redis_that_cannot_be_asked_is_said_in_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "coredis", None)  # as if it were not installed
+    with pytest.raises(ValueError, match=r"coredis is not installed: \.venv/bin/pip install 'coredis<6'$"):
+        Access(settings.load(redis_url="redis://:secret@127.0.0.1:9"))
+    with pytest.raises(ValueError, match=r"^SERVE_REDIS_URL does not begin with redis://$"):
+        Access(settings.load(redis_url="http://:secret@127.0.0.1:9"))
+    desk = Desk([PLAIN], settings.load(log_file="/dev/null"))
+    monkeypatch.setattr(type(desk.access.storage), "check", lambda self: asyncio.sleep(0, False))
+    with pytest.raises(RuntimeError, match="^no Redis answers at SERVE_REDIS_URL"):
+        asyncio.run(server.run(desk, None))
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_sentry_gets_texts_only_where_the_log_does(monkeypatch, asked):
+    given = {}
+    stand_in = SimpleNamespace(init=lambda dsn, **options: given.update(options, dsn=dsn))
+    monkeypatch.setitem(sys.modules, "sentry_sdk", stand_in)
+    logger(settings.load(sentry_dsn="http://k@127.0.0.1/1", log_text=asked, log_file="/dev/null"))
+    wanted = {"include_local_variables": asked, "send_default_pii": False, "max_request_body_size": "never"}
+    assert given == wanted | {"dsn": "http://k@127.0.0.1/1"}
 
 
 @pytest.mark.parametrize("file", ["compose.yaml", "prometheus.yaml", "grafana.yaml", "grafana-source.yaml"])
 def test_files_for_docker_are_valid_and_publish_on_loopback_only(file):
-    found = yaml.safe_load((ROOT / "app" / file).read_text())
+    text = (ROOT / "app" / file).read_text()
+    found = yaml.safe_load(text)
     if file == "compose.yaml":
         assert set(found["services"]) == {"llama", "api", "ui", "prometheus", "grafana"}
         ports = [port for service in found["services"].values() for port in service.get("ports", ())]
@@ -120,8 +166,22 @@ def test_files_for_docker_are_valid_and_publish_on_loopback_only(file):
         known = {"image", "build", "restart", "environment", "volumes", "command", "healthcheck", "ports", "depends_on",
                  "entrypoint"}  # fmt: skip
         assert all(set(service) <= known for service in found["services"].values())
-        given = set(found["x-ours"]["environment"]) - {"RECIPE"}
-        assert given <= {f"SERVE_{name.upper()}" for name in settings.Settings.model_fields}
+        given = found["x-ours"]["environment"]
+        assert set(given) - {"RECIPE"} <= {f"SERVE_{name.upper()}" for name in settings.Settings.model_fields}
+        for key in ("PAGE_KEY", "METERS_KEY", "BACKEND_KEY"):  # each in two places, and no default
+            assert text.count("${" + key + ":?") == text.count("${" + key) == 2
+        keys = re.sub(r"\$\{(\w+).*?\}", r"\1", given["SERVE_KEYS"])
+        assert keys == "page:PAGE_KEY meters:METERS_KEY SERVE_KEYS"
+
+
+def test_the_compose_file_serves_the_best_file_of_the_run(finished):
+    service = yaml.safe_load((ROOT / "app" / "compose.yaml").read_text())["services"]["llama"]
+    code = re.search(r"-c '(.*?)'", service["command"][-1])[1]
+    for wanted, file in (("", "qat-q4_0"), ("q8_0", "sft-q8_0")):
+        env = os.environ | {"SERVE_MODEL": wanted}
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+        assert re.fullmatch(rf"\S+/llama-server -m {finished}/{file}\.gguf\n", done.stdout), done.stderr
+    assert catalogue.best(recipe.load("llama32_1b_reasonmed"), {}) == "sft-q4_k_m", "no QAT"
 
 
 @pytest.mark.skipif(not find_spec("check_jsonschema"), reason="check-jsonschema is not installed: make setup")
@@ -173,9 +233,7 @@ def backend():
 PLAIN = model(form="instruction")
 
 
-def test_keys_rates_quotas_and_requests_at_once(backend):
-    import hashlib
-
+def test_keys_rates_quotas_and_requests_at_once(backend, monkeypatch):
     keys = "a:first b:sha256:" + hashlib.sha256(b"second").hexdigest()
     limits = {"keys": keys, "rate": "3/hour", "tokens_per_day": 8}
     with api(PLAIN, backend_url=backend.url, **limits) as client:
@@ -191,8 +249,26 @@ def test_keys_rates_quotas_and_requests_at_once(backend):
         assert int(reply.headers["retry-after"]) >= 1
         assert client.post("/v1/chat/completions", json=ASK, headers=second).status_code == 200, "its own quota"
     with api(PLAIN, backend_url=backend.url, rate="2/hour") as client:
-        codes = [client.post("/v1/chat/completions", json=ASK).status_code for _ in range(3)]
-        assert codes == [200, 200, 429]
+        served, counted = client.desk.backends["tiny/x"], []
+        monkeypatch.setattr(served, "count", lambda turns: counted.append(turns) or asyncio.sleep(0, 256))
+        long = {"messages": [{"role": "user", "content": "fever " * 200}]}
+        codes = [client.post("/v1/chat/completions", json=ask).status_code for ask in (ASK, long, long)]
+        assert codes == [200, 400, 429] and len(counted) == 1, "no tokens are counted of what is over the limit"
+        wait(lambda: not client.desk.access.busy["local"])
+
+
+def test_the_talk_in_the_terminal_asks_with_a_key_that_is_no_hash(backend, finished, monkeypatch, capsys):
+    hashed = "a:sha256:" + hashlib.sha256(b"first").hexdigest()
+    with api(PLAIN, backend_url=backend.url, keys=f"{hashed} b:second") as client:
+        for more in ({}, {"keys": hashed, "chat_key": "first"}):
+            lines = iter(["What is a fever?", "/new", ""])
+            monkeypatch.setattr("builtins.input", lambda prompt: next(lines))  # noqa: B023
+            assert terminal.main(client.desk.settings.model_copy(update={"port": client.port} | more), [PLAIN]) == 0
+            shown = capsys.readouterr()
+            assert "Iron deficiency." in shown.out and shown.err == ""
+    done = run({"SERVE_KEYS": hashed}, "chat")
+    line = "serve: SERVE_KEYS has nothing but hashes: give make chat its key in SERVE_CHAT_KEY\n"
+    assert done.returncode == 1 and done.stderr == line
 
 
 def test_a_red_flag_is_told_before_the_answer_and_where_no_answer_comes(backend):
@@ -210,20 +286,32 @@ def test_a_red_flag_is_told_before_the_answer_and_where_no_answer_comes(backend)
         assert quiet["choices"][0]["message"]["content"] == "Iron deficiency." and quiet["guard"]
         client.desk.backends["tiny/x"].state = "down"
         broken = client.post("/v1/chat/completions", json=ask)
-        assert broken.status_code == 503 and broken.json()["error"]["guard"][0]["notice"] == notice
+        unknown = client.post("/v1/chat/completions", json=ask | {"adapter": "y"})
+        for reply, status in ((broken, 503), (unknown, 404)):
+            assert reply.status_code == status and reply.json()["error"]["guard"][0]["notice"] == notice
+            assert reply.headers["x-guard"] == whole.headers["x-guard"]
+        assert not client.desk.access.busy["local"]
         stream = events(client.post("/v1/chat/completions", json=ask | {"stream": True}).text)
         assert notice in said(stream[:1]) and stream[-1]["error"]["code"] == "backend_down"
 
 
 def test_a_wrong_rule_does_not_keep_an_emergency_from_being_told(monkeypatch):
-    guard = Guard()
+    failed = set()
+    guard = Guard(log=SimpleNamespace(error=lambda event, rule, error: failed.add(rule)))
 
     def broken(text):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(guard, "_scope", broken)
     monkeypatch.setattr(guard, "_control", broken)
-    assert {hit.kind for hit in guard.question("I want to kill myself tonight.")} == {"emergency"}
+    for part in PARTS:
+        guard.patterns[part].insert(0, (f"x-{part}", [broken], None))
+    guard.patterns["emergency"].insert(0, ("excused", [str.strip], broken))
+    hits = guard.question("I want to kill myself tonight.")
+    assert {hit.kind for hit in hits} == {"emergency"} and {"suicide", "excused"} <= {hit.id for hit in hits}
+    told = guard.after("Take 500 mg twice. This is definitely benign.", "stop", True)[1]
+    assert [entry["id"] for entry in told] == ["number-unit", "sure-word"]
+    parts = {"x-emergency", "x-calm", "x-dose", "x-certain", "x-caveat"}
+    assert failed == {*parts, "excused", "_scope", "broken"}, "each fault is in the log"
 
 
 def test_out_of_scope_is_told_or_refused(backend):
@@ -267,14 +355,18 @@ def test_control_tokens_in_a_question_reach_no_model_and_our_notices_do_not_retu
 
 
 def test_a_guard_model_is_asked_beside_the_rules_and_may_fail(backend):
+    content = "Yes."
+
     async def yes(writer, body):
-        data = json.dumps({"choices": [{"message": {"content": "Yes."}}]}).encode()
+        data = json.dumps({"choices": [{"message": {"content": content}}]}).encode()
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(data) + data)
 
     ask = {"messages": [{"role": "user", "content": "My patient is unwell."}]}
     with Backend(yes) as second:
         with api(PLAIN, backend_url=backend.url, guard_url=second.url + "/v1", guard_model="g") as client:
             assert "model" in client.post("/v1/chat/completions", json=ask).json()["usage"]["guard"]["rules"]
+            content = None
+            assert client.post("/v1/chat/completions", json=ask).json()["usage"]["guard"]["rules"] == []
     with api(PLAIN, backend_url=backend.url, guard_url="http://127.0.0.1:9/v1") as client:
         assert client.post("/v1/chat/completions", json=ask).status_code == 200
 
@@ -313,8 +405,6 @@ def test_the_page_talks_keeps_what_came_and_saves(backend, monkeypatch):
         assert not page.exception and "not for clinical use" in page.info[0].value
         page.button(key="example0").click().run()
         turn = page.session_state.turns[0]
-        from served import wait
-
         wait(lambda: turn["answers"][0].done)
         page.slider(key="temperature").set_value(0.5).run()  # a click loses nothing
         assert not page.exception and any("Iron deficiency." in m.value for m in page.markdown)
@@ -324,5 +414,28 @@ def test_the_page_talks_keeps_what_came_and_saves(backend, monkeypatch):
         assert any("emergency" in e.value for e in page.error) and len(backend.asked[-1]["messages"]) == 3
         page.button(key="new").click().run()
         assert page.session_state.turns == []
+    with api(PLAIN, backend_url=backend.url, keys="a:x") as client:
+        monkeypatch.setenv("MEDTUNE_API", str(client.base_url))
+        assert page.run().error[0].value.startswith("The page's key is not known to the server")
     page.run()
     assert "does not answer" in page.error[0].value
+
+
+def test_stop_frees_a_slot_before_the_first_token_and_a_place_in_the_queue(monkeypatch):
+    from streamlit.testing.v1 import AppTest
+
+    async def stalls(writer, body):
+        await asyncio.sleep(60)
+
+    with Backend(stalls) as stalled, api(PLAIN, backend_url=stalled.url, slots=1) as client:
+        monkeypatch.setenv("MEDTUNE_API", str(client.base_url))
+        slots, pages = client.desk.backends["tiny/x"].slots, []
+        for waits in (lambda: stalled.asked, lambda: slots.waiting):
+            pages.append(AppTest.from_file(str(ROOT / "app" / "ui.py"), default_timeout=60).run())
+            pages[-1].button(key="example0").click().run()
+            wait(waits)
+        pages[1].button(key="stop").click().run()
+        wait(lambda: not slots.waiting, 2)
+        pages[0].button(key="stop").click().run()
+        wait(lambda: slots.free == 1 and stalled.left == 1, 2)
+        assert all(page.session_state.turns[0]["answers"][0].stopped for page in pages)

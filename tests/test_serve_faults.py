@@ -1,14 +1,21 @@
 """What goes wrong behind and before the API: a bad backend, clients that leave, slow and hostile requests."""
 
 import asyncio
+import json
 import os
+import re
 import signal
 import socket
 import time
 
 import pytest
+from limits.errors import StorageError
 from served import ASK, HEADERS, Backend, api, ending, events, model, piece, raw, said, wait, writes
 from test_gguf import bf16, twin  # noqa: F401 (fixtures)
+
+from app import settings
+from app.access import Access
+from app.errors import Problem
 
 STREAM = ASK | {"stream": True}
 
@@ -97,6 +104,23 @@ def test_a_backend_that_misbehaves_is_told_of_and_frees_its_slot(name):
         wait(lambda: slots.free == 1 and not client.desk.access.busy["local"])
 
 
+def test_every_refusal_is_metered_once(monkeypatch):
+    how = {"keys": "a:x", "rate": "2/hour", "body_bytes": 2048}
+    with Backend(five_hundred) as backend, api(backend_url=backend.url, **how) as client:
+        key = {"Authorization": "Bearer x"}
+        client.get("/v1/models")
+        for body in ({}, ASK, ASK | {"model": "gpt-9"}):
+            client.post("/v1/chat/completions", json=body, headers=key)
+        wait(lambda: not client.desk.access.busy["a"])
+        monkeypatch.setattr(client.desk.guard, "before", None)
+        client.post("/v1/chat/completions", json=ASK, headers=key)
+        client.post("/v1/chat/completions", json=ASK, headers=key)
+        client.post("/v1/chat/completions", content=b" " * 4096, headers=key)
+        found = re.findall(r'medtune_errors_total\{code="(\w+)"\} (\S+)', client.get("/metrics", headers=key).text)
+    codes = "invalid_api_key invalid_field backend_failed model_not_found internal rate_limit body_too_large".split()
+    assert dict(found) == dict.fromkeys(codes, "1.0")
+
+
 def test_an_answer_has_a_whole_time_limit():
     reply, _ = ask(writes(*[piece("a")] * 100, pause=0.05), answer_s=0.5)
     assert reply.status_code == 504 and reply.json()["error"]["code"] == "answer_timeout"
@@ -118,6 +142,39 @@ def test_the_queue_is_bounded_in_length_and_time():
         wait(lambda: client.desk.backends["tiny/x"].slots.free == 1)
 
 
+def test_requests_at_once_are_bounded_and_one_that_is_refused_counts_for_nothing(monkeypatch):
+    with Backend(stalls) as backend, api(backend_url=backend.url, concurrency=1, rate="9/second") as client:
+        access, link = client.desk.access, leave(client, json.dumps(STREAM).encode())
+        wait(lambda: backend.asked)
+        second = client.post("/v1/chat/completions", json=ASK)
+        assert (second.status_code, second.json()["error"]["code"]) == (429, "concurrency_limit")
+        assert second.headers["retry-after"] == "1"
+        link.close()
+        wait(lambda: not access.busy["local"])
+
+        async def slow(*given):
+            await asyncio.sleep(0.01)
+            return given[-1] != "late"
+
+        async def together(*names):
+            return await asyncio.gather(*map(access.admit, names), return_exceptions=True)
+
+        monkeypatch.setattr(access.rates, "hit", slow)
+        first, second = asyncio.run(together("a", "a"))
+        assert first is None and second.code == "concurrency_limit"
+        assert asyncio.run(together("late"))[0].code == "rate_limit" and not access.busy["late"]
+        monkeypatch.setattr(access.rates, "hit", lost)
+        away = client.post("/v1/chat/completions", json=ASK)
+        assert (away.status_code, away.json()["error"]["code"]) == (503, "limits_unavailable")
+        monkeypatch.undo()
+        backend.script = writes(piece("fine"), ending(1))
+        assert client.post("/v1/chat/completions", json=ASK).status_code == 200
+
+
+async def lost(*given):
+    raise StorageError(ConnectionError())
+
+
 def leave(client, raw_body):
     """Send a request on a socket of its own, and return the socket."""
     link = socket.create_connection(("127.0.0.1", client.port))
@@ -129,8 +186,6 @@ def leave(client, raw_body):
 
 @pytest.mark.parametrize("where", ["queued", "before the first token", "amid the stream"])
 def test_a_client_that_leaves_frees_its_slot(where):
-    import json
-
     script = stalls if where == "before the first token" else stalls_amid
     with Backend(script) as backend, api(backend_url=backend.url, slots=1) as client:
         slots = client.desk.backends["tiny/x"].slots
@@ -153,6 +208,17 @@ def test_a_client_that_leaves_frees_its_slot(where):
         assert 'medtune_cancelled_total{model="tiny/x"}' in client.get("/metrics").text
 
 
+def test_a_client_that_does_not_read_gives_its_place_back(monkeypatch):
+    monkeypatch.setattr("app.relay.FAIL_S", 0.5)
+    much = writes(*[piece("word " * 12000)] * 1000)
+    with Backend(much) as backend, api(model(form="instruction"), backend_url=backend.url, answer_s=1) as client:
+        link = leave(client, json.dumps(STREAM).encode())
+        wait(lambda: backend.asked)
+        wait(lambda: not client.desk.access.busy["local"], 20)
+        assert client.desk.backends["tiny/x"].slots.free == 4
+        link.close()
+
+
 def test_a_killed_llama_server_is_started_again_and_answers(bf16, monkeypatch):  # noqa: F811
     with api(model(bf16, context=1024), slots=2) as client:
         backend = client.desk.backends["tiny/x"]
@@ -172,7 +238,6 @@ def test_a_killed_llama_server_is_started_again_and_answers(bf16, monkeypatch): 
 
 
 def test_slots_of_the_real_server_are_free_after_a_client_has_left(bf16):  # noqa: F811
-    import json
     import socket as sockets
 
     with api(model(bf16, context=4096), slots=1) as client:
@@ -227,3 +292,26 @@ def test_a_clock_that_jumps_cuts_no_answer(monkeypatch):
         with api(backend_url=backend.url, answer_s=5) as client:
             monkeypatch.setattr(time, "time", lambda: clock() + 86400)
             assert client.post("/v1/chat/completions", json=ASK).status_code == 200
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+def test_a_clock_that_is_set_moves_no_limit(monkeypatch, days):
+    clock, access = time.time, Access(settings.load(rate="1/second", tokens_per_day=5))
+
+    async def asked():
+        found = []
+        for pause in (0, 0, 1.1):
+            await asyncio.sleep(pause)
+            try:
+                found.append(await access.admit("a"))
+            except Problem as problem:
+                assert 0 < problem.retry_s <= (1 if problem.code == "rate_limit" else 86400)
+                found.append(problem.code)
+            monkeypatch.setattr(time, "time", lambda: clock() + days * 86400)
+        await access.spend("a", 6)
+        with pytest.raises(Problem, match="tokens in a day"):
+            await asyncio.sleep(1.1)
+            await access.admit("a")
+        return found
+
+    assert asyncio.run(asked()) == [None, "rate_limit", None]
