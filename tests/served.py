@@ -54,6 +54,30 @@ def wait(until, seconds=30):
     return found
 
 
+def stretch():
+    """How much longer a second of computing takes here because other programs compute too; 1 where none does."""
+    start, end = time.perf_counter(), time.thread_time() + 0.1
+    while time.thread_time() < end:
+        pass
+    return (time.perf_counter() - start) / 0.1
+
+
+def soon(until):
+    """Wait for what comes true within a second, stretched by the load before it or after it."""
+    limit, start = stretch(), time.perf_counter()
+    wait(until)
+    took = time.perf_counter() - start
+    assert took < max(1, limit) or took < stretch(), f"it took {took:.1f} s"
+
+
+def llama(backend, path, key=None, **headers):
+    """What the llama-server of a backend replies on its own socket."""
+    (socket_,) = backend.folder.glob("*.sock")
+    headers |= {"Authorization": f"Bearer {key}"} if key else {}
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket_)), timeout=60) as direct:
+        return direct.get(f"http://llama{path}", headers=headers)
+
+
 def events(text):
     """The JSON of a stream's events, [DONE] left out."""
     parts = [part.removeprefix("data: ") for part in text.split("\n\n") if part]

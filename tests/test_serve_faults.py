@@ -1,15 +1,19 @@
 """What goes wrong behind and before the API: a bad backend, clients that leave, slow and hostile requests."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
 import time
 
 import pytest
-from served import ASK, HEADERS, Backend, api, ending, events, model, piece, raw, said, wait, writes
+from served import ASK, HEADERS, Backend, api, ending, events, llama, model, piece, raw, said, soon, wait, writes
 from test_gguf import bf16, twin  # noqa: F401 (fixtures)
 
+from app import backend as backends
+
+LONG = "qwen3.context_length=int:32768"  # the twin was trained for 512
 STREAM = ASK | {"stream": True}
 
 
@@ -129,8 +133,6 @@ def leave(client, raw_body):
 
 @pytest.mark.parametrize("where", ["queued", "before the first token", "amid the stream"])
 def test_a_client_that_leaves_frees_its_slot(where):
-    import json
-
     script = stalls if where == "before the first token" else stalls_amid
     with Backend(script) as backend, api(backend_url=backend.url, slots=1) as client:
         slots = client.desk.backends["tiny/x"].slots
@@ -143,10 +145,10 @@ def test_a_client_that_leaves_frees_its_slot(where):
             assert b"200 OK" in links[0].recv(100)
         links[0].close()
         if where == "queued":
-            wait(lambda: not slots.waiting)
+            soon(lambda: not slots.waiting)
             assert slots.free == 0 and backend.left == 0
         else:
-            wait(lambda: slots.free == 1 and backend.left == 1)
+            soon(lambda: slots.free == 1 and backend.left == 1)
         for link in links:
             link.close()
         wait(lambda: slots.free == 1)
@@ -171,28 +173,30 @@ def test_a_killed_llama_server_is_started_again_and_answers(bf16, monkeypatch): 
         assert client.post("/v1/chat/completions", json=ASK).status_code == 200 and backend.restarts == 1
 
 
-def test_slots_of_the_real_server_are_free_after_a_client_has_left(bf16):  # noqa: F811
-    import json
-    import socket as sockets
-
-    with api(model(bf16, context=4096), slots=1) as client:
+@pytest.mark.parametrize("where", ["queued", "amid the stream"])
+def test_a_slot_of_the_real_server_is_free_within_a_second_of_its_client(bf16, monkeypatch, where):  # noqa: F811
+    command, made = backends.Backend.command, model(bf16, context=32768)
+    monkeypatch.setattr(backends.Backend, "command", lambda *a: [*command(*a), "--override-kv", LONG])
+    made.drawn["ignore_eos"] = True
+    body = STREAM | {"max_tokens": 30000}  # ten seconds or more, if nobody stops it
+    with api(made, slots=1) as client:
         backend = client.desk.backends["tiny/x"]
-        raw = json.dumps(STREAM | {"max_tokens": 3000}).encode()
-        link = leave(client, raw)
-        assert b"200 OK" in link.recv(50)
-        link.close()
 
         def busy():
-            (path,) = backend.folder.glob("*.sock")
-            with sockets.socket(sockets.AF_UNIX) as direct:
-                direct.connect(str(path))
-                head = f"GET /slots HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {backend.key}\r\n"
-                request = head + "Connection: close\r\n\r\n"
-                direct.sendall(request.encode())
-                data = b"".join(iter(lambda: direct.recv(65536), b""))
-            return any(slot["is_processing"] for slot in json.loads(data.partition(b"\r\n\r\n")[2]))
+            (slot,) = llama(backend, "/slots", backend.key).json()
+            return slot["is_processing"]
 
-        wait(lambda: not busy(), seconds=10)
+        link = leave(client, json.dumps(body).encode())
+        assert b"200 OK" in link.recv(50)
+        if where == "queued":
+            queued = leave(client, json.dumps(body).encode())
+            wait(lambda: backend.slots.waiting)
+            queued.close()
+            soon(lambda: not backend.slots.waiting)
+        assert busy(), "it is still at work for the one who stays"
+        link.close()
+        soon(lambda: not busy())
+        soon(lambda: backend.slots.free == 1)
 
 
 def test_slow_headers_slow_bodies_huge_ones_and_smuggled_ones():
