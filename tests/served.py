@@ -3,7 +3,10 @@
 import asyncio
 import contextlib
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -11,8 +14,11 @@ import httpx
 import uvicorn
 
 from app import edge, server, settings
+from app.__main__ import healthy
 from app.catalogue import Model
 from app.desk import Desk
+from benchmarks.serving import port
+from lib.pipeline.files import ROOT
 
 ASK = {"messages": [{"role": "user", "content": "What is a fever?"}], "max_tokens": 8}
 
@@ -43,6 +49,21 @@ def api(*models, **over):
     finally:
         running.should_exit = True
         thread.join()
+
+
+@contextlib.contextmanager
+def site(api_url):
+    """Yields the address of the page before an API, in a process of its own."""
+    here = port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app.site", str(here)], cwd=ROOT, env=os.environ | {"MEDTUNE_API": str(api_url)}
+    )
+    try:
+        wait(healthy(f"http://127.0.0.1:{here}/_stcore/health"), 90)
+        yield f"http://127.0.0.1:{here}"
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def wait(until, seconds=30):

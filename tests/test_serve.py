@@ -9,11 +9,13 @@ import threading
 import time
 from importlib.util import find_spec
 
+import httpx
 import pytest
 import yaml
-from served import ASK, Backend, api, ending, events, model, piece, said, wait, writes
+from served import ASK, Backend, api, ending, events, model, piece, said, site, wait, writes
 
 from app import catalogue, settings
+from app import site as headers
 from app.guard import Guard
 from app.sections import Sections
 from benchmarks import guard as bench
@@ -296,6 +298,16 @@ def test_cors_is_off_unless_an_origin_is_named(backend):
         )
 
 
+def test_every_reply_of_the_page_has_the_security_headers():
+    assert not re.search(r"https?:|\*", headers.POLICY) and "default-src 'self'" in headers.POLICY
+    with site("http://127.0.0.1:9") as url:
+        for path in ("/", "/_stcore/health", "/static/none.js"):
+            reply = httpx.get(url + path, trust_env=False)
+            assert {name: reply.headers.get_list(name) for name in headers.HEADERS} == {
+                name: [value] for name, value in headers.HEADERS.items()
+            }
+
+
 @pytest.fixture
 def visit(monkeypatch):
     """Function of an API's client: the page before it, run once."""
@@ -324,7 +336,9 @@ def test_a_click_amid_an_answer_loses_nothing(visit):
         (answer,) = page.session_state.turns[0]["answers"]
         wait(lambda: answer.content.endswith("word19"))
         page.slider(key="temperature").set_value(0.5).run()
-        assert not page.exception and not answer.done and "".join(words[:20]).strip() in [m.value for m in page.markdown]
+        assert (
+            not page.exception and not answer.done and "".join(words[:20]).strip() in [m.value for m in page.markdown]
+        )
         clicked.set()
         wait(lambda: answer.done)
         page.run()
