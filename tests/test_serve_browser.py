@@ -106,14 +106,20 @@ def count(selector):
     return f"document.querySelectorAll({json.dumps(selector)}).length"
 
 
-def test_markup_in_questions_and_answers_stays_text(tmp_path):
+@pytest.mark.parametrize("form", ["instruction", "think"])
+def test_markup_in_questions_answers_and_reasoning_stays_text(tmp_path, monkeypatch, form):
     assert len(MARKUP) >= 50
-    plain, other = model(form="instruction", context=100000), Loopback(Counting)
+    monkeypatch.setattr(Counting, "asked", [])
+    plain, other = model(form=form, context=100000), Loopback(Counting)
     whole = "\n\n".join(MARKUP).replace("@LEAK", other.url)
-    with other, page(tmp_path, plain, script=writes(piece(f"{whole}\n\nthe end"), ending(9))) as (browser, _):
+    told = whole if form == "instruction" else f"<think>\n{whole}\n</think>"
+    with other, page(tmp_path, plain, script=writes(piece(f"{told}\n\nthe end"), ending(9))) as (browser, _):
         browser.type(FIELD, whole)
         browser.until("document.body.innerText.includes('the end')")
         browser.until(count("[data-testid=stChatMessage]") + " >= 2")
+        if form == "think":
+            browser.click("[data-testid=stExpander] summary")
+            browser.until("document.querySelector('[data-testid=stExpander]').innerText.includes('window.hit')")
         inside = "[...document.querySelectorAll('[data-testid=stChatMessage] *')]"
         assert browser.js("window.hit") is None
         assert browser.js(f"{inside}.filter(e => [...e.attributes].some(a => /^on/i.test(a.name))).length") == 0
