@@ -3,7 +3,10 @@
 import asyncio
 import contextlib
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -11,8 +14,11 @@ import httpx
 import uvicorn
 
 from app import edge, server, settings
+from app.__main__ import healthy
 from app.catalogue import Model
 from app.desk import Desk
+from benchmarks.serving import port
+from lib.pipeline.files import ROOT
 
 ASK = {"messages": [{"role": "user", "content": "What is a fever?"}], "max_tokens": 8}
 
@@ -45,6 +51,21 @@ def api(*models, **over):
         thread.join()
 
 
+@contextlib.contextmanager
+def site(api_url):
+    """Yields the address of the page before an API, in a process of its own."""
+    here = port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app.site", str(here)], cwd=ROOT, env=os.environ | {"MEDTUNE_API": str(api_url)}
+    )
+    try:
+        wait(healthy(f"http://127.0.0.1:{here}/_stcore/health"), 90)
+        yield f"http://127.0.0.1:{here}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def wait(until, seconds=30):
     """Wait for something to become true; the assertion is that it does."""
     end = time.monotonic() + seconds
@@ -52,6 +73,30 @@ def wait(until, seconds=30):
         assert time.monotonic() < end, "it did not come true"
         time.sleep(0.02)
     return found
+
+
+def stretch():
+    """How much longer a second of computing takes here because other programs compute too; 1 where none does."""
+    start, end = time.perf_counter(), time.thread_time() + 0.1
+    while time.thread_time() < end:
+        pass
+    return (time.perf_counter() - start) / 0.1
+
+
+def soon(until):
+    """Wait for what comes true within a second, stretched by the load before it or after it."""
+    limit, start = stretch(), time.perf_counter()
+    wait(until)
+    took = time.perf_counter() - start
+    assert took < max(1, limit) or took < stretch(), f"it took {took:.1f} s"
+
+
+def llama(backend, path, key=None, **headers):
+    """What the llama-server of a backend replies on its own socket."""
+    (socket_,) = backend.folder.glob("*.sock")
+    headers |= {"Authorization": f"Bearer {key}"} if key else {}
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket_)), timeout=60) as direct:
+        return direct.get(f"http://llama{path}", headers=headers)
 
 
 def events(text):

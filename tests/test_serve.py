@@ -7,15 +7,18 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from importlib.util import find_spec
 from types import SimpleNamespace
 
+import httpx
 import pytest
 import yaml
-from served import ASK, Backend, api, ending, events, model, piece, said, wait, writes
+from served import ASK, Backend, api, ending, events, model, piece, said, site, wait, writes
 
 from app import catalogue, server, settings, terminal
+from app import site as headers
 from app.__main__ import children
 from app.access import Access
 from app.desk import Desk
@@ -396,21 +399,64 @@ def test_cors_is_off_unless_an_origin_is_named(backend):
         )
 
 
-def test_the_page_talks_keeps_what_came_and_saves(backend, monkeypatch):
+def test_every_reply_of_the_page_has_the_security_headers():
+    assert not re.search(r"https?:|\*", headers.POLICY) and "default-src 'self'" in headers.POLICY
+    with site("http://127.0.0.1:9") as url:
+        for path in ("/", "/_stcore/health", "/static/none.js"):
+            reply = httpx.get(url + path, trust_env=False)
+            assert {name: reply.headers.get_list(name) for name in headers.HEADERS} == {
+                name: [value] for name, value in headers.HEADERS.items()
+            }
+
+
+@pytest.fixture
+def visit(monkeypatch):
+    """Function of an API's client: the page before it, run once."""
     from streamlit.testing.v1 import AppTest
 
-    with api(PLAIN, backend_url=backend.url) as client:
+    def opened(client):
         monkeypatch.setenv("MEDTUNE_API", str(client.base_url))
-        page = AppTest.from_file(str(ROOT / "app" / "ui.py"), default_timeout=60).run()
+        return AppTest.from_file(str(ROOT / "app" / "ui.py"), default_timeout=60).run()
+
+    return opened
+
+
+def test_a_click_amid_an_answer_loses_nothing(visit):
+    words, clicked = [f" word{number}" for number in range(40)], threading.Event()
+
+    async def halting(writer, body):
+        await writes(*map(piece, words[:20]))(writer, body)
+        while not clicked.is_set():
+            await asyncio.sleep(0.02)
+        writer.write(b"".join(map(piece, words[20:])) + ending(40))
+        await writer.drain()
+
+    with Backend(halting) as slow, api(PLAIN, backend_url=slow.url) as client:
+        page = visit(client)
+        page.button(key="example0").click().run()
+        (answer,) = page.session_state.turns[0]["answers"]
+        wait(lambda: answer.content.endswith("word19"))
+        page.slider(key="temperature").set_value(0.5).run()
+        assert (
+            not page.exception and not answer.done and "".join(words[:20]).strip() in [m.value for m in page.markdown]
+        )
+        clicked.set()
+        wait(lambda: answer.done)
+        page.run()
+        assert "".join(words).strip() in [m.value for m in page.markdown] and not answer.error
+        assert page.slider(key="temperature").value == 0.5 and len(slow.asked) == 1
+
+
+def test_the_page_talks_and_forgets(backend, visit):
+    with api(PLAIN, backend_url=backend.url) as client:
+        page = visit(client)
         assert not page.exception and "not for clinical use" in page.info[0].value
         page.button(key="example0").click().run()
-        turn = page.session_state.turns[0]
-        wait(lambda: turn["answers"][0].done)
-        page.slider(key="temperature").set_value(0.5).run()  # a click loses nothing
-        assert not page.exception and any("Iron deficiency." in m.value for m in page.markdown)
+        wait(lambda: page.session_state.turns[0]["answers"][0].done)
         page.chat_input[0].set_value("Crushing chest pressure, left arm numb").run()
         wait(lambda: page.session_state.turns[1]["answers"][0].done)
         page.run()
+        assert not page.exception and sum("Iron deficiency." in m.value for m in page.markdown) == 2
         assert any("emergency" in e.value for e in page.error) and len(backend.asked[-1]["messages"]) == 3
         page.button(key="new").click().run()
         assert page.session_state.turns == []

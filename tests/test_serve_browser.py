@@ -1,18 +1,16 @@
 """The page in a headless chromium: what a visitor clicks, and markup in questions and answers that must stay text."""
 
 import json
-import os
-import subprocess
-import sys
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
 
+import httpx
 import pytest
 from browser import PROGRAM, Browser
-from served import HEADERS, Backend, api, ending, model, piece, wait, writes
+from loopback import Loopback
+from served import HEADERS, Backend, api, ending, model, piece, site, wait, writes
 
-from app.__main__ import healthy
 from benchmarks.serving import port
-from lib.pipeline.files import ROOT
 
 pytestmark = pytest.mark.skipif(not PROGRAM, reason="no chromium here: apt-get install chromium")
 FIELD = "[data-testid=stChatInputTextArea]"
@@ -70,7 +68,10 @@ $\href{@URL}{a}$
 $\htmlData{onclick=@CALL}{a}$
 ```html@NEWLINE<script>@CALL</script>@NEWLINE```
 :material/@CALL: :red[<img src=x onerror=@CALL>]
-![x](http://192.0.2.1/leak.png)
+![x](@LEAK/1.png)
+<img src=@LEAK/2.png>
+<link rel=stylesheet href=@LEAK/3.css>
+$\includegraphics{@LEAK/4.png}$
 """.strip().split("\n")
 ]
 
@@ -78,36 +79,47 @@ $\htmlData{onclick=@CALL}{a}$
 @contextmanager
 def page(tmp_path, *models, script):
     """Yields (browser, backend) on the page before an API whose backend is `script`."""
-    here = port()
-    with Backend(script) as backend, api(*models, backend_url=backend.url) as client:
-        env = os.environ | {"MEDTUNE_API": str(client.base_url)}
-        site = subprocess.Popen([sys.executable, "-m", "app.site", str(here)], cwd=ROOT, env=env)
-        try:
-            wait(healthy(f"http://127.0.0.1:{here}/_stcore/health"), 90)
-            with Browser(tmp_path / "profile", port()) as browser:
-                browser.size(1400, 900)
-                browser.open(f"http://127.0.0.1:{here}/")
-                browser.until(
-                    f"!!document.querySelector('{FIELD}') && document.querySelectorAll('.st-key-save').length"
-                )
-                yield browser, backend
-        finally:
-            site.terminate()
-            site.wait()
+    with (
+        Backend(script) as backend,
+        api(*models, backend_url=backend.url) as client,
+        site(client.base_url) as url,
+        Browser(tmp_path / "profile", port()) as browser,
+    ):
+        browser.size(1400, 900)
+        browser.open(url)
+        browser.until(f"!!document.querySelector('{FIELD}') && document.querySelectorAll('.st-key-save').length")
+        yield browser, backend
+
+
+class Counting(BaseHTTPRequestHandler):
+    """Another host on this machine, which an answer would like to tell something."""
+
+    asked = []
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        self.send_response(204)
+        self.end_headers()
 
 
 def count(selector):
     return f"document.querySelectorAll({json.dumps(selector)}).length"
 
 
-def test_markup_in_questions_and_answers_stays_text(tmp_path):
+@pytest.mark.parametrize("form", ["instruction", "think"])
+def test_markup_in_questions_answers_and_reasoning_stays_text(tmp_path, monkeypatch, form):
     assert len(MARKUP) >= 50
-    whole = "\n\n".join(MARKUP)
-    plain = model(form="instruction", context=100000)
-    with page(tmp_path, plain, script=writes(piece(f"{whole}\n\nthe end"), ending(9))) as (browser, _):
+    monkeypatch.setattr(Counting, "asked", [])
+    plain, other = model(form=form, context=100000), Loopback(Counting)
+    whole = "\n\n".join(MARKUP).replace("@LEAK", other.url)
+    told = whole if form == "instruction" else f"<think>\n{whole}\n</think>"
+    with other, page(tmp_path, plain, script=writes(piece(f"{told}\n\nthe end"), ending(9))) as (browser, _):
         browser.type(FIELD, whole)
         browser.until("document.body.innerText.includes('the end')")
         browser.until(count("[data-testid=stChatMessage]") + " >= 2")
+        if form == "think":
+            browser.click("[data-testid=stExpander] summary")
+            browser.until("document.querySelector('[data-testid=stExpander]').innerText.includes('window.hit')")
         inside = "[...document.querySelectorAll('[data-testid=stChatMessage] *')]"
         assert browser.js("window.hit") is None
         assert browser.js(f"{inside}.filter(e => [...e.attributes].some(a => /^on/i.test(a.name))).length") == 0
@@ -116,10 +128,12 @@ def test_markup_in_questions_and_answers_stays_text(tmp_path):
             browser.js(f"{inside}.filter(e => /^(script|iframe|object|embed|form|base|meta)$/i.test(e.tagName)).length")
             == 0
         )
-        browser.js(f"{inside}.filter(e => e.tagName == 'A').forEach(e => {{ e.target = '_self'; e.click() }})")
+        assert browser.js(f"{inside}.filter(e => (e.src || '').startsWith('{other.url}')).length") >= 1, "it was tried"
+        links = f"{inside}.filter(e => e.tagName == 'A' && !e.href.startsWith('http'))"  # those lead out of the page
+        browser.js(f"{links}.forEach(e => {{ e.target = '_self'; e.click() }})")
         assert browser.js("window.hit") is None
-        loaded = "performance.getEntriesByType('resource').filter(e => !e.name.startsWith(location.origin))"
-        assert [name for name in browser.js(f"{loaded}.filter(e => e.responseStatus).map(e => e.name)")] == []
+        assert Counting.asked == []
+        assert httpx.get(f"{other.url}/seen", trust_env=False).status_code == 204 and Counting.asked == ["/seen"]
 
 
 def test_stop_is_clicked_amid_an_answer_and_what_came_stays(tmp_path):
