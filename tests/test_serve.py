@@ -447,7 +447,7 @@ def test_a_click_amid_an_answer_loses_nothing(visit):
         assert page.slider(key="temperature").value == 0.5 and len(slow.asked) == 1
 
 
-def test_the_page_talks_and_forgets(backend, visit):
+def test_the_page_talks_and_forgets(backend, visit, monkeypatch):
     with api(PLAIN, backend_url=backend.url) as client:
         page = visit(client)
         assert not page.exception and "not for clinical use" in page.info[0].value
