@@ -58,7 +58,8 @@ def test_the_best_file_is_served_and_others_by_their_names(finished):
     preferred = finished.parents[1] / "07_preference"
     (preferred / "gguf").mkdir(parents=True)
     (preferred / "gguf" / "dpo-adapter.gguf").touch()
-    (preferred / "stage.json").write_text(json.dumps({"outputs": {"gguf/dpo-adapter.gguf": "0"}}))
+    told = {"stage": "07_preference", "outputs": {"gguf/dpo-adapter.gguf": "0"}}
+    records.write(preferred / "stage.json", told)
     assert list(base.adapters) == ["sft"] and base.context == 640 and base.form == "think" and base.max_tokens == 128
     (base,) = catalogue.models(recipe.load("tiny"), settings.Settings(model="base-bf16"))
     assert base.adapters["dpo"] == preferred / "gguf" / "dpo-adapter.gguf" and set(base.adapters) == {"sft", "dpo"}
@@ -453,6 +454,7 @@ def test_the_page_talks_and_forgets(backend, visit, monkeypatch):
         assert not page.exception and "not for clinical use" in page.info[0].value
         page.button(key="example0").click().run()
         wait(lambda: page.session_state.turns[0]["answers"][0].done)
+        page.run()
         page.chat_input[0].set_value("Crushing chest pressure, left arm numb").run()
         wait(lambda: page.session_state.turns[1]["answers"][0].done)
         page.run()
