@@ -64,7 +64,7 @@ DEEDS = {
     "another folder": lambda run: shutil.copytree(run / "01_dataset", run / "08_02_baseline"),
     "dot file": lambda run: (run / "02_baseline/.hidden").write_text("x"),
     "dot folder": lambda run: shutil.copytree(run / "01_dataset", run / "02_baseline/.hidden"),
-    "link to a folder": lambda run: (run / "02_baseline/more").symlink_to(run / "01_dataset"),
+    "link to a folder": lambda run: (run / "02_baseline/adapter/more").symlink_to(run / "01_dataset"),
     "another rank's": lambda run: (run / "02_baseline/02_baseline.rank2.ipynb").write_text("{}"),
     "like a rank's": lambda run: (run / "02_baseline/adapter/a.rank1.ipynb").write_text("{}"),
     "removed file": lambda run: (run / "02_baseline/rows.jsonl").unlink(),
