@@ -56,7 +56,8 @@ def restart():
     old = sorted(name for name in pinned if _replaced(name))
     if not old:
         return "No restart is needed."
-    return f"Restart the session (Runtime > Restart session) and run this cell again: {', '.join(old)} was replaced."
+    again = "Restart the session (Runtime > Restart session) and run the cells up to this one again"
+    return f"{again}: {', '.join(old)} was replaced."
 
 
 def _replaced(name):
