@@ -8,12 +8,14 @@ import openai
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from served import ASK, api, events, model, said, wait
+from served import ASK, api, events, llama, model, said, wait
 from test_gguf import bf16, twin  # noqa: F401 (fixtures)
 
 from lib.dataset.answers import split_reasoning
 from lib.export import gguf
 from lib.pipeline.files import ROOT
+
+SECRETS = ("HF_TOKEN", "OPENAI_API_KEY")
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +30,11 @@ def adapter(twin, tmp_path_factory):  # noqa: F811
 
 @pytest.fixture(scope="module")
 def client(bf16, adapter):  # noqa: F811
-    with api(model(bf16, adapters={"x": adapter}), model(bf16, "tiny/y"), slots=2) as made:
-        yield made
+    with pytest.MonkeyPatch.context() as env:
+        for name in SECRETS:
+            env.setenv(name, "a-secret-of-ours")
+        with api(model(bf16, adapters={"x": adapter}), model(bf16, "tiny/y"), slots=2) as made:
+            yield made
 
 
 @pytest.fixture
@@ -148,14 +153,17 @@ def test_health_ready_docs_and_meters(client):
         assert name in text, name
 
 
-def test_the_backend_has_a_key_no_cors_and_none_of_our_secrets(client, monkeypatch):
+def test_the_backend_has_a_key_no_cors_and_none_of_our_secrets(client):
     backend = client.desk.backends["tiny/x"]
     environ = open(f"/proc/{backend.process.pid}/environ", "rb").read()
-    assert backend.key.encode() in environ
+    assert f"LLAMA_API_KEY={backend.key}\0".encode() in environ
+    assert b"a-secret-of-ours" not in environ and not [name for name in SECRETS if name.encode() in environ]
     assert backend.key not in " ".join(map(str, backend.command("s")))
     assert os.stat(backend.folder).st_mode & 0o777 == 0o700
-    arguments = open(f"/proc/{backend.process.pid}/cmdline", "rb").read().split(b"\0")
-    assert arguments[arguments.index(b"--cors-origins") + 1] == b"none"
+    assert llama(backend, "/slots").status_code == llama(backend, "/slots", "wrong").status_code == 401
+    reply = llama(backend, "/slots", backend.key, Origin="https://a.example")
+    assert reply.status_code == 200 and "access-control-allow-credentials" not in reply.headers
+    assert reply.headers.get("access-control-allow-origin", "none") == "none", "an origin that no page has"
 
 
 def test_secrets_do_not_reach_a_child(monkeypatch):
