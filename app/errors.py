@@ -35,7 +35,7 @@ class Problem(HTTPException):  # FastAPI lets this kind through where it reads a
             found.append((b"retry-after", str(max(1, round(self.retry_s))).encode()))
         if self.status == 401:
             found.append((b"www-authenticate", b"Bearer"))
-        if self.status in (408, 413):
+        if self.status in (408, 413, 500):  # uvicorn closes the connection of a fault
             found.append((b"connection", b"close"))
         return found
 

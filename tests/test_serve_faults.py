@@ -117,7 +117,8 @@ def test_every_refusal_is_metered_once(monkeypatch):
         monkeypatch.setattr(client.desk.guard, "before", None)
         client.post("/v1/chat/completions", json=ASK, headers=key)
         client.post("/v1/chat/completions", json=ASK, headers=key)
-        client.post("/v1/chat/completions", content=b" " * 4096, headers=key)
+        head = b"POST /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer x\r\nContent-Length: 9999\r\n\r\n"
+        assert b"413" in raw(client, head)[0][:20]
         found = re.findall(r'medtune_errors_total\{code="(\w+)"\} (\S+)', client.get("/metrics", headers=key).text)
     codes = "invalid_api_key invalid_field backend_failed model_not_found internal rate_limit body_too_large".split()
     assert dict(found) == dict.fromkeys(codes, "1.0")
