@@ -15,7 +15,8 @@ from lib.pipeline.files import ROOT, outputs_dir, rooted
 STUB = """#!/bin/sh
 exec {python} - "$@" <<'END'
 import json, os, sys
-names = ("RECIPE", "SET", "GPU", "OUTPUTS", "OVERLAY", "LAUNCH", "PIP_ARGS")
+names = ["RECIPE", "SET", "GPU", "OUTPUTS", "OVERLAY", "LAUNCH", "PIP_ARGS"]
+names += [name for name in os.environ if name.startswith("SERVE_")]
 with open({told!r}, "a") as file:
     file.write(json.dumps([sys.argv[1:], {{name: os.environ.get(name) for name in names}}]) + "\\n")
 END
@@ -61,6 +62,18 @@ def test_what_is_not_given(make):
     }
     assert make("clean", "RECIPE=")[0][1]["RECIPE"] == ""
     assert make("03_sft", "LAUNCH=env 'A=b c'")[-1][1]["LAUNCH"] == "env 'A=b c'"
+
+
+@pytest.mark.parametrize("target, words", [("serve", ["-m", "app"]), ("chat", ["-m", "app", "chat"])])
+def test_what_to_serve_reaches_the_program_from_the_command_line_only(make, target, words):
+    given = {"MODEL": "q8_0 a$b", "PORT": "8001", "HOST": "127.0.0.2", "UI": "0", "UI_PORT": "8502"}
+    for environment in ({}, {"PORT": "1", "HOST": "box", "UI": "x"}):
+        called, told = make(target, *[f"{name}={value}" for name, value in given.items()], **environment)[-1]
+        assert called == words
+        assert {name: value for name, value in told.items() if name.startswith("SERVE_")} == {
+            f"SERVE_{name}": value for name, value in given.items()
+        }
+        assert not [name for name in make(target, **environment)[-1][1] if name.startswith("SERVE_")]
 
 
 @pytest.mark.parametrize("text", ODD[:3])
