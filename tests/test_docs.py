@@ -19,7 +19,7 @@ from lib.plan import fit
 PAGES = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "data/README.md", ROOT / "params/launch/README.md"]
 )
-NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
+NOTEBOOKS = sorted([*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("outputs/published/**/*.ipynb")])
 QUESTIONS = ("own-data own-model serving cluster-and-cloud resume judging quantization preference benchmarks "
              "reliability troubleshooting glossary libraries results").split()  # fmt: skip
 TARGET = re.compile(r"\]\(<?([^)\s>]+)>?\)")

@@ -92,6 +92,19 @@ def test_a_launch_that_ends_within_a_quote_is_said_to(tmp_path):
     assert 'LAUNCH is "nice \'x": No closing quotation\n' == launched("nice 'x", tmp_path).stderr
 
 
+@pytest.mark.parametrize("target, words", [("serve", ["-m", "app"]), ("chat", ["-m", "app", "chat"])])
+def test_what_to_serve_reaches_the_program_from_the_command_line_only(make, target, words):
+    given = {"MODEL": "q8_0 a$b", "PORT": "8001", "HOST": "127.0.0.2", "UI": "0", "UI_PORT": "8502"}
+    for environment in ({}, {"PORT": "1", "HOST": "box", "UI": "x"}):
+        called, told = make(target, *[f"{name}={value}" for name, value in given.items()], **environment)[-1]
+        assert called == words
+        assert {name: value for name, value in told.items() if name.startswith("SERVE_")} == {
+            f"SERVE_{name}": value for name, value in given.items()
+        }
+        told = make(target, **environment)[-1][1]
+        assert not [name for name, value in told.items() if name.startswith("SERVE_") and value is not None]
+
+
 @pytest.mark.parametrize("text", ODD[:3])
 def test_a_rehearsal_passes_them_on(make, text):
     said, *stages = [(words, told) for words, told in make("rehearse", f"SET={text}", "RECIPE=qwen3_8b")
@@ -101,7 +114,7 @@ def test_a_rehearsal_passes_them_on(make, text):
 
 
 def test_all_runs_preferences_before_the_judge_which_may_ask_for_an_arm(make):
-    stages = [words[-1] for words, _ in make("all") if "lib.execute" in words]
+    stages = [words[-1] for words, _ in make("all") if {"lib.execute", "lib.pipeline.launch"} & {*words}]
     assert stages == [*sorted(STAGES[:5]), "07_preference", "06_judge"]
 
 

@@ -19,6 +19,7 @@ STAGES = ("01_dataset", "02_baseline", "03_sft")
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/x)"
 )
+LINKS = "[the term](../docs/glossary.md#term), [what follows](02_baseline.ipynb)"
 FIGURE = """from lib.figures import plots
 rows = [{"name": "sft", "value": 0.842, "low": 0.79, "high": 0.883, "n": 240}]
 plots.accuracy_bars(rows, chance=0.25, title="Accuracy of two models")"""
@@ -29,7 +30,7 @@ def notebook(stage, last="'stored'"):
     cells = [
         new_markdown_cell(f"# {int(stage[:2])}. The stage {stage[3:]}\n\n{BADGE}"),
         new_code_cell('recipe = "tiny"  # a name in params/\noverrides = {}', metadata={"tags": ["parameters"]}),
-        new_markdown_cell("## What does it print?\n\nPredict first."),
+        new_markdown_cell(f"## What does it print?\n\nPredict first. {LINKS}"),
         new_code_cell('print("printed by", recipe)\n"<b>"'),
         new_markdown_cell("## How good is it & why?"),
         new_code_cell(FIGURE, metadata={"tags": ["headline"]}),
@@ -80,6 +81,8 @@ def executed(tmp_path_factory):
         except papermill.PapermillExecutionError:
             assert fails
     (root / "docs").mkdir()
+    (root / "docs" / "serving.md").touch()
+    (root / "docs" / "glossary.md").touch()
     for page in ("README.md", "docs/results.md"):
         (root / page).write_text(f"# R\n\n{publish.START}\nold\n{publish.END}\n\nafter\n")
     return root
@@ -131,8 +134,10 @@ def test_pages_are_self_contained_and_linked(repository):
         page = path.read_text()
         assert not re.search(r'(src|rel="stylesheet" href|@import|url\()\s*=?\s*"?(https?:)?//', page), path.name
         assert "MathJax" not in page and "require.js" not in page and page.count("<script>") == 1
-        for link in re.findall(r'href="([^"#:]+)"', page):
+        for link in re.findall(r'href="([^"#:]+)(?:#[^"]*)?"', page):
             assert (folder / link).exists(), link
+        wanted = "docs/serving.md" if path.stem == "index" else "docs/glossary.md#term"
+        assert f'href="../../../{wanted}"' in page and (path.stem == "index" or 'href="02_baseline.html">what' in page)
 
 
 def test_a_chapter_has_prose_foldable_code_and_outputs(repository):
@@ -228,6 +233,10 @@ def test_publish_needs_a_finished_run(repository):
     assert not (repository / "outputs" / "published").exists() and "old" in (repository / "README.md").read_text()
 
 
+def links(copy):
+    return re.findall(r"\]\(([^)]*)\)", copy.cells[2].source)
+
+
 def test_published_notebooks_and_readme(repository):
     root = without_third(repository)
     target = publish.publish(root / "outputs" / "tiny", root=root)
@@ -236,6 +245,7 @@ def test_published_notebooks_and_readme(repository):
     copy = nbformat.read(target / "01_dataset.ipynb", as_version=4)
     nbformat.validate(copy)
     assert "papermill" not in json.dumps(copy) and str(root) not in json.dumps(copy) and copy.cells[3].outputs
+    assert links(copy) == ["../../docs/glossary.md#term", "02_baseline.ipynb"]
     assert (target / "01_dataset-1.png").read_bytes().startswith(b"\x89PNG")
     first, readme = (root / "README.md").read_text(), (root / "docs" / "results.md").read_text()
     assert "| [1](outputs/published/01_dataset.ipynb) | 01_dataset accuracy | 84.2 % | 79.0-88.3 | 240 |" in first
@@ -275,6 +285,7 @@ def test_another_recipe_is_published_beside_the_default_one_and_what_has_not_run
     target = publish.publish(repository / "outputs" / "tiny", cfg, repository)
     page = (repository / "docs" / "results-gemma.md").read_text()
     assert target == repository / "outputs/published/gemma" and (target / "01_dataset.ipynb").exists()
+    assert links(nbformat.read(target / "01_dataset.ipynb", 4))[0] == "../../../docs/glossary.md#term"
     assert "](../outputs/published/gemma/01_dataset.ipynb)" in page and "/published/gemma/02_baseline-1.png" in page
     assert "Not run: 03_sft." in page and 'make all RECIPE=gemma SET="model.base=copies/gemma"' in page
     assert readme == (repository / "README.md").read_text()

@@ -14,7 +14,7 @@ from served import ASK, HEADERS, Backend, api, ending, events, llama, model, pie
 from test_gguf import bf16, twin  # noqa: F401 (fixtures)
 
 from app import backend as backends
-from app import settings
+from app import logs, settings
 from app.access import Access
 from app.errors import Problem
 
@@ -238,6 +238,50 @@ def test_a_killed_llama_server_is_started_again_and_answers(bf16, monkeypatch): 
         assert reply.status_code in (200, 503) and (reply.status_code == 200 or reply.headers["retry-after"])
         wait(lambda: backend.state == "ready" and backend.process.pid != old)
         assert client.post("/v1/chat/completions", json=ASK).status_code == 200 and backend.restarts == 1
+
+
+def test_the_pauses_before_a_restart_double_and_begin_anew_after_health(bf16, monkeypatch):  # noqa: F811
+    command, answers, sleep = backends.Backend.command, backends.Backend.answers, asyncio.sleep
+    broken, pauses, heard = [], [], []
+
+    async def hurried(seconds):
+        pauses.extend([seconds] if seconds >= 0.5 else [])
+        await sleep(0)
+
+    async def listened(self, seconds):
+        heard.append(await answers(self, seconds))
+        return heard[-1]
+
+    async def until(what):
+        async with asyncio.timeout(60):
+            while not what():
+                await sleep(0.02)
+
+    async def main():
+        how = settings.load(slots=1, log_file=os.devnull)
+        backend = backends.Backend(model(bf16), how, logs.logger(how))
+        await backend.start()
+        try:
+            broken.append(True)
+            backend.process.kill()
+            await until(lambda: len(pauses) >= 8)
+            broken.clear()
+            await until(lambda: backend.state == "ready")
+            heard.clear()
+            await until(lambda: any(heard[:-1]))  # what the first look found is known by the second
+            told = len(pauses)
+            backend.process.kill()
+            await until(lambda: len(pauses) > told and backend.state == "ready")
+            return told
+        finally:
+            await backend.stop()
+
+    monkeypatch.setattr(backends, "WATCH_S", 1.0)
+    monkeypatch.setattr(backends.Backend, "command", lambda *a: ["false"] if broken else command(*a))
+    monkeypatch.setattr(backends.Backend, "answers", listened)
+    monkeypatch.setattr(asyncio, "sleep", hurried)
+    told = asyncio.run(main())
+    assert pauses[:8] == [0.5, 1, 2, 4, 8, 16, 30, 30] and pauses[told:] == [0.5]
 
 
 @pytest.mark.parametrize("where", ["queued", "amid the stream"])

@@ -59,9 +59,12 @@ def up(bf16, tmp_path):  # noqa: F811
            "SERVE_LOG_FILE": "/dev/null", "SERVE_CONTEXT": "512"}  # fmt: skip
     process = subprocess.Popen([sys.executable, "-m", "app"], cwd=ROOT, env=os.environ | env, stdout=subprocess.PIPE,
                                text=True)  # fmt: skip
-    while "Ctrl-C" not in (line := process.stdout.readline()):
+    url, stop, said = f"http://127.0.0.1:{api}", threading.Event(), ""
+    while "messages" not in (line := process.stdout.readline()):
         assert line, "it ended"
-    url, stop = f"http://127.0.0.1:{api}", threading.Event()
+        said += line
+    assert f"API   {url}/v1 " in said and f"page  http://127.0.0.1:{page}\n" in said
+    assert f"curl {url}/v1/chat/completions" in said
 
     def asks():
         with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:

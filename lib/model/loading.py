@@ -97,12 +97,7 @@ def _read_tokenizer(path, revision):
     if getattr(loaded, "legacy", None) is False:
         loaded = AutoTokenizer.from_pretrained(path, revision=revision, legacy=True, **OURS)
         loaded.init_kwargs["legacy"] = True
-    if isinstance(loaded.chat_template, dict):  # by name: "default", "tool_use"
-        if "default" not in loaded.chat_template:
-            names = ", ".join(sorted(loaded.chat_template))
-            raise ValueError(f"the tokenizer {str(path)!r} has no chat template named default, only {names}")
-        loaded.chat_template = loaded.chat_template["default"]
-    return loaded
+    return tokens.one_template(loaded, path)
 
 
 def _rows(path, revision):

@@ -61,3 +61,13 @@ def sentencepiece(tokenizer) -> bytes:
     made.normalizer_spec.remove_extra_whitespaces = False
     made.normalizer_spec.add_dummy_prefix = "Prepend" in json.dumps(backend["normalizer"])
     return made.SerializeToString()
+
+
+def one_template(tokenizer, path):
+    """The tokenizer with its template "default", where it has several by name. Raises ValueError without that one."""
+    if isinstance(tokenizer.chat_template, dict):
+        if "default" not in tokenizer.chat_template:
+            names = ", ".join(sorted(tokenizer.chat_template))
+            raise ValueError(f"the tokenizer {str(path)!r} has no chat template named default, only {names}")
+        tokenizer.chat_template = tokenizer.chat_template["default"]
+    return tokenizer

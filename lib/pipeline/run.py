@@ -179,8 +179,7 @@ class Stage:
 def start(stage, recipe_name="tiny", overrides=None):
     """Open a stage: load the recipe, take the stage's lock, clear what an earlier attempt left, seed everything.
 
-    Works from any working directory. Raises ValueError on a bad recipe, RuntimeError when the stage is running
-    or torch sees no GPU where there is one.
+    From any working directory. ValueError on a bad recipe; RuntimeError if it is running, or torch sees no GPU there is.
     """
     ranks.one_device()
     machine.refuse_unseen()

@@ -9,6 +9,7 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
+from urllib.parse import quote
 
 from lib.pipeline import credentials
 from lib.pipeline.files import ROOT, cache_dir
@@ -89,6 +90,20 @@ def _cleaned(notebook):
     return notebook
 
 
+def relinked(notebook, root, here):
+    """A copy whose links, which a chapter writes for notebooks/, lead to the files of `root` from the folder `here`."""
+    notebook = copy.deepcopy(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"(?<=\]\()\.\./", lambda _: from_folder(root, here) + "/", cell.source)
+    return notebook
+
+
+def from_folder(root, here):
+    """The relative address of `root` in a page of the folder `here`."""
+    return quote(Path(os.path.relpath(root, here)).as_posix())
+
+
 def headline_figures(notebook):
     """PNG outputs of the cells tagged "headline": [{"png": base64 text, "alt": str, "width": pixels or None}]."""
     found = []
@@ -122,6 +137,7 @@ def to_html(notebook):
     for cell in notebook.cells:
         if cell.cell_type == "markdown":  # a remote picture (the Colab badge) would need the network: show its text
             cell.source = re.sub(r"!\[([^\]]*)\]\(https?://[^)]*\)", r"\1", cell.source)
+            cell.source = re.sub(r"(\]\(\d\d_\w+)\.ipynb", r"\1.html", cell.source)
     body = sanitized(exporter.from_notebook_node(notebook)[0])
     heads = re.findall(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', body, re.S)
     return body, [(anchor, html.unescape(re.sub(r"<[^>]+>", "", text)).strip()) for anchor, text in heads]

@@ -11,7 +11,7 @@ import sys
 from markupsafe import Markup, escape
 
 from lib.pipeline import recipe, records, terminal
-from lib.pipeline.files import outputs_dir, sha256_file, write_text
+from lib.pipeline.files import ROOT, outputs_dir, sha256_file, write_text
 from lib.report import chapters, results
 
 # A page runs its own script and no other, and loads nothing: its pictures are in it.
@@ -41,7 +41,7 @@ def build(folder, cfg=None, notebooks=None):
 
     folder, cfg and notebooks as in results.read_run. Raises ValueError when no stage has run.
     """
-    out = folder / "report"
+    out, root = folder / "report", notebooks.parent if notebooks else ROOT
     run = results.read_run(folder, cfg, notebooks)
     if all(result.record is None and result.notebook is None for result in run):
         raise ValueError(f"run {folder.name} has no stage to report on: make all{results.options(folder.name, cfg)}")
@@ -49,8 +49,10 @@ def build(folder, cfg=None, notebooks=None):
     pages += [{"file": result.page, "title": result.title, "state": result.state} for result in run]
     for old in {path.name for path in out.glob("*.html")} - {page["file"] for page in pages}:
         (out / old).unlink()
-    written = [write_text(out / r.page, _chapter(folder.name, r, pages)) for r in run if r.notebook]
-    index = write_text(out / "index.html", _summary(folder.name, run, pages, cfg))
+    shown = [(r, chapters.to_html(chapters.relinked(r.notebook, root, out))) for r in run if r.notebook]
+    written = [write_text(out / r.page, _chapter(folder.name, r, *parts, pages)) for r, parts in shown]
+    manual = f"{chapters.from_folder(root, out)}/docs/serving.md"
+    index = write_text(out / "index.html", _summary(folder.name, run, pages, cfg, manual))
     seals = {result.stage: result.record["seal"] for result in run if result.record}
     outputs = {path.name: sha256_file(path) for path in (*written, index)}
     about = {"run": folder.name, "stage": "report", "stages": seals, "outputs": outputs}
@@ -77,9 +79,8 @@ def link(file, text):
     return Markup('<a href="{}">{}</a>').format(file, text) if file else escape(text)
 
 
-def _chapter(run, result, pages):
-    """The page of one executed notebook."""
-    body, heads = chapters.to_html(result.notebook)
+def _chapter(run, result, body, heads, pages):
+    """The page of one executed notebook. body, heads: of chapters.to_html."""
     notes = []
     if not result.same:
         notes.append("The notebook's code has changed since this run: this is the executed copy, with its own prose.")
@@ -99,7 +100,7 @@ def _is(state):
     return {"failed": "failed", "stale": "is out of date", "missing": "is missing"}[state]
 
 
-def _summary(run, stages, pages, cfg):
+def _summary(run, stages, pages, cfg, manual):
     """The first page: results, main figures, times, machine, recipe, artifacts."""
     import yaml
 
@@ -124,6 +125,8 @@ def _summary(run, stages, pages, cfg):
         **values,
         lead=f"{len(stages) - len(missing)} of {len(stages)} stages are finished and up to date.",
         command=f"make all{make}",
+        serve=f"make serve{make}",
+        manual=manual,
         headline=headline,
         times=times,
         facts=results.facts(stages),

@@ -28,8 +28,9 @@ def publish(folder, cfg=None, root=ROOT):
     LIMIT_MIB, when one shows a path of this machine or a key of .env, or when a page has no results block.
     """
     run, files, figures = results.read_run(folder, cfg, root / "notebooks"), {}, []
-    recipe, left_out = cfg.name if cfg else DEFAULT, []
+    recipe, left_out, target = cfg.name if cfg else DEFAULT, [], root / "outputs" / "published"
     if recipe != DEFAULT:
+        target /= recipe
         left_out = [result.stage for result in run if result.state == "missing"]
         run = [result for result in run if result.state != "missing"]
     for result in run:
@@ -37,7 +38,7 @@ def publish(folder, cfg=None, root=ROOT):
             why = result.why or "it ran in JupyterLab, which leaves no executed notebook"
             remedy = f"make {result.stage}{results.options(folder.name, cfg)}"
             raise ValueError(f"cannot publish {folder.name}: {result.stage}: {why}. Run {remedy} first")
-        files[f"{result.stage}.ipynb"], pictures = _copy(result)
+        files[f"{result.stage}.ipynb"], pictures = _copy(result, root, target)
         for number, figure in enumerate(pictures, 1):
             name = f"{result.stage}-{number}.png"
             files[name] = base64.b64decode(figure["png"])
@@ -47,10 +48,8 @@ def publish(folder, cfg=None, root=ROOT):
     said = _origin(run, command) + (f" Not run: {', '.join(left_out)}." if left_out else "")
     full = results_block(run, figures, said).replace("](outputs/", "](../outputs/")
     blocks = {"README.md": front_block(results.headline(run), said), "docs/results.md": full}
-    target = root / "outputs" / "published"
     if recipe != DEFAULT:
         blocks = {f"docs/results-{recipe}.md": full.replace("/published/", f"/published/{recipe}/")}
-        target /= recipe
     pages = {name: with_results((root / name).read_text(encoding="utf-8"), text, name) for name, text in blocks.items()}
     for name, text in (pages | {n: content.decode() for n, content in files.items() if n.endswith(".ipynb")}).items():
         credentials.check(text, name)
@@ -65,12 +64,12 @@ def publish(folder, cfg=None, root=ROOT):
     return target
 
 
-def _copy(result):
-    """(bytes of the scrubbed notebook, its headline figures)."""
+def _copy(result, root, target):
+    """(bytes of the scrubbed notebook as it stands in the folder `target`, its headline figures)."""
     import nbformat
 
     try:
-        clean = chapters.scrub(result.notebook)
+        clean = chapters.scrub(chapters.relinked(result.notebook, root, target))
     except ValueError as error:
         raise ValueError(f"cannot publish {result.stage}: {error}") from error
     return (nbformat.writes(clean) + "\n").encode(), chapters.headline_figures(clean)
