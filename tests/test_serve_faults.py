@@ -241,7 +241,7 @@ def test_a_killed_llama_server_is_started_again_and_answers(bf16, monkeypatch): 
 
 
 def test_the_pauses_before_a_restart_double_and_begin_anew_after_health(bf16, monkeypatch):  # noqa: F811
-    command, answers, sleep = backends.Backend.command, backends.Backend.answers, asyncio.sleep
+    command, health, sleep = backends.Backend.command, backends.Backend.health, asyncio.sleep
     broken, pauses, heard = [], [], []
 
     async def hurried(seconds):
@@ -249,8 +249,9 @@ def test_the_pauses_before_a_restart_double_and_begin_anew_after_health(bf16, mo
         await sleep(0)
 
     async def listened(self, seconds):
-        heard.append(await answers(self, seconds))
-        return heard[-1]
+        status = await health(self, seconds)
+        heard.append(status == 200)
+        return status
 
     async def until(what):
         async with asyncio.timeout(60):
@@ -278,7 +279,7 @@ def test_the_pauses_before_a_restart_double_and_begin_anew_after_health(bf16, mo
 
     monkeypatch.setattr(backends, "WATCH_S", 1.0)
     monkeypatch.setattr(backends.Backend, "command", lambda *a: ["false"] if broken else command(*a))
-    monkeypatch.setattr(backends.Backend, "answers", listened)
+    monkeypatch.setattr(backends.Backend, "health", listened)
     monkeypatch.setattr(asyncio, "sleep", hurried)
     told = asyncio.run(main())
     assert pauses[:8] == [0.5, 1, 2, 4, 8, 16, 30, 30] and pauses[told:] == [0.5]

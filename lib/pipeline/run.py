@@ -179,7 +179,7 @@ class Stage:
 def start(stage, recipe_name="tiny", overrides=None):
     """Open a stage: load the recipe, take the stage's lock, clear what an earlier attempt left, seed everything.
 
-    From any working directory. ValueError on a bad recipe; RuntimeError if it is running, or torch sees no GPU there is.
+    From any working directory. ValueError on a bad recipe; RuntimeError if it runs, or torch sees not our GPU.
     """
     ranks.one_device()
     machine.refuse_unseen()
