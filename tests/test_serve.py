@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import pytest
 import yaml
 from served import ASK, Backend, api, ending, events, model, piece, said, site, wait, writes
 
+from app import __main__ as launcher
 from app import catalogue, server, settings, terminal
 from app import site as headers
 from app.__main__ import children
@@ -114,6 +116,28 @@ def test_a_dead_backend_is_said_in_one_line(finished, monkeypatch):
         asyncio.run(server.run(nobody, None))
 
 
+def test_make_serve_says_where_it_is_and_a_command_that_asks_it(backend, capsys):
+    def ctrl_c():
+        raise KeyboardInterrupt
+
+    def told(**over):
+        with pytest.raises(KeyboardInterrupt):
+            launcher.watch(settings.Settings(**over), [PLAIN])([SimpleNamespace(tend=ctrl_c)])
+        return capsys.readouterr().out
+
+    with api(PLAIN, backend_url=backend.url) as client:
+        said, here = told(port=client.port), f"http://127.0.0.1:{client.port}"
+        assert f"serving tiny/x\n  API   {here}/v1   ({here}/docs)\n  page  http://127.0.0.1:8501\n" in said
+        assert "Authorization" not in said and "Not for clinical use" in said
+        if shutil.which("curl"):
+            command, env = said[said.index("curl ") :], os.environ | {"no_proxy": "*"}
+            done = subprocess.run(["sh", "-c", command], env=env, capture_output=True, text=True, timeout=60)
+            assert "Iron deficiency." in json.loads(done.stdout)["choices"][0]["message"]["content"]
+    said = told(ui=False, keys="ward:not-shown", host="0.0.0.0", port=9000)
+    assert "page  left out (UI=0)" in said and "8501" not in said and "not-shown" not in said
+    assert "curl http://127.0.0.1:9000/v1/chat/completions" in said and "-H 'Authorization: Bearer <key>'" in said
+
+
 def test_settings_are_in_the_manual_with_their_defaults():
     text = (ROOT / "docs" / "serving.md").read_text()
     for name, field in settings.Settings.model_fields.items():
@@ -199,6 +223,18 @@ def test_the_compose_file_keeps_the_compose_specification(tmp_path):
     wrong = tmp_path / "compose.yaml"
     wrong.write_text(ours.read_text().replace("healthcheck:", "healthchek:"))
     assert "healthchek" in valid(wrong).stdout
+
+
+def composes():
+    return subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not shutil.which("docker") or not composes(), reason="docker compose is not installed")
+def test_docker_compose_reads_the_file():
+    given = {f"{name}KEY{end}": f"a:{name}" for name in ("BACKEND_", "METERS_", "PAGE_", "SERVE_") for end in ("", "S")}
+    command = ["docker", "compose", "-f", str(ROOT / "app" / "compose.yaml"), "config", "-q"]
+    done = subprocess.run(command, env=os.environ | given, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_dashboard_asks_for_meters_that_exist():
@@ -446,6 +482,69 @@ def test_a_click_amid_an_answer_loses_nothing(visit):
         page.run()
         assert "".join(words).strip() in [m.value for m in page.markdown] and not answer.error
         assert page.slider(key="temperature").value == 0.5 and len(slow.asked) == 1
+
+
+def test_two_adapters_are_asked_side_by_side_and_the_talk_is_saved(backend, visit, monkeypatch):
+    import streamlit
+
+    kept, asked = [], []
+    monkeypatch.setattr(streamlit, "download_button", lambda label, data, *_, **__: kept.append(json.loads(data)))
+    base = model(form="instruction", name="tiny/base", adapters={"dpo": "1.gguf", "sft": "2.gguf"})
+    with api(PLAIN, base, backend_url=backend.url) as client:
+        admit = client.desk.admit
+
+        async def noted(ask, *more):
+            asked.append((ask.model, ask.adapter))
+            return await admit(ask, *more)
+
+        monkeypatch.setattr(client.desk, "admit", noted)
+        page, before = visit(client), len(backend.asked)
+        assert page.selectbox(key="model").options == ["tiny/x", "tiny/base", "tiny/base + dpo", "tiny/base + sft"]
+        page.selectbox(key="model").select("tiny/base + sft").run()
+        page.selectbox(key="beside").select("tiny/base + dpo").run()
+        page.chat_input[0].set_value("What is a fever?").run()
+        wait(lambda: all(answer.done for answer in page.session_state.turns[0]["answers"]))
+        page.run()
+    assert not page.exception and sorted(asked) == [("tiny/base", "dpo"), ("tiny/base", "sft")]
+    scales = sorted([part["scale"] for part in body["lora"]] for body in backend.asked[before:])
+    assert scales == [[0.0, 1.0], [1.0, 0.0]]
+    answer = {"reasoning": "", "answer": "Iron deficiency.", "guard": [], "error": ""}
+    told = [{"model": f"tiny/base + {name}"} | answer for name in ("sft", "dpo")]
+    assert kept[0] == [] and kept[-1] == [{"question": "What is a fever?", "answers": told}]
+
+
+def test_meters_count_what_was_said():
+    def value(name, **labels):
+        return client.desk.meters.registry.get_sample_value(name, labels) or 0
+
+    flag = "Crushing chest pressure and my left arm hurts. Stomach?"
+    (dose,) = [entry["id"] for entry in Guard().after("Take 500 mg.", "stop", True)[1]]
+
+    def ask(script, text, status=200):
+        answers.script = script
+        body = {"messages": [{"role": "user", "content": text}]}
+        assert client.post("/v1/chat/completions", json=body).status_code == status
+        wait(lambda: not any(client.desk.access.busy.values()))
+
+    with Backend(None) as answers, api(model(), backend_url=answers.url) as client:
+        kept = [piece(part) for part in ("<think>\n", "pale", "\n</think>\n\n", "Take 500 mg.")]
+        ask(writes(*kept, ending(5)), "What helps against iron deficiency?")
+        ask(writes(*kept, ending(5)), flag)
+        ask(writes(piece("Iron."), ending(2)), "What is a fever?")
+        ask(writes(piece("Iron.")), "What is a fever?", status=502)
+        hits = {s.labels["rule"]: s.value for m in client.desk.meters.guard.collect() for s in m.samples if s.value
+                if s.name.endswith("_total")}  # fmt: skip
+        assert hits == {hit.id: 1 for hit in Guard().question(flag)} | {"format": 1, dose: 2} and len(hits) > 2
+        assert value("medtune_guard_hits_total", rule=dose, kind="dose") == 2
+        formats = [value("medtune_answers_format_total", model="tiny/x", compliant=word) for word in ("yes", "no")]
+        assert formats == [2, 1], "an answer that broke off keeps no format and breaks none"
+        assert value("medtune_reasoning_tokens_count", model="tiny/x") == 3
+        assert value("medtune_reasoning_tokens_sum", model="tiny/x") == 3 + 3 + 0
+        assert value("medtune_reasoning_tokens_bucket", model="tiny/x", le="0.0") == 1
+        assert value("medtune_errors_total", code="backend_failed") == 1
+        tokens = {"model": "tiny/x", "key": "local"}
+        assert value("gen_ai_client_token_usage_total", kind="output", **tokens) == 5 + 5 + 2 + 1
+        assert value("gen_ai_client_token_usage_total", kind="input", **tokens) == 15
 
 
 def test_the_page_talks_and_forgets(backend, visit, monkeypatch):

@@ -1,8 +1,11 @@
 """The API before a real llama-server: the protocol as OpenAI's own client reads it, reasoning, adapters, limits."""
 
+import ast
 import copy
 import json
 import os
+import shutil
+from types import SimpleNamespace
 
 import openai
 import pytest
@@ -11,8 +14,10 @@ from peft import LoraConfig, get_peft_model
 from served import ASK, api, events, llama, model, said, wait
 from test_gguf import bf16, twin  # noqa: F401 (fixtures)
 
+from app import catalogue, settings
 from lib.dataset.answers import split_reasoning
 from lib.export import gguf
+from lib.pipeline import files, recipe, run
 from lib.pipeline.files import ROOT
 
 SECRETS = ("HF_TOKEN", "OPENAI_API_KEY")
@@ -82,6 +87,33 @@ def test_models_and_adapters_are_listed_and_an_adapter_changes_the_answer(client
     assert told["none"] == told["none again"] != told["x"]
     plain = sdk.chat.completions.create(model="tiny/y", **ASK).choices[0].message.content
     assert plain == told["none"], "loaded and switched off, it changes nothing"
+
+
+def test_the_stages_of_a_staged_recipe_are_adapters_of_its_base(twin, bf16, adapter, tmp_path, monkeypatch):  # noqa: F811
+    """03_sft saves each as PEFT does; the loop of the notebook that writes the files is run as it stands there."""
+    monkeypatch.setenv("OUTPUTS", str(tmp_path))
+    sft, out = tmp_path / "tiny/03_sft", tmp_path / "tiny/05_export/gguf"
+    shutil.copytree(twin[0], sft / "merged")
+    for name in ("adapter", "adapter_1_first", "adapter_2_second"):
+        shutil.copytree(adapter.parent / "peft", sft / name)
+    out.mkdir(parents=True)
+    shutil.copy(bf16, out / "base-bf16.gguf")
+    reader = SimpleNamespace(hashes=files.HashCache(tmp_path / "hashes.json"), inputs={})
+    written = {str(p.relative_to(sft)): files.sha256_file(p) for p in sft.rglob("*") if p.is_file()}
+    cells = json.loads((ROOT / "notebooks/05_export.ipynb").read_text())["cells"]
+    (code,) = ["".join(cell["source"]) for cell in cells if cell["id"] == "05-28"]
+    (loop,) = [n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.For) and "convert_lora" in ast.unparse(n)]
+    exec(
+        ast.unparse(loop), {"sft": run.Upstream("03_sft", sft, {"outputs": written}, reader), "gguf": gguf, "out": out}
+    )
+    outputs = {f"gguf/{path.name}": "0" for path in sorted(out.iterdir())}
+    (out.parent / "stage.json").write_text(json.dumps({"outputs": outputs}))
+    (base,) = catalogue.models(recipe.load("tiny"), settings.Settings(model="base-bf16", context=256))
+    assert list(base.adapters) == ["1_first", "2_second"]
+    with api(base) as client:
+        told = [client.post("/v1/chat/completions", json=ASK | extra).json()["choices"][0]["message"]["content"]
+                for extra in ({}, {"adapter": "1_first"}, {"adapter": "2_second"})]  # fmt: skip
+    assert told[0] != told[1] == told[2]
 
 
 @pytest.mark.parametrize(

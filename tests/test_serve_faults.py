@@ -1,6 +1,7 @@
 """What goes wrong behind and before the API: a bad backend, clients that leave, slow and hostile requests."""
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -10,7 +11,23 @@ import time
 
 import pytest
 from limits.errors import StorageError
-from served import ASK, HEADERS, Backend, api, ending, events, llama, model, piece, raw, said, soon, wait, writes
+from served import (
+    ASK,
+    HEADERS,
+    Backend,
+    api,
+    ending,
+    events,
+    llama,
+    model,
+    piece,
+    raw,
+    said,
+    soon,
+    stretch,
+    wait,
+    writes,
+)
 from test_gguf import bf16, twin  # noqa: F401 (fixtures)
 
 from app import backend as backends
@@ -325,6 +342,40 @@ def test_slow_headers_slow_bodies_huge_ones_and_smuggled_ones():
         twice = head + b"Content-Length: 4\r\nContent-Length: 5\r\n\r\nabcde"
         assert b"400" in raw(client, twice, 1)[0][:20]
         assert b"431" in raw(client, b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 40000 + b"\r\n\r\n", 1)[0][:20]
+        assert client.get("/health").status_code == 200 and not backend.asked
+
+
+def dribbled(link, data):
+    """(seconds until the API closes a connection on which a byte comes every 0.1 s, what it says)."""
+    start, found = time.monotonic(), b""
+    for byte in data:
+        with contextlib.suppress(TimeoutError):
+            link.settimeout(5)
+            try:
+                link.sendall(bytes([byte]))
+                link.settimeout(0.1)
+                if not (part := link.recv(65536)):
+                    break
+                found += part
+            except ConnectionError:
+                break
+    else:
+        pytest.fail("it was never closed")
+    return time.monotonic() - start, found
+
+
+@pytest.mark.parametrize("where", ["headers", "headers of a second request", "a body"])
+def test_a_request_that_dribbles_is_closed_when_its_time_is_over(where):
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 200\r\n"
+    with Backend(stalls) as backend, api(backend_url=backend.url, header_s=0.5, body_s=0.5) as client:
+        with socket.create_connection(("127.0.0.1", client.port)) as link:
+            if where == "headers of a second request":
+                link.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert b'{"status":"ok"}' in link.recv(65536)
+            if where == "a body":
+                link.sendall(head + b"\r\n")
+            took, found = dribbled(link, b"x" * 150 if where == "a body" else head)
+        assert 0.4 < took < 1.5 * max(1, stretch()) and (b"408" in found[:20]) is (where == "a body")
         assert client.get("/health").status_code == 200 and not backend.asked
 
 
