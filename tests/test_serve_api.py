@@ -17,7 +17,7 @@ from test_gguf import bf16, twin  # noqa: F401 (fixtures)
 from app import catalogue, settings
 from lib.dataset.answers import split_reasoning
 from lib.export import gguf
-from lib.pipeline import files, recipe, run
+from lib.pipeline import files, recipe, records, run
 from lib.pipeline.files import ROOT
 
 SECRETS = ("HF_TOKEN", "OPENAI_API_KEY")
@@ -107,7 +107,7 @@ def test_the_stages_of_a_staged_recipe_are_adapters_of_its_base(twin, bf16, adap
         ast.unparse(loop), {"sft": run.Upstream("03_sft", sft, {"outputs": written}, reader), "gguf": gguf, "out": out}
     )
     outputs = {f"gguf/{path.name}": "0" for path in sorted(out.iterdir())}
-    (out.parent / "stage.json").write_text(json.dumps({"outputs": outputs}))
+    records.write(out.parent / "stage.json", {"stage": "05_export", "outputs": outputs})
     (base,) = catalogue.models(recipe.load("tiny"), settings.Settings(model="base-bf16", context=256))
     assert list(base.adapters) == ["1_first", "2_second"]
     with api(base) as client:
