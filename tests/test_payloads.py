@@ -82,7 +82,7 @@ def harmless(tags, more=frozenset()):
         assert tag in chapters.TAGS | more, tag
         assert not [name for name in attributes if name.startswith("on") or name == "srcdoc"], (tag, attributes)
         for name in {"href", "src"} & set(attributes):
-            assert re.match(r"#|https?:|data:image/|[\w.]+(#|$)", attributes[name]), (tag, attributes)
+            assert re.match(r"#|https?:|data:image/|(\.\./)*[\w./]+(#|$)", attributes[name]), (tag, attributes)
     return True
 
 

@@ -1,7 +1,9 @@
 """What `make serve` serves, its settings, keys and limits, its guard, its page; without a model."""
 
 import asyncio
+import contextlib
 import hashlib
+import io
 import json
 import os
 import re
@@ -116,14 +118,15 @@ def test_a_dead_backend_is_said_in_one_line(finished, monkeypatch):
         asyncio.run(server.run(nobody, None))
 
 
-def test_make_serve_says_where_it_is_and_a_command_that_asks_it(backend, capsys):
+def test_make_serve_says_where_it_is_and_a_command_that_asks_it(backend):
     def ctrl_c():
         raise KeyboardInterrupt
 
     def told(**over):
-        with pytest.raises(KeyboardInterrupt):
+        printed = io.StringIO()
+        with pytest.raises(KeyboardInterrupt), contextlib.redirect_stdout(printed):
             launcher.watch(settings.Settings(**over), [PLAIN])([SimpleNamespace(tend=ctrl_c)])
-        return capsys.readouterr().out
+        return printed.getvalue()
 
     with api(PLAIN, backend_url=backend.url) as client:
         said, here = told(port=client.port), f"http://127.0.0.1:{client.port}"
