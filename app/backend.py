@@ -115,6 +115,7 @@ class Backend:
         args = ["-m", model.path, "--host", socket, "-np", slots, "-c", room * slots, "-no-kvu", "-a", model.name]
         args += ["-t", model.threads, "-tb", model.threads, "--threads-http", slots + 4]
         args += ["--jinja", "--reasoning-format", "none", "--skip-chat-parsing", "--no-ui", "--offline", "--no-warmup"]
+        args += ["-b", 512]  # a prompt is read in these steps: the longest that a client who left still holds a slot
         args += ["--cache-ram", "0", "--cors-origins", "none", "--no-cors-credentials", "--log-colors", "off"]
         for adapter in model.adapters.values():
             args += ["--lora", adapter]

@@ -91,6 +91,7 @@ class Desk:
             "max_tokens": await self._room(ask, backend),
             "top_k": 0,  # llama-server's own defaults would narrow the choice
             "min_p": 0.0,
+            "return_progress": True,  # a word for each batch of the prompt, so that a client's leaving is seen
             **model.drawn,
         }
         for name in ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "stop"):

@@ -302,7 +302,7 @@ def test_the_pauses_before_a_restart_double_and_begin_anew_after_health(bf16, mo
     assert pauses[:8] == [0.5, 1, 2, 4, 8, 16, 30, 30] and pauses[told:] == [0.5]
 
 
-@pytest.mark.parametrize("where", ["queued", "amid the stream"])
+@pytest.mark.parametrize("where", ["queued", "in prefill", "amid the stream"])
 def test_a_slot_of_the_real_server_is_free_within_a_second_of_its_client(bf16, monkeypatch, where):  # noqa: F811
     command, made = backends.Backend.command, model(bf16, context=32768)
     monkeypatch.setattr(backends.Backend, "command", lambda *a: [*command(*a), "--override-kv", LONG])
