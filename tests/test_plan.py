@@ -214,6 +214,8 @@ def test_every_prompt_that_is_answered_and_every_file_of_chapter_4_is_counted():
     tiny = recipe.load("tiny").sections()
     assert budget.prompts(tiny) == budget.prompts(tiny, "03_sft") == 240 + 2 * 64 + 25
     assert budget.prompts(tiny, "05_export") == 250
+    few = tiny | {"export": tiny["export"] | {"questions": 30}}
+    assert budget.prompts(few, "05_export") == 40
     few = tiny | {"data": tiny["data"] | {"screens": 1, "cases": 1}}
     shape, gpu = shapes.config("Llama-3.1-8B"), memory.gpu("h100", ASSUMED)
     hours = [budget.answering_hours(chosen, shape, gpu, ASSUMED, 10**9) for chosen in (tiny, few)]

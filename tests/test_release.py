@@ -118,3 +118,8 @@ def test_an_adapter_that_says_something_else_stops_the_chapter():
                               (17, None, "by how much its token led, the server does not say")):  # fmt: skip
         with pytest.raises(ValueError, match=f"of 20 answers {equal} are the merged file's, .*{said}"):
             release.same_adapter(file, near | {"equal": equal, "lead": lead})
+
+
+@pytest.mark.parametrize(("number", "kept"), [(None, "abcdefg"), (3, "ace"), (1, "a"), (7, "abcdefg"), (9, "abcdefg")])
+def test_questions_are_taken_evenly(number, kept):
+    assert "".join(release.evenly("abcdefg", number)) == kept

@@ -27,6 +27,12 @@ LIKELIEST, LONGEST = 20, 8  # next tokens that are compared, in so many conversa
 OTHERWISE = 0.05  # nats
 
 
+def evenly(rows, number):
+    """`number` of the rows, from one end of the list to the other; all of them where it is None or there are fewer."""
+    number = min(number or len(rows), len(rows))
+    return [rows[at * len(rows) // number] for at in range(number)]
+
+
 def parity(conversations, tokenizer, to_text, to_tokens, date=None):
     """Compare prompts as trainer and server see them. Returns the number compared, all equal.
 

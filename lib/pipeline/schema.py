@@ -78,9 +78,7 @@ class ChatSection(Section):
 
 
 class QatSection(Section):
-    scheme: typing.Literal["q4_0", "q8_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "mxfp4_moe", "int4_weight_only"] = (
-        "q4_0"
-    )
+    scheme: typing.Literal[*QUANTIZATIONS, "int4_weight_only"] = "q4_0"
     seeds: list = Field(default_factory=list)
     distill: bool = True
 
@@ -88,6 +86,7 @@ class QatSection(Section):
 class ExportSection(Section):
     outtype: typing.Literal["bf16", "f16"] = "bf16"
     quantizations: list = Field(default_factory=lambda: ["q4_0", "q4_k_m", "q5_k_m", "q8_0"])
+    questions: int | None = Field(None, ge=1, le=1000000)  # of the test that each file is asked; null: all
     slots: int = Field(1, ge=1, le=1024)
     servers: int = Field(1, ge=1, le=1024)
 
@@ -106,7 +105,7 @@ class JudgeSection(Section):
 
 
 class PreferenceSection(Section):
-    scheme: typing.Literal["q4_0", "q8_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "mxfp4_moe"] | None = None
+    scheme: typing.Literal[*QUANTIZATIONS] | None = None
     data: list = Field(default_factory=lambda: [{"name": "clinic"}])  # of pairs: chapter 7's converters
     questions: int = Field(60, ge=1, le=100000)  # of the test, that are answered `samples` times
     learn_from: int = Field(120, ge=1, le=1000000)  # training questions that best_of_k and pairs of samples draw on

@@ -93,12 +93,13 @@ def training_hours(sections, shape, gpu, assumed, stage="sft"):
 def prompts(sections, chapter="02_baseline"):
     """Prompts that a chapter has answered: the test questions, both sides of the screens, the cases.
 
-    Chapter 3 asks the questions after each of several stages as well. Chapter 5 asks each file the questions alone, and
-    the first TIMED again, by themselves.
+    Chapter 3 asks the questions after each of several stages as well. Chapter 5 asks each file the questions alone, or
+    as many as export.questions says, and the first TIMED again, by themselves.
     """
     data = sections["data"]
     questions, stages = data["test_questions"], len(data["stages"])
     if chapter == "05_export":
+        questions = min(questions, sections["export"]["questions"] or questions)
         return questions + min(TIMED, questions)
     again = stages * questions if chapter == "03_sft" and stages > 1 else 0
     return again + questions + 2 * data["screens"] + data["cases"]

@@ -1,0 +1,52 @@
+"""A learned score of how urgent a question is: weights of words, of their parts and of neighbours (cues.json).
+
+The rules know phrases; this knows what the words of a few thousand messages have in common. `python -m benchmarks.cues`
+fits the weights.
+"""
+
+import json
+from functools import lru_cache
+from itertools import accumulate, pairwise
+from pathlib import Path
+
+CUES = Path(__file__).with_name("cues.json")
+WINDOW, STEP = 60, 15  # words that are scored together: a red flag in a long message counts as in a short one
+
+
+def parts(word):
+    """What a word is weighed by: itself, and its runs of two to five letters, with a blank at both ends."""
+    whole = f" {word} "
+    return {whole} | {whole[at : at + size] for size in range(2, 6) for at in range(len(whole) - size + 1)}
+
+
+def features(text):
+    """All that is weighed in a text from `guard.words`: the parts of each word, and each pair of neighbours."""
+    found = text.split()
+    return [part for word in found for part in parts(word)] + [f"{a} {b}" for a, b in pairwise(found)]
+
+
+class Cues:
+    """The weights of a file. path: {"threshold", "bias", "weights": {feature: weight}}, from benchmarks.cues."""
+
+    def __init__(self, path=CUES):
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        self.weights, self.bias, self.threshold = document["weights"], document["bias"], document["threshold"]
+        self.word = lru_cache(2**14)(lambda word: self._sum(parts(word)))
+
+    def _sum(self, found):
+        known = [self.weights[feature] for feature in found if feature in self.weights]
+        return sum(known), len(known)
+
+    def score(self, text):
+        """Log-odds of an emergency in the most urgent window of a text from `guard.words`.
+
+        The sum of the weights that are known, divided by the root of how many: a longer text is not more urgent.
+        """
+        found = text.split()
+        each = [self.word(word) for word in found]
+        pairs = [self._sum([f"{a} {b}"]) for a, b in pairwise(found)] + [(0.0, 0)]
+        sums = [0.0, *accumulate(one[0] + two[0] for one, two in zip(each, pairs, strict=False))]
+        counts = [0, *accumulate(one[1] + two[1] for one, two in zip(each, pairs, strict=False))]
+        starts = range(0, max(1, len(found) - WINDOW + STEP), STEP)
+        windows = ((start, min(start + WINDOW, len(found))) for start in starts)
+        return self.bias + max((sums[b] - sums[a]) / max(1, counts[b] - counts[a]) ** 0.5 for a, b in windows)
