@@ -31,8 +31,8 @@ def machine(tmp_path, monkeypatch):
     given = shlex.split(os.environ.get("PIP_ARGS", ""))
     for command in (
         [sys.executable, "-m", "venv", tmp_path / "venv"],
+        [python, *pip, *given, "--no-deps", *TORCH],  # what needs torch finds it, and CUDA's gigabytes stay away
         [python, *pip, *given, "-r", ROOT / "tests" / "colab.txt"],
-        [python, *pip, *given, "--no-deps", *TORCH],
         ["git", "clone", "-q", ROOT, tmp_path / "medtune"],
     ):
         subprocess.run(command, check=True)
