@@ -16,7 +16,7 @@ from pipeline import SMALL, folder
 from lib.pipeline.files import ROOT
 from lib.pipeline.recipe import parse_set
 
-TORCH = ("torch==2.11.0", "torchaudio==2.11.0", "torchvision==0.26.0")  # built for another torch than ours
+TORCH = ("torch==2.11.0", "torchaudio==2.11.0", "torchvision==0.26.0", "accelerate==1.13.0", "peft==0.19.1")
 SECRETS = """
 class SecretNotFoundError(Exception): ...
 class NotebookAccessError(Exception): ...
@@ -31,8 +31,8 @@ def machine(tmp_path, monkeypatch):
     given = shlex.split(os.environ.get("PIP_ARGS", ""))
     for command in (
         [sys.executable, "-m", "venv", tmp_path / "venv"],
-        [python, *pip, *given, "--no-deps", *TORCH],  # what needs torch finds it, and CUDA's gigabytes stay away
         [python, *pip, *given, "-r", ROOT / "tests" / "colab.txt"],
+        [python, *pip, *given, "--no-deps", *TORCH],  # without CUDA's gigabytes, which they would bring
         ["git", "clone", "-q", ROOT, tmp_path / "medtune"],
     ):
         subprocess.run(command, check=True)
