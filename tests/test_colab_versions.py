@@ -27,7 +27,7 @@ def get(name): raise SecretNotFoundError(name)
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """(folder of the clone, Python) of a machine as Colab's: its packages, its module, and a kernel named colab."""
-    python, pip = tmp_path / "venv" / "bin" / "python", ["-m", "pip", "-q", "install"]
+    python, pip = tmp_path / "venv" / "bin" / "python", ["-m", "pip", "-qq", "install"]
     given = shlex.split(os.environ.get("PIP_ARGS", ""))
     for command in (
         [sys.executable, "-m", "venv", tmp_path / "venv"],
@@ -41,6 +41,7 @@ def machine(tmp_path, monkeypatch):
     module.mkdir(parents=True)
     (module / "__init__.py").touch()
     (module / "userdata.py").write_text(SECRETS)
+    (site / "sitecustomize.py").write_text("import google.colab")  # Colab's kernel has loaded it
     kernel = tmp_path / "share" / "kernels" / "colab"
     kernel.mkdir(parents=True)
     argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
