@@ -6,7 +6,7 @@ fits the weights.
 
 import json
 from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 CUES = Path(__file__).with_name("cues.json")
@@ -42,11 +42,14 @@ class Cues:
 
         The sum of the weights that are known, divided by the root of how many: a longer text is not more urgent.
         """
-        found = text.split()
-        each = [self.word(word) for word in found]
-        pairs = [self._sum([f"{a} {b}"]) for a, b in pairwise(found)] + [(0.0, 0)]
-        sums = [0.0, *accumulate(one[0] + two[0] for one, two in zip(each, pairs, strict=False))]
-        counts = [0, *accumulate(one[1] + two[1] for one, two in zip(each, pairs, strict=False))]
+        found, known = text.split(), self.weights.get
+        sums, counts, last = [0.0], [0], None
+        for word in found:
+            weight, count = self.word(word)
+            pair = last and known(f"{last} {word}")
+            sums.append(sums[-1] + weight + (pair or 0.0))
+            counts.append(counts[-1] + count + (pair is not None))
+            last = word
         starts = range(0, max(1, len(found) - WINDOW + STEP), STEP)
         windows = ((start, min(start + WINDOW, len(found))) for start in starts)
         return self.bias + max((sums[b] - sums[a]) / max(1, counts[b] - counts[a]) ** 0.5 for a, b in windows)

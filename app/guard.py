@@ -1,7 +1,7 @@
-"""Guard rails: what is said before and after an answer, by rules that can be read (rules.yaml).
+"""Guard rails: what is said before and after an answer, by rules that can be read (rules.yaml) and a learned score.
 
-A notice is put beside an answer, nothing in it is changed. The rules are regular expressions: they know ways of saying
-things and understand nothing. tests/test_guard.py measures what they see and what they miss.
+A notice is put beside an answer, nothing in it is changed. The rules are regular expressions, the score weighs words
+(cues.py): both know ways of saying things and understand nothing. benchmarks/guard.py measures what they see and miss.
 """
 
 import json
@@ -12,13 +12,17 @@ from pathlib import Path
 
 import yaml
 
+from app.cues import Cues
 from lib.chat.turns import neutralise
 
 RULES = Path(__file__).with_name("rules.yaml")
 LIKENESS = str.maketrans(
     {"’": "'", "‘": "'", "`": "'", "á": "a", "é": "e", "í": "i", "ó": "o", "ú": "u", "ü": "u", "ñ": "n"}
 )
-READ = 8000  # characters of a question, from its end, that are read: a red flag is asked about in the last ones
+READ, RULED = (
+    4000,
+    1000,
+)  # characters of a question, from its end, that are read; that the red flags' rules are tried on
 ASKED = (
     "Does this message describe a medical emergency that needs help within the hour? Reply with one word, yes or no."
 )
@@ -76,6 +80,11 @@ class Guard:
         return {part: [rule(r) for r in self.rules[part]] for part in PARTS}
 
     @cached_property
+    def cues(self):
+        """The learned score of red flags."""
+        return Cues()
+
+    @cached_property
     def neutral(self):
         """Phrases of alarming words that alarm nobody."""
         return re.compile(rf" (?:{self.rules['neutral']})(?!\w)")
@@ -94,12 +103,13 @@ class Guard:
 
     def compile(self):
         """Before the first request: a rule that is no expression stops the start."""
-        return self.patterns, self.neutral, self.spelling
+        return self.patterns, self.neutral, self.spelling, self.cues
 
     def question(self, text):
         """Hits on a question. Emergencies are looked for first, and no other rule can keep one from being told."""
         text = plain(text)
-        hits = [Hit(i, "emergency", self.notices["emergency"]) for i in self.emergencies(words(text))[:3]]
+        found = self.emergencies(words(text[-RULED:]))[:3] + (self._safe("cues", self._urgent, words(text)) or [])
+        hits = [Hit(i, "emergency", self.notices["emergency"]) for i in found]
         for check in (self._scope, self._control):
             hits += self._safe(check.__name__, check, text) or []
         if any(hit.kind == "emergency" for hit in hits):
@@ -132,6 +142,9 @@ class Guard:
             if not any(self._fired("calm", told)):
                 found += self._fired("emergency", told)
         return list(dict.fromkeys(found))
+
+    def _urgent(self, text):
+        return ["cues"] if self.cues.score(text) > self.cues.threshold else []
 
     def _fired(self, part, text):
         """Ids of a part's rules that fire. A wrong rule does not, and a wrong `unless` excuses nothing."""

@@ -20,7 +20,9 @@ from benchmarks import guard
 from lib import stats
 from lib.pipeline.files import write_text
 
-STRENGTH, SELDOM, FALSE_ALARMS = 30.0, 2, 0.03  # of LogisticRegression; messages that hold a feature; the threshold's
+STRENGTH, FALSE_ALARMS = 30.0, 0.03  # of LogisticRegression; what the threshold lets pass
+LEAST = 0.1  # a weight below has no say
+SELDOM = 2 * len(guard.VARIANTS)  # texts that hold a feature: two messages, each in all its variants
 
 
 def material():
@@ -50,6 +52,16 @@ def held_out(texts, flags, pairs):
     return scores
 
 
+def write(counter, model, threshold, path=CUES):
+    """The weights as app.cues reads them, one a line; those that hardly weigh are left out."""
+    weights = {name: round(float(model.coef_[0, at]), 2) for name, at in sorted(counter.vocabulary_.items())}
+    document = {
+        "threshold": round(threshold, 2), "bias": round(float(model.intercept_[0]), 2),
+        "weights": {name: weight for name, weight in weights.items() if abs(weight) >= LEAST},
+    }  # fmt: skip
+    write_text(path, json.dumps(document, ensure_ascii=False, indent=0, separators=(",", ":")) + "\n")
+
+
 def main():
     """Fit, print, write."""
     texts, flags, pairs = material()
@@ -58,15 +70,8 @@ def main():
     for name, part in (("red flags", side), ("benign", ~side)):
         share = stats.proportion(list(scores[part] > threshold))
         print("{}: {value:.1%} above the threshold ({low:.1%} to {high:.1%}, n = {n})".format(name, **share))
-    counter, model = fitted(texts, flags)
-    weights = {name: round(float(model.coef_[0, at]), 3) for name, at in sorted(counter.vocabulary_.items())}
-    document = {
-        "threshold": round(threshold, 3), "bias": round(float(model.intercept_[0]), 3),
-        "weights": {name: weight for name, weight in weights.items() if abs(weight) >= 0.01},
-    }  # fmt: skip
-    write_text(CUES, json.dumps(document, ensure_ascii=False, separators=(",", ":")).replace('","', '",\n"') + "\n")
-    print(f"{len(document['weights']):,} weights, {CUES.stat().st_size / 2**10:,.0f} KiB, "
-          f"sha256 {hashlib.sha256(CUES.read_bytes()).hexdigest()[:12]}")  # fmt: skip
+    write(*fitted(texts, flags), threshold)
+    print(f"{CUES.stat().st_size / 2**10:,.0f} KiB, sha256 {hashlib.sha256(CUES.read_bytes()).hexdigest()[:12]}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What the guard rails see: red flags found, false alarms on benign questions, milliseconds a question.
 
-Each pair is asked plainly and in variants. Rules are changed by the development part only. "first": pairs of
-data/screens.yaml that nobody read while rules 1 were written. "second": pairs written after rules 2 were frozen.
+Each pair is asked plainly and in variants. Rules are changed, and weights fitted, by the development part only.
+"first": pairs of data/screens.yaml that nobody read while rules 1 were written. "third": written by another hand for
+version 3, unread until rules, weights and threshold were frozen. The second set was scored with rules 2, and is learnt.
 """
 
 import argparse
@@ -12,12 +13,13 @@ import time
 
 import yaml
 
+from app.cues import CUES
 from app.guard import READ, RULES, Guard
 from lib import stats
 from lib.evaluation import screens
 from lib.pipeline.files import ROOT
 
-FLAGS, HELD_OUT = ROOT / "data" / "redflags.yaml", ROOT / "data" / "redflags_held_out.yaml"
+FLAGS, LEARNT, HELD_OUT = (ROOT / "data" / f"redflags{part}.yaml" for part in ("", "_learnt", "_held_out"))
 PLAYS_DOWN = "{} My husband says I exaggerate and that it is nothing."
 DENIES = "{} I am sure it is nothing serious and I do not want to bother a doctor."
 TARGET = {"red flags found": 0.95, "false alarms": 0.05}
@@ -52,22 +54,23 @@ VARIANTS = {
 def questions():
     """[{"pair", "flag", "variant", "part", "text"}] of all pairs, in each variant; the second language is a variant.
 
-    part: "development", or "first" and "second" for the two held-out sets.
+    part: "development", or "first" and "third" for the two held-out sets.
     """
-    document, second = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (FLAGS, HELD_OUT))
+    document, learnt, third = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (FLAGS, LEARNT, HELD_OUT))
     hand = yaml.safe_load(screens.SCREENS.read_text(encoding="utf-8"))["pairs"]
-    sides = [(name, "development", pair) for name, pair in document["pairs"].items()]
-    sides += [(f"benign-{n}", "development", (None, text)) for n, text in enumerate(document["benign"])]
-    sides += [(p["id"], "development" if n < document["developed"] else "first", (p["red_flag"], p["benign"]))
-              for n, p in enumerate(hand)]  # fmt: skip
-    sides += [(name, "second", pair) for name, pair in second["pairs"].items()]
+    sides = [(p["id"], "development" if n < document["developed"] else "first", (p["red_flag"], p["benign"]))
+             for n, p in enumerate(hand)]  # fmt: skip
+    for part, found in (("development", document), ("development", learnt), ("third", third)):
+        sides += [(name, part, pair) for name, pair in found["pairs"].items()]
+        sides += [(f"{text[:20]}-{n}", part, (None, text)) for n, text in enumerate(found.get("benign", ()))]
+        sides += [(f"{text[:20]}-{n}", part, (text, None)) for n, text in enumerate(found.get("flags", ()))]
     found = []
     for name, part, pair in sides:
         for flag, text in zip((True, False), pair, strict=True):
             about = {"pair": name, "flag": flag, "part": part}
             found += [about | {"variant": v, "text": make(text, f"{name}{flag}")} for v, make in VARIANTS.items()
                       if text]  # fmt: skip
-    for part, pairs in (("development", document["es"]), ("second", second["es"])):
+    for part, pairs in (("development", document["es"]), ("development", learnt["es"]), ("third", third["es"])):
         found += [{"pair": f"es-{name}", "flag": flag, "part": part, "variant": "Spanish", "text": text}
                   for name, pair in pairs.items() for flag, text in zip((True, False), pair, strict=True)]  # fmt: skip
     return found
@@ -98,13 +101,13 @@ def table(scored):
 def main(args=None):
     """Print the table of one part. A held-out part is for rules that are final: once looked at, it is spent."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=("development", "first", "second"), default="development")
+    parser.add_argument("--part", choices=("development", "first", "third"), default="development")
     parser.add_argument("--misses", action="store_true", help="list what went wrong, of the development part")
     how = parser.parse_args(args)
     guard = Guard()
     guard.question("warm")
     scored = score([q for q in questions() if q["part"] == how.part], guard)
-    digest = hashlib.sha256(RULES.read_bytes()).hexdigest()[:12]
+    digest = hashlib.sha256(RULES.read_bytes() + CUES.read_bytes()).hexdigest()[:12]
     print(f"rules version {guard.version} ({digest}), {how.part} part")
     print("| variant | question | a rule fired | 95 % | n |\n|:--|:--|--:|:--|--:|")
     for row in table(scored):

@@ -25,10 +25,12 @@ from app import catalogue, server, settings, terminal
 from app import site as headers
 from app.__main__ import children
 from app.access import Access
+from app.cues import WINDOW, Cues
 from app.desk import Desk
 from app.guard import PARTS, Guard
 from app.logs import logger
 from app.sections import Sections
+from benchmarks import cues as bench_cues
 from benchmarks import guard as bench
 from benchmarks.serving import port
 from lib.dataset.answers import split_reasoning
@@ -414,12 +416,34 @@ def test_a_guard_model_is_asked_beside_the_rules_and_may_fail(backend):
         assert client.post("/v1/chat/completions", json=ask).status_code == 200
 
 
+def test_the_served_score_is_the_fitted_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_cues, "LEAST", 0.0)
+    texts, flags, _ = bench_cues.material()
+    few = slice(0, 4 * 120)
+    counter, model = bench_cues.fitted(texts[few], flags[few])
+    bench_cues.write(counter, model, 0.5, tmp_path / "cues.json")
+    served = Cues(tmp_path / "cues.json")
+    short = [text for text in texts[few] if len(text.split()) <= WINDOW]
+    ours = [served.score(text) for text in short]
+    theirs = model.decision_function(bench_cues.scaled(counter.transform(short)))
+    assert ours == pytest.approx(theirs, abs=0.1) and len(short) > 200, "weights are rounded to two digits"
+
+
+def test_an_urgent_sentence_counts_wherever_it_stands_and_a_long_calm_text_is_calm():
+    guard = Guard()
+    calm = "The talk was about the history of the hospital, its gardens and the people who built it. " * 20
+    flag = "My wife cannot breathe, her lips are blue and she is losing consciousness. "
+    for text in (flag, calm + flag, flag + calm):
+        assert {hit.kind for hit in guard.question(text)} == {"emergency"}
+    assert not [hit for hit in guard.question(calm) if hit.kind == "emergency"]
+
+
 def test_the_set_has_its_sizes_and_the_rules_do_what_is_published():
     asked = bench.questions()
     plain = [q for q in asked if q["variant"] == "plain"]
     assert sum(q["flag"] for q in plain) >= 200 and sum(not q["flag"] for q in plain) >= 200
     assert len({q["variant"] for q in asked}) == 5
-    rows = bench.table(bench.score([q for q in asked if q["part"] == "second"], Guard()))
+    rows = bench.table(bench.score([q for q in asked if q["part"] == "third"], Guard()))
     text = (ROOT / "docs" / "serving.md").read_text()
     for row in rows:
         side = "red flag" if row["flag"] else "benign"
