@@ -11,10 +11,11 @@ import random
 import re
 import time
 
+import numpy as np
 import yaml
 
 from app.cues import CUES
-from app.guard import READ, RULES, Guard
+from app.guard import READ, RULED, RULES, Guard, plain, words
 from lib import stats
 from lib.evaluation import screens
 from lib.pipeline.files import ROOT
@@ -98,6 +99,19 @@ def table(scored):
     return rows
 
 
+def apart(asked, guard):
+    """A sentence on rules and score, each alone on plain English questions, and on another threshold in hindsight."""
+    plainly = [q for q in asked if q["variant"] == "plain"]
+    flag = np.array([q["flag"] for q in plainly])
+    ruled = np.array([bool(guard.emergencies(words(plain(q["text"])[-RULED:]))) for q in plainly])
+    score = np.array([guard.cues.score(words(plain(q["text"]))) for q in plainly])
+    strict = np.quantile(score[~flag], 1 - TARGET["false alarms"])
+    shares = [float(found[side].mean()) for found in (ruled, score > guard.cues.threshold) for side in (flag, ~flag)]
+    told = "Alone, the rules fire on {:.1%} of red flags and {:.1%} of benign questions, the score on {:.1%} and {:.1%}"
+    late = "; in hindsight, a threshold for 5 % of false alarms here finds {:.1%}."
+    return (told + late).format(*shares, float((score[flag] > strict).mean()))
+
+
 def main(args=None):
     """Print the table of one part. A held-out part is for rules that are final: once looked at, it is spent."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -114,6 +128,7 @@ def main(args=None):
         side = "red flag" if row["flag"] else "benign"
         interval = f"{100 * row['low']:.1f} to {100 * row['high']:.1f} %"
         print(f"| {row['variant']} | {side} | {100 * row['value']:.1f} % | {interval} | {row['n']} |")
+    print(apart([q for q in questions() if q["part"] == how.part], guard))
     times = sorted(q["ms"] for q in scored)
     long = [{"text": " ".join(q["text"] for q in scored)[:READ]}] * 9  # the longest that is read
     print(f"median {times[len(times) // 2]:.2f} ms, 99th percentile {times[int(0.99 * len(times))]:.2f} ms a question, "
