@@ -69,9 +69,7 @@ def test_a_chapter_runs_on_a_machine_with_colabs_versions(machine, tmp_path):
     first.cells = [loaded, tagged["parameters"], tagged["colab"]]
     NotebookClient(first, kernel_name="colab", resources=place, timeout=None).execute()
     told = "".join(output.get("text", "") for output in first.cells[-1].outputs)
-    assert re.search(r"Restart the session .* run the cells up to this one again: numpy, pandas was replaced", told), (
-        told
-    )
+    assert re.search(r"Restart the session .* up to this one again: ipykernel, numpy, pandas was replaced", told), told
 
     NotebookClient(notebook, kernel_name="colab", resources=place, timeout=None).execute()
     told = "".join(output.get("text", "") for output in tagged["colab"].outputs)
