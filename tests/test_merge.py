@@ -1,5 +1,8 @@
 """A merge holds the model that was trained, also where the base was loaded in 4 bits."""
 
+import json
+from types import SimpleNamespace
+
 import families
 import pytest
 import tiny_qwen
@@ -9,6 +12,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from lib.evaluation import probability
 from lib.model import saving
+from lib.model.adapter import in_float32
+from lib.pipeline.files import ROOT
 
 NF4 = BitsAndBytesConfig(**tiny_qwen.NF4, bnb_4bit_compute_dtype=torch.float32)
 ROWS = [(list(range(5, 45)), list(range(5, 45))), (list(range(9, 60)), [-100] * 20 + list(range(29, 60)))]
@@ -19,8 +24,8 @@ def tokenizer():
     return families.qwen3()
 
 
-def adapted(folder, quantization):
-    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=quantization)
+def adapted(folder, quantization, dtype=torch.float32):
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=quantization)
     torch.manual_seed(1)
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     return get_peft_model(loaded, config).eval()
@@ -56,3 +61,14 @@ def test_a_merge_into_the_16_bit_base_is_refused(small_base, tokenizer, tmp_path
     wrong = merged(adapted(small_base, None), tokenizer, tmp_path)
     with pytest.raises(ValueError, match="is not the trained one: .* nats a token apart, expected at most 0.01"):
         probability.changed_by_merging(before, probability.next_token_logits(wrong, ROWS))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("quantized", [False, True], ids=["16 bits", "nf4"])
+def test_chapter_3_multiplies_by_hand_whatever_the_base_computes_in(small_base, dtype, quantized, tmp_path):
+    cells = json.loads((ROOT / "notebooks" / "03_sft.ipynb").read_text(encoding="utf-8"))["cells"]
+    (source,) = ["".join(cell["source"]) for cell in cells if "adapter.trained(" in "".join(cell["source"])]
+    nf4 = BitsAndBytesConfig(**tiny_qwen.NF4, bnb_4bit_compute_dtype=dtype) if quantized else None
+    model = in_float32(adapted(small_base, nf4, dtype))  # as it is trained
+    given = {"torch": torch, "cfg": None, "model": model, "trainer": None, "stage": SimpleNamespace(dir=tmp_path)}
+    exec(source, given | {"adapter": SimpleNamespace(trained=lambda cfg, model, *more: model)})
