@@ -1,5 +1,8 @@
 """What the trainer minimizes: the file's loss, or the distance of the file from a teacher."""
 
+import json
+from types import SimpleNamespace
+
 import families
 import pytest
 import torch
@@ -10,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Qwen3ForCausalLM
 
 from lib.model.head import HeadTrainer
+from lib.pipeline.files import ROOT
 from lib.qat import int4, rounding
 from lib.qat.distill import DistillTrainer
 
@@ -110,3 +114,15 @@ def test_the_usual_way_rounds_w_alone_and_leaves_no_trace():
     int4.strip(trained)
     assert torch.equal(trained(torch.arange(9)[None]).logits, plain)
     assert int4.prepare(torch.nn.Sequential(torch.nn.Linear(40, 8))) == 0  # rows that do not divide are left alone
+
+
+def test_chapter_4_computes_the_divergence_by_hand_also_where_a_softmax_is_zero(capsys):
+    cells = json.loads((ROOT / "notebooks" / "04_qat.ipynb").read_text(encoding="utf-8"))["cells"]
+    (source,) = ["".join(cell["source"]) for cell in cells if "distill.divergence(" in "".join(cell["source"])]
+    torch.manual_seed(0)
+    exact = 60 * torch.randn(7, 500)  # of a large vocabulary some are never likely
+    assert (exact.softmax(-1) == 0).any()
+    given = {"probability": SimpleNamespace(next_token_logits=lambda *rows: exact + torch.randn(7, 500)),
+             "machine": SimpleNamespace(release=lambda: None)}  # fmt: skip
+    exec(source, given | {"torch": torch, "exact": exact, "plain": None, "told": None, "encoded": [None]})
+    assert "nan" not in capsys.readouterr().out

@@ -232,3 +232,10 @@ def test_stepping_through_by_hand_gives_the_same_files(run, tmp_path, monkeypatc
     by_hand = record(tmp_path, "01_dataset")
     assert by_hand["interactive"] and by_hand["outputs"] == record(run, "01_dataset")["outputs"]
     assert "fresh" in make(tmp_path, "01_dataset").stdout
+
+
+@pytest.mark.slow  # cells that compute by hand are tried on such a base in test_merge.py and test_distill.py
+def test_every_chapter_computes_with_a_base_in_bfloat16_as_a_gpu_does(tmp_path):
+    for stage in STAGES:
+        done = make(tmp_path, stage, f"{SMALL} model.dtype=bfloat16")
+        assert done.returncode == 0, f"{stage}:\n{done.stdout}\n{done.stderr}"
