@@ -105,3 +105,9 @@ def test_nothing_is_published_that_holds_a_key_of_the_environment(repository, mo
     target = publish.publish(run, None, repository)
     told = (target / "02_baseline.ipynb").read_text()
     assert KEYS[0] not in told and "<secret>" in told
+
+
+def test_a_byte_order_mark_does_not_hide_the_first_key_of_env(tmp_path, monkeypatch):
+    (tmp_path / ".env").write_text("SERVE_KEYS=ward:0123456789\n", encoding="utf-8-sig")
+    monkeypatch.setattr(credentials, "ROOT", tmp_path)
+    assert credentials.dotenv() == {"SERVE_KEYS": "ward:0123456789"}

@@ -22,7 +22,7 @@ def dotenv():
     """{name: value} of the file .env in the repository: KEY=value lines, quoted or not, a comment after a blank."""
     found = {}
     try:
-        lines = (ROOT / ".env").read_text(encoding="utf-8").splitlines()
+        lines = (ROOT / ".env").read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         return found
     for line in lines:
