@@ -135,8 +135,7 @@ class Desk:
             told |= {"question_text": job.question, "answer_text": [choice.answer for choice in relay.stream.choices]}
         self.log.info("answer", id=job.id, key=job.key, model=job.backend.model.name, outcome=outcome,
                       tokens=total.get("total_tokens"), guard=relay._rules(), **told)  # fmt: skip
-        spent = total.get("total_tokens") or sum(choice.pieces for choice in relay.stream.choices)
-        if self.access.day and spent:
+        if self.access.day and (spent := relay.stream.spent()):
             task = asyncio.ensure_future(self.access.spend(job.key, spent))
             self.counting.add(task)
             task.add_done_callback(lambda done: self.counting.discard(done) or done.cancelled() or done.exception())

@@ -48,6 +48,7 @@ class Stream:
         self.choices = [Choice(form, opened) for _ in range(n)]
         self.ending, self.rest, self.usage = ending, b"", []
         self.first, self.last, self.done = None, None, False
+        self.read = 0  # tokens of the prompt that the backend says it has read so far
 
     def open(self, text="", entries=()):
         """The first events: the role, and with it what the guard has to say before the answer."""
@@ -99,6 +100,8 @@ class Stream:
     def _whole(self, data):
         if data.get("usage"):
             self.usage.append(data["usage"])
+        if progress := data.get("prompt_progress"):
+            self.read = max(self.read, int(progress["processed"]))
         out = []
         for choice in data.get("choices") or ():
             index, delta = choice["index"], choice.get("delta") or {}
@@ -171,6 +174,11 @@ class Stream:
             "total_tokens": prompt + completion,
             "completion_tokens_details": {"reasoning_tokens": min(completion, round(thinking * scale))},
         }
+
+    def spent(self):
+        """Tokens that the answer took, up to where it ended: what was read of its prompt, and its pieces."""
+        total = self.total()
+        return total["total_tokens"] if total else self.read + sum(choice.pieces for choice in self.choices)
 
     def whole(self, quiet):
         """The choices of an answer that is not streamed. quiet: without the guard's notices in the text."""

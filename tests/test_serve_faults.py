@@ -307,25 +307,34 @@ def test_a_slot_of_the_real_server_is_free_within_a_second_of_its_client(bf16, m
     command, made = backends.Backend.command, model(bf16, context=32768)
     monkeypatch.setattr(backends.Backend, "command", lambda *a: [*command(*a), "--override-kv", LONG])
     made.drawn["ignore_eos"] = True
-    body = STREAM | {"max_tokens": 30000}  # ten seconds or more, if nobody stops it
-    with api(made, slots=1) as client:
-        backend = client.desk.backends["tiny/x"]
+    body = STREAM | {"max_tokens": 2000}  # seconds, if nobody stops it
+    if where == "in prefill":
+        body["messages"] = [{"role": "user", "content": "Is it a fever? " * 1900}]
+    with api(made, slots=1, tokens_per_day=10**6) as client:
+        backend, access = client.desk.backends["tiny/x"], client.desk.access
 
-        def busy():
-            (slot,) = llama(backend, "/slots", backend.key).json()
-            return slot["is_processing"]
+        def slot():
+            return llama(backend, "/slots", backend.key).json()[0]
 
         link = leave(client, json.dumps(body).encode())
-        assert b"200 OK" in link.recv(50)
+        if where == "in prefill":
+            wait(lambda: slot()["is_processing"])
+        else:
+            assert b"200 OK" in link.recv(50)
         if where == "queued":
             queued = leave(client, json.dumps(body).encode())
             wait(lambda: backend.slots.waiting)
             queued.close()
             soon(lambda: not backend.slots.waiting)
-        assert busy(), "it is still at work for the one who stays"
+        found = slot()
+        assert found["is_processing"], "it is still at work for the one who stays"
+        assert where != "in prefill" or not found["next_token"][0]["n_decoded"], "its prompt is still being read"
         link.close()
-        soon(lambda: not busy())
+        soon(lambda: not slot()["is_processing"])
         soon(lambda: backend.slots.free == 1)
+        wait(lambda: not client.desk.counting)
+        left = asyncio.run(access.days.get_window_stats(access.day, "day", "local")).remaining
+        assert left < 10**6, "what was read for it counts, though no usage ever came"
 
 
 def test_slow_headers_slow_bodies_huge_ones_and_smuggled_ones():

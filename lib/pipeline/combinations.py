@@ -93,8 +93,6 @@ def check(recipe):
 
 
 def _training(recipe, data, model, qat):
-    if qat and not all(type(seed) is int for seed in qat["seeds"]):
-        raise ValueError(f"qat.seeds should list whole numbers, found {qat['seeds']!r}")
     _adapter(recipe["lora"] or {})
     if not recipe["sft"].get("max_length"):
         raise ValueError(

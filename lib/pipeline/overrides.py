@@ -1,5 +1,6 @@
 """YAML as recipes are written in, and what SET lays over them: text to nested values."""
 
+import math
 import re
 import shlex
 
@@ -16,7 +17,14 @@ class _Loader(yaml.SafeLoader):
             raise ValueError(f"key {twice[0]!r} stands twice, line {node.start_mark.line + 1}: keep one of them")
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_float(self, node):
+        value = super().construct_yaml_float(node)
+        if not math.isfinite(value):
+            raise ValueError(f"{node.value} is no finite number, line {node.start_mark.line + 1}")
+        return value
 
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 _Loader.add_implicit_resolver(  # YAML 1.1 wants a point and a sign in such numbers
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
@@ -51,11 +59,13 @@ def parse_set(text):
 
 
 def nest(overrides):
-    """Overrides with dotted or nested keys, or both, as one nested dict."""
+    """Overrides with dotted or nested keys, or both, as one nested dict. Raises ValueError for a key that is none."""
     nested = {}
     for key, value in (overrides or {}).items():
+        if not isinstance(key, str) or "" in key.split("."):
+            raise ValueError(f"{key!r} names no setting: names joined by dots are needed, such as sft.learning_rate")
         for part in reversed(key.split(".")):
-            value = {part: nest(value) if isinstance(value, dict) else value}
+            value = {part: value}
         nested = merge(nested, value)
     return nested
 

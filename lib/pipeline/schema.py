@@ -26,6 +26,7 @@ LIBRARIES = {
     "reward": ("trl", "RewardConfig"),
 }
 TYPE_NAMES = {bool: "bool", int: "int", float: "float", str: "str", list: "list", dict: "dict", type(None): "null"}
+SEED = typing.Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 
 class Section(BaseModel):
@@ -35,7 +36,7 @@ class Section(BaseModel):
 
 
 class RunSection(Section):
-    seed: int = 42
+    seed: SEED = 42
     threads: int = Field(1, ge=1, le=1024)
 
 
@@ -79,7 +80,7 @@ class ChatSection(Section):
 
 class QatSection(Section):
     scheme: typing.Literal[*QUANTIZATIONS, "int4_weight_only"] = "q4_0"
-    seeds: list = Field(default_factory=list)
+    seeds: list[SEED] = Field(default_factory=list)
     distill: bool = True
 
 
@@ -111,7 +112,7 @@ class PreferenceSection(Section):
     learn_from: int = Field(120, ge=1, le=1000000)  # training questions that best_of_k and pairs of samples draw on
     samples: int = Field(8, ge=2, le=1024)
     kl_limit: float = Field(1.0, ge=0.0001, le=100)  # nats a token from chapter 3's model, of rloo and grpo
-    seeds: list = Field(default_factory=list)
+    seeds: list[SEED] = Field(default_factory=list)
     reward: dict = Field(default_factory=dict)  # fields of trl.RewardConfig
     arms: dict = Field(default_factory=dict)  # {name: {method, pairs or reward, fields of the method's Config}}
 
@@ -153,10 +154,9 @@ def _complete(name, values):
         OWN[name].model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        low, high = OWN[name].model_fields[first["loc"][0]].metadata
-        raise ValueError(
-            f"{name}.{first['loc'][0]} should be between {low.ge} and {high.le}, found {first['input']}"
-        ) from None
+        range_ = OWN[name].model_fields[first["loc"][0]].metadata
+        should = f" should be between {range_[0].ge} and {range_[1].le}" if range_ else f": {first['msg']}"
+        raise ValueError(f"{name}.{'.'.join(map(str, first['loc']))}{should}, found {first['input']}") from None
     return OWN[name]().model_dump() | values
 
 
