@@ -1,8 +1,11 @@
 """Recipes: what loads, what is refused, and what the refusal says."""
 
+import re
+
 import pytest
 
 from lib.pipeline import recipe, schema
+from lib.pipeline.files import ROOT
 
 HEALTHBENCH = {"name": "healthbench", "path": "data/samples/healthbench.jsonl"}
 FSDP2 = {"sft.fsdp": "full_shard", "sft.fsdp_config": "fsdp2"}  # weights in parts on the ranks
@@ -165,3 +168,12 @@ def test_the_cached_fields_are_those_of_the_library():
 
     assert set(schema.fields("lora")) == {f for f in LoraConfig.__dataclass_fields__ if f != "self"}
     assert schema.fields("lora")["r"] == {"types": ["int"], "choices": []}
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "params").glob("*.yaml") if p.stem != "prices"))
+def test_what_comes_from_the_hub_is_pinned_to_a_commit(name):
+    made = recipe.load(name)
+    entries = [e for key in ("sources", "test_sources", "truth_sources") for e in made.data.get(key) or ()]
+    asked = [e.get("revision") for e in entries if made.data["origin"] == "hub" and "path" not in e]
+    asked += [made.model["revision"]] * (made.model["base"] != "twin")
+    assert all(re.fullmatch("[0-9a-f]{40}", commit or "") for commit in asked), asked
