@@ -55,8 +55,9 @@ def machine(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow  # downloads a gigabyte
-def test_a_chapter_runs_on_a_machine_with_colabs_versions(machine, tmp_path):
+def test_a_chapter_runs_on_a_machine_with_colabs_versions(machine, tmp_path, monkeypatch):
     home, python = machine
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")  # where it is set, ipykernel shows nothing that a child prints
     notebook = nbformat.read(ROOT / "notebooks" / "02_baseline.ipynb", as_version=4)
     tagged = {tag: cell for cell in notebook.cells for tag in cell.metadata.get("tags", [])}
     tagged["parameters"].source = f'recipe = "tiny"\noverrides = {parse_set(SMALL)!r}'
