@@ -1,6 +1,6 @@
 """Figures of exported files: a block on its grid with the unused values, and how far each file is from the original."""
 
-from lib.figures.plots import INK, _canvas, colour
+from lib.figures.plots import INK, _canvas, colour, logarithmic
 
 
 def block_levels(weights, rounded, levels, title="One block of weights on its grid"):
@@ -35,7 +35,7 @@ def divergence(rows, title="What each file costs: size against distance from 16 
         low = min(reach, 0.9 * row["value"])  # an interval that reaches zero ends at a tenth of the value
         drawn = {"color": colour(row["name"]), "markeredgecolor": INK, "ecolor": INK, "label": row["name"]}
         ax.errorbar(row["mib"], row["value"], yerr=[[low], [reach]], fmt="o", markersize=8, capsize=4, **drawn)
-    ax.set_yscale("log")
+    logarithmic(ax)
     ax.set_xlabel("file size (MiB)")
     ax.set_ylabel("divergence (nats a token; lower is closer)")
     ax.grid(color="#DDDDDD", linewidth=0.8)

@@ -13,7 +13,7 @@ from base64 import b64encode
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from lib.figures.markup import interval, loss_mask, p_value, plain, size_table, table, transcripts
 
@@ -147,6 +147,20 @@ def length_histogram(lengths_by_source, cutoff, title="Length of the training ro
     return figure
 
 
+class Numbers(LogFormatter):
+    """Labels of a logarithmic axis as plain numbers: 3, and not 3 x 10^0."""
+
+    def __call__(self, x, pos=None):
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
+def logarithmic(ax):
+    """Make the y axis of a plot logarithmic."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(Numbers())
+    ax.yaxis.set_minor_formatter(Numbers(labelOnlyBase=False, minor_thresholds=(1, 0.4)))
+
+
 def loss_curve(log_history, title="Training and evaluation loss", name="sft", label="loss (nats per trained token)"):
     """Training loss (line) and evaluation loss (circles) over optimizer steps.
 
@@ -172,7 +186,7 @@ def loss_curve(log_history, title="Training and evaluation loss", name="sft", la
             style = {"color": "white", "markeredgecolor": colour(run), "label": f"{run}: evaluation"}
             ax.plot(held_out["step"], held_out["eval_loss"], "o", markeredgewidth=1.8, **style)
     if min(min(line.get_ydata()) for line in ax.lines) > 0:
-        ax.set_yscale("log")
+        logarithmic(ax)
     ax.set_xlabel("optimizer step")
     ax.set_ylabel(label)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
