@@ -251,6 +251,11 @@ def test_an_importance_matrix_changes_the_rounding_and_the_file_says_so(bf16, te
     ours, theirs = dict(gguf.dequantize(plain, kept=False)), dict(gguf.dequantize(helped, kept=False))
     assert set(ours) == set(theirs) < set(gguf.tensor_types(plain))
     assert any(not np.array_equal(ours[name], theirs[name]) for name in ours)
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    again = gguf.importance(bf16, [text.read_text()], elsewhere / "importance.gguf", ctx=64)
+    assert again.read_bytes() == matrix.read_bytes(), "no name of a temporary folder is in it"
+    same = gguf.quantize(bf16, elsewhere / "helped.gguf", "q4_0", importance=again)
+    assert same.read_bytes() == helped.read_bytes() and str(tmp_path).encode() not in same.read_bytes()
     with pytest.raises(ValueError, match="importance matrix of"):
         gguf.importance(bf16, ["short"], tmp_path / "none.gguf", ctx=64)
 
@@ -263,9 +268,13 @@ def test_an_adapter_is_served_beside_its_base_and_switched(twin, bf16, tmp_path,
     folder, plain, tokenizer = twin
     torch.manual_seed(3)
     fields = {"target_modules": ["q_proj", "down_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM"} | scaled
-    model = get_peft_model(copy.deepcopy(plain), LoraConfig(r=4, **fields))
+    base = copy.deepcopy(plain)
+    base.name_or_path = str(folder)
+    model = get_peft_model(base, LoraConfig(r=4, **fields))
     model.save_pretrained(tmp_path / "adapter")
+    assert str(folder) in (tmp_path / "adapter" / "README.md").read_text()
     adapter = gguf.convert_lora(tmp_path / "adapter", folder, tmp_path / "adapter.gguf")
+    assert str(folder).lower().encode() not in adapter.read_bytes().lower(), "a path of this machine"
     ids = list(range(260, 280))
     body = {"prompt": ids, "n_predict": 1, "temperature": 0, "n_probs": 5, "logit_bias": [[265, 100.0]]}
     with torch.no_grad():

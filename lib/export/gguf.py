@@ -50,35 +50,41 @@ def convert_lora(adapter_dir, base_dir, out):
     """
     out, adapter_dir, base_dir = Path(out), Path(adapter_dir).resolve(), Path(base_dir).resolve()
     with _temporary(out) as part, tempfile.TemporaryDirectory() as scratch:
-        given = _turned(adapter_dir, Path(scratch))
+        given = _readable(adapter_dir, Path(scratch, out.stem))
         script = [sys.executable, "-P", CONVERT, toolchain().lora_converter]
         _run([*script, "--base", base_dir, "--outfile", part, given], f"converting adapter {adapter_dir.name}")
     return out
 
 
-def _turned(adapter_dir, scratch):
-    """The folder of an adapter as the converter reads it.
+def _readable(adapter_dir, folder):
+    """An adapter as the converter reads it, in a new folder, which names the file; returns the folder.
 
     llama.cpp multiplies every pair by lora_alpha / rank. Where PEFT has another factor for a layer (use_rslora,
     alpha_pattern), what is between the two goes into B.
     GPT-2 stores its weights input by output, and the converter turns them, the adapter's too; PEFT's, with
     fan_in_fan_out, is not stored so. Each pair is therefore turned beforehand: (BA)' = A'B'.
+    The card goes along only where it names a base of the hub: a folder's path is nobody else's.
     """
+    folder.mkdir()
+    weights, card = adapter_dir / "adapter_model.safetensors", adapter_dir / "README.md"
     config = json.loads((adapter_dir / "adapter_config.json").read_text(encoding="utf-8"))
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    if card.exists() and not Path(config["base_model_name_or_path"]).exists():
+        (folder / card.name).symlink_to(card)
     turned, alphas = config.get("fan_in_fan_out"), config.get("alpha_pattern") or {}
     if not (turned or alphas or config.get("use_rslora")):
-        return adapter_dir
+        (folder / weights.name).symlink_to(weights)
+        return folder
     other, swapped = {".lora_A.": ".lora_B.", ".lora_B.": ".lora_A."}, {}
-    for name, weight in load_file(adapter_dir / "adapter_model.safetensors").items():
+    for name, weight in load_file(weights).items():
         side = next(side for side in other if side in name)
         if side == ".lora_B.":
             layer, rank = name.partition(side)[0].removeprefix("base_model.model."), weight.shape[1]
             alpha = alphas.get(get_pattern_key(alphas.keys(), layer), config["lora_alpha"])
             weight = weight * (alpha / config["lora_alpha"] * (rank**0.5 if config.get("use_rslora") else 1))
         swapped[name.replace(side, other[side]) if turned else name] = weight.t().contiguous() if turned else weight
-    save_file(swapped, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
-    (scratch / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
-    return scratch
+    save_file(swapped, folder / weights.name, metadata={"format": "pt"})
+    return folder
 
 
 def quantize(src, out, type, type_map=None, threads=1, importance=None):
@@ -88,16 +94,19 @@ def quantize(src, out, type, type_map=None, threads=1, importance=None):
     type_map: {tensor name: ggml type} as from `type_map`, pins single tensors; tensors that llama.cpp never
     quantizes (norms, biases, routers) are ignored in it. "f32" writes the numbers of a quantized file out in full.
     """
-    out = Path(out)
+    out, src = Path(out).resolve(), Path(src).resolve()
     with _temporary(out) as part, tempfile.TemporaryDirectory() as scratch:
         args = ["--allow-requantize"] if type == "f32" else []
-        args += ["--imatrix", importance] if importance else []
+        if importance:  # the file records where it lay: the same words wherever it is made
+            Path(scratch, "importance.gguf").symlink_to(Path(importance).resolve())
+            args += ["--imatrix", "importance.gguf"]
         if type_map:
             pins = Path(scratch, "types.txt")
             lines = [f"^{re.escape(name)}$={kind}\n" for name, kind in type_map.items()]
             pins.write_text("".join(lines), encoding="utf-8")
             args += ["--tensor-type-file", pins]
-        _run([toolchain().quantize, *args, src, part, type.upper(), threads], f"quantizing {Path(src).name} to {type}")
+        args += [src, part, type.upper(), threads]
+        _run([toolchain().quantize, *args], f"quantizing {src.name} to {type}", scratch)
     return out
 
 
@@ -108,12 +117,13 @@ def importance(src, texts, out, ctx=256, threads=1):
     texts: rendered conversations of the train split, never of the test; marks of the chat template are read as such.
     Raises ValueError where they are shorter than a chunk of ctx tokens.
     """
-    out = Path(out)
+    out, src = Path(out).resolve(), Path(src).resolve()
     with _temporary(out) as part, tempfile.TemporaryDirectory() as scratch:
-        text = Path(scratch, "calibration.txt")
+        text = Path(scratch, "calibration.txt")  # whose name the file records
         text.write_text("\n".join(texts), encoding="utf-8")
-        args = ["-m", src, "-f", text, "-o", part, "-c", ctx, "-t", threads, "--parse-special", "--no-ppl", "--offline"]
-        _run([toolchain().imatrix, *args], f"importance matrix of {Path(src).name}")
+        args = ["-m", src, "-f", text.name, "-o", part, "-c", ctx, "-t", threads]
+        args += ["--parse-special", "--no-ppl", "--offline"]
+        _run([toolchain().imatrix, *args], f"importance matrix of {src.name}", scratch)
     return out
 
 
@@ -191,13 +201,13 @@ def _vocab_size(file):
     return next(int(t.shape[1]) for t in GGUFReader(file).tensors if t.name == "token_embd.weight")
 
 
-def _run(args, what):
+def _run(args, what, cwd=None):
     """Run one program and return its output. Raises ValueError when it refuses, RuntimeError when it crashes."""
     machine.release()
     args = [str(arg) for arg in args]
     text = {"encoding": "utf-8", "errors": "replace"}
     sinks = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    result = subprocess.run(held(*args), env=environment(), **sinks, **text)
+    result = subprocess.run(held(*args), env=environment(), cwd=cwd, **sinks, **text)
     if result.returncode < 0:
         raise RuntimeError(f"{what}: {Path(args[0]).name} died of signal {-result.returncode}:\n{_last(result.stdout)}")
     if result.returncode > 0:
