@@ -252,7 +252,7 @@ def test_an_importance_matrix_changes_the_rounding_and_the_file_says_so(bf16, te
     assert set(ours) == set(theirs) < set(gguf.tensor_types(plain))
     assert any(not np.array_equal(ours[name], theirs[name]) for name in ours)
     (elsewhere := tmp_path / "elsewhere").mkdir()
-    again = gguf.importance(bf16, [text.read_text()], elsewhere / "importance.gguf", ctx=64)
+    again = gguf.importance(bf16, [text.read_text()], elsewhere / "importance.gguf", ctx=64, threads=2)
     assert again.read_bytes() == matrix.read_bytes(), "no name of a temporary folder is in it"
     same = gguf.quantize(bf16, elsewhere / "helped.gguf", "q4_0", importance=again)
     assert same.read_bytes() == helped.read_bytes() and str(tmp_path).encode() not in same.read_bytes()

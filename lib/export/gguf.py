@@ -115,6 +115,7 @@ def importance(src, texts, out, ctx=256, threads=1):
 
     How large the inputs of each weight are on calibration texts: rounding then spares the weights that matter there.
     texts: rendered conversations of the train split, never of the test; marks of the chat template are read as such.
+    threads: the matrix is the same with any number, to the byte.
     Raises ValueError where they are shorter than a chunk of ctx tokens.
     """
     out, src = Path(out).resolve(), Path(src).resolve()
