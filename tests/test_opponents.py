@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lib.dataset import clinic, textbook
+from lib.dataset import clinic, clinic_rules, textbook
 from lib.evaluation import elicit, multiple_choice, opponents
 
 
@@ -56,18 +56,60 @@ def test_against_by_hand():
         opponents.against(mine, {"x": rows_of("0" * 11)})
 
 
-def test_what_is_format_and_what_is_knowledge_is_said_with_the_numbers():
-    tuned = rows_of("1" * 70 + "0" * 30)
-    rivals = {"nearest training question": rows_of("1" * 50 + "0" * 50), opponents.CEILING: rows_of("1" * 100),
-              "base, generated": rows_of("0" * 100), "base, best form": rows_of("1" * 40 + "0" * 60)}  # fmt: skip
-    said = opponents.in_words(opponents.against(tuned, rivals), opponents.accuracy(tuned))
-    for part in ("70.0 % of the tuned", "+70.0 points", "of which 40.0 are format", "knowledge is +30.0 points",
-                 "training added knowledge", "nearest training question, it is +20.0 points"):  # fmt: skip
+def test_naive_bayes_by_hand_and_on_the_eval_split():
+    rows, how = opponents.bayes(TRAIN, ASKED[:2], ASKED)
+    # "sweats" stands in tuberculosis alone; "toe" in gout alone; neither croup nor measles was ever an answer
+    assert letters(rows) == [("B", True), ("B", True), (None, False)]
+    assert (how["words"], how["alpha"], how["held_out"]["value"]) == (1, 1.0, 1.0)
+    assert opponents.bayes([], [], ASKED[:1]) == ([opponents.picked(ASKED[0], None)], {})
+
+
+def test_naive_bayes_may_learn_topics_which_options_belong_to():
+    train = [
+        row | {"reasoning": f"This fits {told}: x."} for row, told in zip(TRAIN, ("d", "t", "g", "g"), strict=True)
+    ]
+    train.append(record("5", "Chalky lumps. Which drug?", ["allopurinol", "insulin"], "allopurinol")
+                 | {"reasoning": "This fits g: lumps."})  # fmt: skip
+    asked = [record("x", "A red toe. Which drug?", ["insulin", "allopurinol"], "allopurinol")]
+    assert letters(opponents.bayes(train, [], asked, clinic_rules.topic)[0]) == [("B", True)]
+    assert clinic_rules.topic({"reasoning": "Because."}) == ""
+
+
+RIVALS = {"nearest training question": rows_of("1" * 50 + "0" * 50), opponents.CEILING: rows_of("1" * 100),
+          "base, generated": rows_of("0" * 100), "base, few-shot": rows_of("1" * 40 + "0" * 60),
+          "base, best form": rows_of("1" * 30 + "0" * 70)}  # fmt: skip
+ASKED_OF = [{"id": str(n), "options": ["x", "y"]} for n in range(100)]
+
+
+def said_of(tuned, rivals=RIVALS):
+    return opponents.in_words(opponents.against(tuned, rivals), tuned, ASKED_OF)
+
+
+def test_what_was_known_and_what_was_learnt_is_said_with_the_numbers():
+    said = said_of(rows_of("1" * 70 + "0" * 30))
+    for part in ("70.0 % of the tuned", "+70.0 points", "reaches 40.0 % as 'base, few-shot'", "has +30.0 points",
+                 "training added knowledge", "nearest training question, it has +20.0 points"):  # fmt: skip
         assert part in said
-    rivals["base, best form"] = rows_of("1" * 70 + "0" * 30)
-    said = opponents.in_words(opponents.against(tuned, rivals), opponents.accuracy(tuned))
-    assert "of which 70.0 are format" in said and "do not show that training added any" in said
-    assert opponents.in_words([], None) == ""
+    assert "name no option" not in said and said_of([], {}) == ""
+
+
+def test_a_difference_counts_after_its_adjustment_alone():
+    """Eight for and one against: p 0.04 alone, and twice that beside another that is no smaller."""
+    tuned = rows_of("1" * 48 + "0" * 52)
+    rivals = RIVALS | {"base, few-shot": rows_of("0" * 8 + "1" * 41 + "0" * 51)}
+    (row,) = [r for r in opponents.against(tuned, rivals) if r["opponent"] == "base, few-shot"]
+    assert row["change"]["low"] > 0 and row["p"] < 0.05 < row["p_holm"]
+    assert "do not show that training added or lost any" in said_of(tuned, rivals)
+
+
+def test_answers_that_name_no_option_are_counted_and_guessed_for():
+    tuned = rows_of("1" * 60 + "0" * 40)
+    for row in tuned[-20:]:
+        row["picked"] = None
+    assert (
+        "20 of 100 answers name no option and count as wrong; a guess instead of each would make it 70.0 %"
+        in said_of(tuned)
+    )
 
 
 def test_scores_by_skill():

@@ -1,4 +1,4 @@
-"""Two rules that answer the clinic's questions from the words alone: what a model's score is to be read against."""
+"""Rules that answer the clinic's questions from the words alone: what a model's score is to be read against."""
 
 import re
 
@@ -15,6 +15,12 @@ def lookup(question, options, world):
     names = {finding: finding for condition in world["conditions"] for finding in condition["findings"]}
     named = {names[match[0]] for match in _phrases(names).finditer(question)}
     return _best(options, world, lambda condition: len(named & set(condition["findings"])))
+
+
+def topic(row):
+    """The condition that a training row's reasoning names, "" where it names none: what naive Bayes learns to tell."""
+    found = re.search(r" fits (.+?):", row["reasoning"])
+    return found[1] if found else ""
 
 
 def ceiling(question, options, world):
