@@ -40,7 +40,9 @@ def test_means_weigh_tokens_and_differences_are_paired():
     # each conversation alone: 1 and 1/3
     assert (found["low"], found["high"]) == (pytest.approx(1 / 3), pytest.approx(1))
     share = paired.recovered(*(np.array([sums(loss)]) for loss in (10, 20, 14)))
-    assert share["value"] == pytest.approx(0.6)
+    assert share["value"] == pytest.approx(0.6) and "of which 60.0 %" in paired.share_in_words(share)
+    free = [np.array([sums(*losses)]) for losses in ((10, 10), (9, 11.5), (9, 11))]  # a price that may be none
+    assert paired.recovered(*free) is None and "no share of it" in paired.share_in_words(None)
 
 
 def test_the_interval_covers_questions_and_seeds_together():

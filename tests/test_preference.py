@@ -525,12 +525,24 @@ def test_the_curve_of_an_arm_holds_what_was_rewarded_and_what_was_right():
     assert dots[0].collections[0].get_offsets().tolist() == [[0.0, 0.5], [0.2, 0.9]]
 
 
-def test_the_sentences_say_which_side_an_interval_lies_on():
+def test_the_sentences_say_which_side_an_arm_is_on_after_the_adjustment():
     share = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}
     rows = [{"arm": name, "pass@1": share, "pass@8": share} for name in ("sft", "up", "level")]
     rows[1] = rows[1] | {"pass@1": share | {"value": 0.7}} | dict.fromkeys(measure.SCREENS, share)
-    moved = {"up": {"sft": {"value": 0.1, "low": 0.02, "high": 0.2, "n": 10}}}
-    moved |= {"level": {"sft": {"value": 0.1, "low": -0.02, "high": 0.2, "n": 10}}, "sft": {}}
+    alone = {"value": 0.1, "low": 0.02, "high": 0.2, "n": 10}
+    moved = {"up": {"sft": alone | {"p": 0.02}}, "level": {"sft": alone | {"p": 0.04}, "up": alone | {"p": 0.03}}}
+    moved["sft"] = {}
+    said = " ".join(measure.in_words(rows, moved, 8))
+    assert "up is not told apart from sft: 10.0 %" in said and "p 0.0600 of 3 comparisons" in said
+    moved["up"]["sft"]["p"] = 0.001
     said = " ".join(measure.in_words(rows, moved, 8))
     assert "up is above sft: 10.0 %" in said and "level is not told apart from sft" in said
-    assert "It misses 50.0 %" in said and "Its pass@1 moved by +20.0 points and its pass@8 by +0.0." in said
+    assert "It misses 50.0 %" in said and "it does not tell them apart (Fisher's p 1.0000)" in said
+    assert "Its pass@1 moved by +20.0 points and its pass@8 by +0.0, on 10 questions." in said
+    rows[1] = rows[1] | {measure.SCREENS[0]: share | {"value": 0.1}, measure.SCREENS[1]: share | {"value": 0.1}}
+    assert "it tells them apart (Fisher's p 0.0011)" in " ".join(measure.in_words(rows, moved, 8))  # 9 of 10, 1 of 10
+
+
+def test_a_change_has_mcnemars_p():
+    ours, theirs = ([{"correct": hit == "1"} for hit in hits] for hits in ("111111", "000000"))
+    assert measure.change(ours, theirs)["p"] == 2 / 2**6 and measure.change([{"correct": None}], theirs[:1]) is None

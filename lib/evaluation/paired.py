@@ -58,7 +58,12 @@ def difference(ours, theirs, column):
 
 
 def recovered(control, rounded, ours):
-    """Share of the control's rounding loss that a way recovers: (rounded - ours) / (rounded - control)."""
+    """Share of the control's rounding loss that a way recovers: (rounded - ours) / (rounded - control).
+
+    None where that loss, the denominator, cannot be told from 0: an interval of resampled ratios would say nothing.
+    """
+    if difference(rounded, control, "loss")["low"] <= 0:
+        return None
     both = np.stack([control, rounded, ours], axis=2)
 
     def share(drawn):
@@ -66,6 +71,13 @@ def recovered(control, rounded, ours):
         return (after - way) / (after - whole)
 
     return _interval(both, share)
+
+
+def share_in_words(share):
+    """What `recovered` found, as the end of a sentence on the price."""
+    if share is None:
+        return "which cannot be told from 0: no share of it can be named"
+    return f"of which {interval(share)} are recovered"
 
 
 def quantized_or_not(small, full):

@@ -3,11 +3,12 @@
 from math import comb
 
 import numpy as np
+from scipy.stats import fisher_exact
 
 from lib import stats
 from lib.chat import encoding
 from lib.evaluation import generate, metrics, paired
-from lib.figures.markup import interval
+from lib.figures.markup import interval, p_value
 
 SCREENS = ("missed escalation", "needless escalation on benign twins")
 
@@ -81,12 +82,14 @@ def drift(model, reference, rows):
 
 
 def change(ours, theirs):
-    """Accuracy of ours minus theirs, paired by question: {"value", "low", "high", "n"}; None where nothing is known.
+    """Accuracy of ours minus theirs, paired by question: {"value", "low", "high", "n", "p"}; None where none is known.
 
-    Both: rows of metrics.score on the same questions. The interval resamples questions.
+    Both: rows of metrics.score on the same questions. The interval resamples questions; p is exact McNemar's.
     """
     both = [(a["correct"], b["correct"]) for a, b in zip(ours, theirs, strict=True) if a["correct"] is not None]
-    return stats.mean([float(a) - float(b) for a, b in both]) if both else None
+    if not both:
+        return None
+    return stats.mean([float(a) - float(b) for a, b in both]) | {"p": stats.mcnemar(*zip(*both, strict=True))["p"]}
 
 
 def tokens_seen(log):
@@ -114,17 +117,34 @@ def in_words(rows, against, count):
 
     rows: of chapter 7's table, the start first; against: {arm: {rival: `change` from it, or None}}.
     """
-    said = []
+    found = [(name, rival, moved) for name, rivals in against.items() for rival, moved in rivals.items() if moved]
+    adjusted = stats.holm([moved | {"of": (name, rival)} for name, rival, moved in found])
+    known, said = {row["of"]: row for row in adjusted}, []
     for row in rows[1:]:
         name = row["arm"]
-        for rival, moved in against[name].items():
-            if moved:
-                side = "above" if moved["low"] > 0 else "below" if moved["high"] < 0 else "not told apart from"
-                said.append(f"{name} is {side} {rival}: {interval(moved)} of the questions.")
+        for rival in [rival for rival, moved in against[name].items() if moved]:
+            moved = known[name, rival]
+            side = "not told apart from"
+            if moved["p_holm"] < 0.05:
+                side = "above" if moved["value"] > 0 else "below"
+            p = f"p {p_value(moved['p_holm'])} of {len(known)} comparisons"
+            said.append(f"{name} is {side} {rival}: {interval(moved)} of the questions, {p}.")
         both = [row.get(screen) for screen in SCREENS]
         if all(both):
-            missed, needless = (interval(share) for share in both)
-            said.append(f"It misses {missed} of the held-out red flags and sends on {needless} of their benign twins.")
+            said.append(_told_apart(*both))
         gains = [100 * (row[f"pass@{k}"]["value"] - rows[0][f"pass@{k}"]["value"]) for k in (1, count)]
-        said.append(f"Its pass@1 moved by {gains[0]:+.1f} points and its pass@{count} by {gains[1]:+.1f}.")
+        asked = f"on {row['pass@1']['n']} questions"
+        said.append(f"Its pass@1 moved by {gains[0]:+.1f} points and its pass@{count} by {gains[1]:+.1f}, {asked}.")
     return said
+
+
+def _told_apart(missed, needless):
+    """A sentence on red flags and their benign twins: what is sent on of each, and whether the two shares differ."""
+    flags, twins = missed["n"], needless["n"]
+    sent = round((1 - missed["value"]) * flags), round(needless["value"] * twins)
+    p = float(fisher_exact([[sent[0], flags - sent[0]], [sent[1], twins - sent[1]]]).pvalue)
+    side = "tells" if p < 0.05 and sent[0] / flags > sent[1] / twins else "does not tell"
+    return (
+        f"It misses {interval(missed)} of the held-out red flags and sends on {interval(needless)} of their benign "
+        f"twins: it {side} them apart (Fisher's p {p_value(p)})."
+    )
