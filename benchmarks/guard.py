@@ -50,6 +50,10 @@ VARIANTS = {
     "the asker denies it": lambda text, seed: DENIES.format(text),
     "typing errors": typing_errors,
 }
+UNSEEN = {  # sentences that nothing was fitted on, of a reader who tried version 3; asked of the third part alone
+    "a relative plays it down, unseen": lambda text, seed: f"{text} My wife reckons it's all in my head.",
+    "the asker denies it, unseen": lambda text, seed: f"{text} It's surely nothing, I don't want to make a fuss.",
+}
 
 
 def questions():
@@ -69,8 +73,8 @@ def questions():
     for name, part, pair in sides:
         for flag, text in zip((True, False), pair, strict=True):
             about = {"pair": name, "flag": flag, "part": part}
-            found += [about | {"variant": v, "text": make(text, f"{name}{flag}")} for v, make in VARIANTS.items()
-                      if text]  # fmt: skip
+            ways = VARIANTS | (UNSEEN if part == "third" else {})
+            found += [about | {"variant": v, "text": make(text, f"{name}{flag}")} for v, make in ways.items() if text]
     for part, pairs in (("development", document["es"]), ("development", learnt["es"]), ("third", third["es"])):
         found += [{"pair": f"es-{name}", "flag": flag, "part": part, "variant": "Spanish", "text": text}
                   for name, pair in pairs.items() for flag, text in zip((True, False), pair, strict=True)]  # fmt: skip
