@@ -89,6 +89,8 @@ def test_parse_returns_verdicts_in_label_order():
     [
         ("I prefer the first.", "not JSON"),
         (reply(verdict("KX4", 9, 1))[:-9], "not JSON"),
+        ('{"verdicts": [], "verdicts": []}', "a key stands twice"),
+        ('Well: {"verdicts": [{"score": 10, "score": 1}]}', "a key stands twice"),
         ("[]", "the reply: Input should be"),
         ('{"verdicts": [{"code": "KX4"}]}', "verdicts: Input should be"),
         (reply(verdict("KX4", 9, 1), verdict("BD2", 5, 2)), "QR9: Field required"),
@@ -119,8 +121,9 @@ def test_configured_needs_a_key_or_a_url():
 def test_another_server_never_sees_the_openai_key():
     (found,) = judges.configured([], {"OPENAI_API_KEY": "secret", "JUDGE_BASE_URL": "http://127.0.0.1:1/v1"})
     assert (found.model, found.api_key, found.usd_per_mtok) == ("local", "none", (0.0, 0.0))
-    with pytest.raises(ValueError, match='"2,8"'):
-        judges.configured([], {"OPENAI_API_KEY": "k", "JUDGE_USD_PER_MTOK": "cheap"})
+    for price in ("cheap", "nan,nan", "inf,1", "1e400,1", "2,-8", "2", "2,8,1", "-2,-8"):
+        with pytest.raises(ValueError, match='"2,8"'):
+            judges.configured([], {"OPENAI_API_KEY": "k", "JUDGE_USD_PER_MTOK": price})
 
 
 def test_judges_at_two_servers_and_a_file():

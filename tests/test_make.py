@@ -50,6 +50,13 @@ def make(tmp_path):
     return run
 
 
+@pytest.mark.parametrize("name", [*GIVEN, *SERVED, "OVERLAY", "JUDGE_MODEL", "FOO"])
+def test_nothing_on_the_command_line_is_run(make, name):
+    """Make exports the variables of its command line, known to it or not, and would expand what they hold."""
+    for target in ("plan", "serve", "01_dataset"):
+        make(target, f"{name}=$(shell touch x)")  # which fails on a file that it finds
+
+
 @pytest.mark.parametrize("text", ODD)
 @pytest.mark.parametrize(("stage", "module"), [("01_dataset", "lib.execute"), ("03_sft", "lib.pipeline.launch")])
 def test_values_arrive_as_they_were_typed(make, text, stage, module):

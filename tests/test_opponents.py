@@ -56,6 +56,10 @@ def test_against_by_hand():
         opponents.against(mine, {"x": rows_of("0" * 11)})
 
 
+def test_the_nearest_row_is_copied_whole():
+    assert [row["id"] for row in opponents.copied(TRAIN, ASKED[:2])] == ["1", "3"]
+
+
 def test_naive_bayes_by_hand_and_on_the_eval_split():
     rows, how = opponents.bayes(TRAIN, ASKED[:2], ASKED)
     # "sweats" stands in tuberculosis alone; "toe" in gout alone; neither croup nor measles was ever an answer

@@ -20,6 +20,17 @@ def test_numbers_are_yaml_1_2():
     assert type(parsed["d"]) is int
 
 
+@pytest.mark.parametrize("text", ["a: [2024-01-01]", "a: !!set {x, y}", "a: !!binary aGk=", "a: {2024-01-01: 1}"])
+def test_a_value_that_json_does_not_know_is_refused(text):
+    with pytest.raises(ValueError, match="put it in quotes if text is meant"):
+        recipe.parse(text)
+
+
+def test_characters_that_yaml_does_not_know_are_one_sentence():
+    with pytest.raises(ValueError, match="is no YAML value"):
+        recipe.parse_set("sft.run_name=a\x1b[31mb")
+
+
 @pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e999"])
 def test_a_number_that_is_not_finite_is_refused(value):
     with pytest.raises(ValueError, match=f"{value} is no finite number, line 2"):
@@ -76,6 +87,24 @@ def test_each_set_has_its_own_run_folder():
         ({"run.seed": 2**32}, "run.seed should be between 0"),
         ({"qat.seeds": [1, -2]}, r"qat.seeds.1: Input should be greater than or equal to 0, found -2"),
         ({"qat.seeds": ["x"]}, r"qat.seeds.0: Input should be a valid integer, found x"),
+        ({"judge.candidates": ["sft"]}, "judge.candidates is .'sft'.: a comparison needs two or more"),
+        ({"judge.candidates": ["sft", "sft"]}, "a comparison needs two or more"),
+        ({"judge.candidates": ["sft", 1]}, "should be lists of names"),
+        ({"judge.judges": [5]}, "should be lists of names"),
+        ({"judge.judges": ["m@http://h:99999/v1"]}, "an address such as http://127.0.0.1:8080/v1"),
+        ({"judge.judges": ["m@ftp://x"]}, "an address such as"),
+        ({"judge.judges": ["m@notaurl"]}, "an address such as"),
+        ({"judge.benchmarks": [{"name": "healthbench", "path": "docs"}]}, "no file 'docs'"),
+        ({"sft.logging_strategy": "no"}, "sft.logging_strategy is 'no'"),
+        ({"qat.logging_strategy": "no"}, "qat.logging_strategy is 'no'"),
+        ({"qat.max_length": 0}, "qat.max_length is 0 or null"),
+        *(
+            (
+                {"preference.arms": {name: {"method": "sft", "max_steps": 20, "logging_steps": 1}}},
+                "preference.arms: .* names files and a candidate",
+            )
+            for name in ("q4_k_m", "base", "a b", "../../evil", "1", "x/y")
+        ),
         ({"modle.base": "x"}, "unknown section 'modle'.*nearest valid name is 'model'"),
         ({"sft.learning_rate": "2e-4"}, "sft.learning_rate: found '2e-4' \\(str\\), expected float"),
         ({"lora.use_dora": True}, "lora.use_dora: chapters 4 and 5 .* no other adapter"),

@@ -1,7 +1,11 @@
+import errno
 import json
 import random
 import warnings
 
+import pytest
+
+from lib.judge import verdicts
 from lib.judge.verdicts import Store
 
 KEY = ("q1", "judge", "a>b", "hash", 0)
@@ -54,6 +58,23 @@ def test_no_flipped_bit_is_silent_or_ends_the_chapter(tmp_path):
         damaged += named
         assert found(path)[2] is False  # what was built from the sound rows is sound
     assert damaged
+
+
+def test_a_full_disk_while_a_damaged_ledger_is_mended_loses_no_row(tmp_path, monkeypatch):
+    path = tmp_path / "judge.jsonl"
+    raw = bytearray(filled(path))
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+    def full(*given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.warns(UserWarning, match="is damaged"):
+        patched.setattr(verdicts, "write_own", full)
+        with pytest.raises(OSError, match="No space"):
+            Store(path)
+    got, spent, named = found(path)
+    assert named and len([verdict for verdict in got if verdict]) >= 39 and spent >= 9.75
 
 
 def test_a_row_that_was_changed_or_taken_away_is_named(tmp_path):

@@ -58,6 +58,13 @@ def nearest(train, choices):
     return rows
 
 
+def copied(train, records):
+    """The training row whose question's words are the most alike, for each record: whose answer may be copied whole."""
+    vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    matrix = vectors.fit_transform(map(stem, train))
+    return [train[int((matrix @ vectors.transform([stem(r)]).T).toarray().argmax())] for r in records]
+
+
 def bayes(train, held_out, choices, topic=None):
     """Naive Bayes over a question's words: (rows, {"words", "alpha", "held_out"}), the strongest of nine by held_out.
 

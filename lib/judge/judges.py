@@ -4,6 +4,7 @@ A hosted model may also be a candidate: it answers the same questions, within th
 """
 
 import contextlib
+import math
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
@@ -73,10 +74,12 @@ def price_of(model, base_url, prices, stated=None):
     """Dollars per million tokens (input, output) of a model; ASSUMED_USD_PER_MTOK where nothing is known."""
     if stated:
         try:
-            first, second = (float(part) for part in stated.split(","))
-            return first, second
+            price = tuple(float(part) for part in stated.split(","))
         except ValueError:
-            raise ValueError(f'JUDGE_USD_PER_MTOK is {stated!r}: expected "input,output", such as "2,8"') from None
+            price = ()
+        if len(price) != 2 or not all(math.isfinite(part) and part >= 0 for part in price):
+            raise ValueError(f'JUDGE_USD_PER_MTOK is {stated!r}: expected "input,output", such as "2,8"')
+        return price
     if base_url and urlsplit(base_url).hostname in LOOPBACK:
         return 0.0, 0.0
     known = max((name for name in prices if model.startswith(name)), key=len, default=None)

@@ -186,13 +186,20 @@ def read_json(text):
     start = max(rest.find("{"), 0)
     try:
         with contextlib.suppress(ValueError):
-            return json.loads(rest)
-        value, end = json.JSONDecoder().raw_decode(rest, start)
+            return json.loads(rest, object_pairs_hook=_once)
+        value, end = json.JSONDecoder(object_pairs_hook=_once).raw_decode(rest, start)
     except (ValueError, RecursionError) as error:
         raise ContentFault(f"not JSON: {error}") from None
     if "{" in rest[end:]:
         raise ContentFault("more than one JSON object")
     return value
+
+
+def _once(pairs):
+    """A JSON object of which no key stands twice: of two scores none is meant."""
+    if len(found := dict(pairs)) < len(pairs):
+        raise ContentFault("a key stands twice in one JSON object")
+    return found
 
 
 def parse(text, labels):

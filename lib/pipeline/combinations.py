@@ -3,10 +3,12 @@
 import re
 import typing
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from lib.pipeline import architectures, schema
+from lib.pipeline.credentials import scrub
 from lib.pipeline.files import ROOT
 from lib.pipeline.forms import Strict, checked
 
@@ -82,6 +84,12 @@ def check(recipe):
         raise ValueError(f"export.quantizations is empty: name at least one of {', '.join(schema.QUANTIZATIONS)}")
     if judge:
         arms = (recipe["preference"] or {"arms": ()})["arms"]
+        if not all(isinstance(name, str) for name in judge["candidates"] + judge["judges"]):
+            raise ValueError("judge.candidates and judge.judges should be lists of names; put api:MODEL in quotes")
+        if len(set(judge["candidates"])) < 2:
+            raise ValueError(f"judge.candidates is {judge['candidates']}: a comparison needs two or more")
+        for name in judge["judges"]:
+            _address(name)
         candidates = ["base", "sft", *(["qat"] if qat else []), *export["quantizations"], *arms]
         ours = [name for name in judge["candidates"] if not name.startswith("api:")]  # api:MODEL is asked at a server
         _subset(ours, candidates, "judge.candidates (with this qat and export; api:MODEL for a hosted one)")
@@ -92,6 +100,20 @@ def check(recipe):
     _training(recipe, data, model, qat)
 
 
+def _address(judge):
+    """Refuse a judge MODEL@ADDRESS whose address nobody can ask: chapter 6 is hours away."""
+    name, at, url = judge.partition("@")
+    parts = urlsplit(url)
+    try:
+        known = name and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port beyond 65535, or no number
+        known = False
+    if at and not known:
+        raise ValueError(
+            f"judge.judges, {scrub(judge)!r}: an address such as http://127.0.0.1:8080/v1 should follow the @"
+        )
+
+
 def _training(recipe, data, model, qat):
     _adapter(recipe["lora"] or {})
     if not recipe["sft"].get("max_length"):
@@ -99,6 +121,8 @@ def _training(recipe, data, model, qat):
             "sft.max_length is missing: set the tokens that a row may have, which chapters 3 to 5 count on"
         )
     trained = recipe["sft"] | (qat or {})
+    if not trained["max_length"]:
+        raise ValueError("qat.max_length is 0 or null: leave it out to take sft's, or set the tokens of a row")
     _logged(recipe["sft"], "sft")
     _logged(trained, "qat")
     spread = [key for key in ("fsdp", "deepspeed") if trained.get(key)]
@@ -128,6 +152,8 @@ def _training(recipe, data, model, qat):
 
 def _logged(fields, where):
     """Refuse a training whose loss would never be logged: its chapter may be hours away."""
+    if fields.get("logging_strategy") == "no":
+        raise ValueError(f"{where}.logging_strategy is 'no', so its loss would never be logged: set steps or epoch")
     steps, every = fields.get("max_steps") or 0, fields.get("logging_steps", 10)  # TRL's default
     by_steps = fields.get("logging_strategy", "steps") == "steps" and not fields.get("logging_first_step")
     if 0 < steps < every and by_steps:
@@ -168,7 +194,7 @@ def _meets(targets, name):
 def _benchmarks(entries):
     """Refuse an entry of judge.benchmarks that names no known benchmark or no file: chapter 6 is hours away."""
     for entry in checked(entries, list[Benchmark], "judge.benchmarks"):
-        if not (ROOT / entry.path).exists():
+        if not (ROOT / entry.path).is_file():
             raise ValueError(
                 f"judge.benchmarks, {entry.name}: no file {entry.path!r}, from the repository's root on; "
                 "data/README.md says what it should hold"
@@ -190,6 +216,12 @@ def _check_arms(values):
     own = {key: schema.kinds(hint) for key, hint in typing.get_type_hints(Arm).items() if key in Arm.model_fields}
     values["arms"] = {name: arm for name, arm in values["arms"].items() if arm is not None}  # an overlay's null
     for name, arm in values["arms"].items():
+        taken = ("base", "sft", "qat", *schema.QUANTIZATIONS)
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", str(name)) or name in taken:
+            raise ValueError(
+                f"preference.arms: {name!r} names files and a candidate: small letters, digits and _ are needed, "
+                f"and none of {', '.join(taken)}"
+            )
         where, method = f"preference.arms.{name}", arm.get("method") if isinstance(arm, dict) else None
         if method not in METHODS:
             raise ValueError(f"{where}.method should be one of {', '.join(METHODS)}, found {method!r}")

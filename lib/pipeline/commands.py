@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 
 # Names of secrets, and a password within an address.
-VARIABLE = re.compile(r"(.*_)?(TOKENS?|KEYS?|SECRETS?|CREDENTIALS?)|.*(PASSWORD|PASSWD|APIKEY)", re.I)
-USER_INFO = re.compile(r"(?<=://)[^/\s@'\"<>]+@")
+VARIABLE = re.compile(
+    r"(.*_)?(TOKENS?|KEYS?|SECRETS?|CREDENTIALS?|PASS|PAT|AUTH)(_\w+)?|.*(PASSWORD|PASSWD|APIKEY).*", re.I
+)
+USER_INFO = re.compile(r"(?<=://)[^/\s\"<>]+@")  # up to the last @: a password may hold one
 HELD = (  # it dies with the thread that started it, even by SIGKILL (PR_SET_PDEATHSIG is 1)
     "import ctypes, os, signal, sys\n"
     "if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGKILL)\n"

@@ -1,5 +1,7 @@
 """Keys and passwords: read from the environment or .env, refused in a recipe, and kept out of what is published."""
 
+import html
+import json
 import os
 import re
 
@@ -9,11 +11,18 @@ from lib.pipeline.commands import USER_INFO, VARIABLE
 from lib.pipeline.files import ROOT
 
 REMEDY = "a recipe is written into every output: put it into .env, see .env.example"
-NAME = re.compile(r"(?!(?:bos|eos|pad|unk|sep|cls|mask|image)_token$)(?:.*_)?(?:token|api_?key|password|secret)", re.I)
+NAME = re.compile(
+    r"(?!(?:bos|eos|pad|unk|sep|cls|mask|image)_token$)(?:.*[-_])?"
+    r"(?:token|api[-_]?key|access[-_]key|passw(?:or)?d|secret(?:[-_]key)?|authorization)",
+    re.I,
+)
 SECRET = re.compile(  # the forms of hub, model API, forge, cloud, chat and tracking keys, JSON web tokens, headers
-    r"\b(?:hf_\w{16,}|(?:sk|pk|rk)-(?=[\w-]*\d)[\w-]{16,}|gh[a-z]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|"
+    r"(?<![A-Za-z0-9])(?:hf_\w{16,}|(?:sk|pk|rk)-(?=[\w-]*\d)[\w-]{16,}|gh[a-z]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|"
     r"A(?:KIA|SIA)[A-Z0-9]{16}|AIza[\w-]{30,}|gsk_\w{16,}|xox[a-z]-[\w-]{10,}|wandb_v1_\w{16,}|"
-    r"eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,})|(?<=Bearer )[\w.~+/=-]{8,}"
+    r"(?:xai-|nvapi-|pplx-|r8_|tgp_v1_|fw_|ya29\.|npm_|pypi-|xapp-|[sr]k_live_|dop_v1_|glrt-|api_org_)"
+    r"(?=[\w-]*\d)[\w-]{16,}|"
+    r"eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,})|(?<=[Bb]earer )[\w.~+/=-]{8,}|(?<=Basic )[\w+/]{8,}=*|"
+    r"(?<=[?&])(?i:api_?key|\w*token|sig)=[^&\s\"'<>]{8,}|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
 SHORTEST = 8  # characters of a value that is looked for: "none" and "local" are no keys
 
@@ -57,9 +66,19 @@ def check(text, where):
 
     Each key of a value that holds several is looked for, without the name before it: "name:key" of SERVE_KEYS.
     """
-    known = {name: value for name, value in (dotenv() | dict(os.environ)).items() if VARIABLE.fullmatch(name)}
+    given = dotenv() | dict(os.environ)
+    known = {name: value for name, value in given.items() if VARIABLE.fullmatch(name)}
+    for name, value in given.items():  # the password of an address, whatever its variable is called
+        for found in USER_INFO.findall(value):
+            known[name] = found.removesuffix("@").partition(":")[2]
     for name, value in (known | {"the hub's login": get_token() or ""}).items():
         entries = [entry.split(":") for entry in re.split(r"[,\s]+", value)]
         keys = [value, *(part for entry in entries for part in (entry[1:] or entry))]
-        if any(len(key) >= SHORTEST and key in text for key in keys):
+        if any(form in text for key in keys if len(key) >= SHORTEST for form in _forms(key)):
             raise ValueError(f"{where} holds the value of {name}: find out what printed it, and run that stage again")
+
+
+def _forms(key):
+    """A key as it stands in plain text, in JSON, and in HTML, of a notebook too."""
+    found = {key, html.escape(key), html.escape(key, quote=False)}
+    return found | {json.dumps(form, ensure_ascii=False)[1:-1] for form in found}

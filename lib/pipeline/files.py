@@ -123,10 +123,13 @@ def kept_folder(folder, write):
 
 
 def set_aside(path, what):
-    """Rename a damaged file, so that it can be looked at and is not read again, and warn. what: what is lost of it."""
+    """Copy a damaged file, so that it can be looked at, and warn. what: what is lost of it.
+
+    It stays where it is until its sound part is written over it, at once: a full disk in between loses nothing.
+    """
     aside = path.with_name(f"{path.name}.damaged")
-    os.replace(path, aside)
-    warnings.warn(f"{path} is damaged: {what} could not be read and are asked for again. It now lies at {aside}.",
+    shutil.copyfile(path, aside)
+    warnings.warn(f"{path} is damaged: {what} could not be read and are asked for again. A copy lies at {aside}.",
                   stacklevel=3)  # fmt: skip
 
 
@@ -139,7 +142,7 @@ def read_json(path):
     """Read one JSON file. Raises ValueError naming the file when it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # among them numbers of thousands of digits
         raise ValueError(f"{path} is not valid JSON ({error}): delete it and run its stage again") from error
 
 

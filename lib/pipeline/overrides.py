@@ -6,6 +6,8 @@ import shlex
 
 import yaml
 
+from lib.pipeline.credentials import scrub
+
 
 class _Loader(yaml.SafeLoader):
     """Numbers as in YAML 1.2, so that 2e-4 is a float and not a string; a key that stands twice is an error."""
@@ -33,8 +35,17 @@ _Loader.add_implicit_resolver(  # YAML 1.1 wants a point and a sign in such numb
 
 
 def parse(text):
-    """Parse YAML text with the loader above."""
-    return yaml.load(text, Loader=_Loader)  # a SafeLoader subclass
+    """Parse YAML text with the loader above. Raises ValueError for a value that JSON does not know, such as a date."""
+    return _known(yaml.load(text, Loader=_Loader))  # a SafeLoader subclass
+
+
+def _known(value):
+    if isinstance(value, dict | list):
+        for part in [*value, *value.values()] if isinstance(value, dict) else value:
+            _known(part)
+    elif not isinstance(value, str | int | float | None):
+        raise ValueError(f"{value} is a {type(value).__name__}: put it in quotes if text is meant")
+    return value
 
 
 def parse_set(text):
@@ -43,16 +54,19 @@ def parse_set(text):
     try:
         items = shlex.split(text or "")
     except ValueError as error:
-        raise ValueError(f"SET {text!r} has a quotation mark without its other half ({error})") from error
+        raise ValueError(f"SET {scrub(text)!r} has a quotation mark without its other half ({error})") from error
     for item in items:
         key, equals, value = item.partition("=")
         if not equals or not key:
-            raise ValueError(f"SET item {item!r} should read section.key=value, for example sft.learning_rate=1e-3")
+            raise ValueError(
+                f"SET item {scrub(item)!r} should read section.key=value, for example sft.learning_rate=1e-3"
+            )
         try:
             overrides[key] = parse(value)
         except yaml.YAMLError as error:
+            why = getattr(error, "problem", error)  # what reads the characters knows no problem
             raise ValueError(
-                f"SET item {item!r} is no YAML value ({error.problem}): one with blanks in it is put in quotes whole, "
+                f"SET item {scrub(item)!r} is no YAML value ({why}): one with blanks in it is put in quotes whole, "
                 "such as 'data.sources=[{name: medreason}]'"
             ) from error
     return nest(overrides)

@@ -5,6 +5,7 @@ above it and of what it wrote; the report's holds the seal of every stage it was
 carry no key: they show damage and edits, not a forger who computes them anew.
 """
 
+import contextlib
 import json
 from fnmatch import fnmatch
 
@@ -33,8 +34,10 @@ def read(path):
 
     A run's folder may be copied under another name, to try another value: that makes stale what the value decides.
     """
-    record, stage = read_json(path), path.parent.name
-    if not isinstance(record, dict) or record.get("seal") != seal(record):
+    record, stage, stated = read_json(path), path.parent.name, None
+    with contextlib.suppress(ValueError, RecursionError):  # text that is no UTF-8, nesting without end
+        stated = seal(record) if isinstance(record, dict) else None
+    if stated is None or record.get("seal") != stated:
         raise ValueError(f"{path} is not as it was written, its seal does not fit: run {stage} again")
     if record["stage"] != stage:
         raise ValueError(f"{path} is the record of {record['stage']}: run {stage} again")
