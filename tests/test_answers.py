@@ -172,3 +172,26 @@ def test_every_format_of_training_can_be_read_back():
     from lib.chat import encoding
 
     assert set(answers.FORMATS) == set(encoding.FORMATS)
+
+
+@pytest.mark.parametrize("text", [
+    "It isn't pneumonia.", "The patient doesn’t have pneumonia.", "This can't be pneumonia", "neither pneumonia nor TB",
+    "negative for pneumonia", "Pneumonia is excluded.", "Pneumonia is ruled out.", "Rule out pneumonia.",
+    "absence of pneumonia", "Pneumonia is unlikely here.",
+])  # fmt: skip
+def test_a_denied_answer_is_no_match(text):
+    assert not answers.matches(text, "pneumonia")
+    assert answers.matches(f"{text}. Then again, it is pneumonia.", "pneumonia"), "one mention that is not denied"
+
+
+@pytest.mark.parametrize("text", ["不可能是肺炎", "不像肺炎", "未见肺炎", "否认肺炎", "肺炎可以排除"])
+def test_a_denied_answer_in_chinese_is_no_match(text):
+    assert not answers.matches(text, "肺炎") and answers.matches("诊断是肺炎", "肺炎")
+
+
+@pytest.mark.parametrize("text", [
+    "Heparin is contraindicated.", "Any drug except heparin.", "I can't recommend heparin", "don't give heparin",
+    "Heparin is the wrong drug here.",
+])  # fmt: skip
+def test_a_rejected_option_is_not_chosen(text):
+    assert answers.choice(text, ["aspirin", "warfarin", "heparin", "clopidogrel"]) is None

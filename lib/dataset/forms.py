@@ -26,8 +26,13 @@ ALIASES = {  # normal form -> the form both sides are brought to; only clinical 
 }
 SPELLINGS = (("ae", "e"), ("oe", "e"), ("our", "or"), ("isation", "ization"), ("ise", "ize"))  # British to American
 NEGATION = re.compile(
-    r"\b(?:not|no|never|without|cannot|rather than|instead of|unlike)\b[^.;:]*$"
-    r"|(?:不 是|并 非|而 非|不 考 虑|不 支 持|排 除|没 有|无)[^.;:]*$"
+    r"\b(?:not|no|never|without|cannot|rather than|instead of|unlike|\w+n t|neither|nor|absence of|negative for|except|"
+    r"ruled? out|excluding)\b[^.;:]*$"
+    r"|(?:不 是|并 非|而 非|不 考 虑|不 支 持|排 除|没 有|无|不 可 能|不 像|未 见|否 认)[^.;:]*$"
+)
+DENIED = re.compile(  # behind a mention
+    r"^ (?:(?:is|was|are|were|has been|should be|can be|could be) )?"
+    r"(?:excluded|ruled out|unlikely|contraindicated|not|(?:the )?wrong|incorrect|absent)\b|^ 可 以 排 除"
 )
 SENTENCE = re.compile(r"[.;:!?\n]\s*|[。；：！？，]")
 
@@ -58,10 +63,12 @@ def contains(text, phrase):
 
 
 def negated(text, phrase):
-    """Whether every mention of a phrase in the text follows a negation within its sentence ("not", "avoid", ...)."""
+    """Whether every mention of a phrase in the text is denied within its sentence, before it or right behind it."""
     mentions = [
-        (sentence, match.start())
+        (sentence, match.start(), match.end())
         for sentence in (canonical(s) for s in SENTENCE.split(text))
         for match in re.finditer(rf"(?<!\S){re.escape(canonical(phrase))}(?!\S)", sentence)
     ]
-    return bool(mentions) and all(NEGATION.search(sentence[:start]) for sentence, start in mentions)
+    return bool(mentions) and all(
+        NEGATION.search(sentence[:start]) or DENIED.search(sentence[end:]) for sentence, start, end in mentions
+    )
