@@ -195,3 +195,13 @@ def test_a_denied_answer_in_chinese_is_no_match(text):
 ])  # fmt: skip
 def test_a_rejected_option_is_not_chosen(text):
     assert answers.choice(text, ["aspirin", "warfarin", "heparin", "clopidogrel"]) is None
+
+
+@pytest.mark.parametrize("text", ["Answer: A. Wrong, it is C.", "Answer: A (incorrect), C (correct)", "Answer: A; C"])
+def test_a_letter_that_is_taken_back_or_not_alone_is_not_chosen(text):
+    assert answers.choice(text, ["aspirin", "warfarin", "heparin", "clopidogrel"]) is None
+
+
+@pytest.mark.parametrize("text", ["Answer: C; A is wrong because it bleeds.", "Answer: C, not A", "Answer: C. Not A."])
+def test_a_letter_beside_a_rejected_one_is_chosen(text):
+    assert answers.choice(text, ["aspirin", "warfarin", "heparin", "clopidogrel"]) == "C"

@@ -39,8 +39,12 @@ MARKUP = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}|\\[()\[\]]|^[\
 NOUN = r"(?:(?:[Oo]ption|[Cc]hoice|[Ll]etter|[Aa]nswer|选项?)\s*)?"
 LETTER = re.compile(rf"^{NOUN}[(\[*_`$\"'\s]*(?P<letter>[A-J])(?P<rest>(?![A-Za-z0-9'’]).*)$", re.DOTALL)
 SECOND = re.compile(
-    r"^[\s)\]*_.$]*(?:,|/|&|\+|、|和|或|\band\b|\bor\b)\s*(?:(?:both|option|choice)\s+)?[(\[*_]*[A-J](?![A-Za-z0-9'’])"
+    r"^[\s)\]*_.$]*(?:,|;|/|&|\+|、|和|或|\band\b|\bor\b)\s*(?:(?:both|option|choice)\s+)?[(\[*_]*[A-J]"
+    r"(?![A-Za-z0-9'’]|\s+(?:is|was|would)\b)"
 )
+TAKEN_BACK = re.compile(
+    r"^[\s)\]*_.,;:(–—-]*(?:wrong|incorrect|false|no,|错误|不正确)", re.IGNORECASE
+)  # "A. Wrong, it is C."
 CLOSED = re.compile(  # "C. difficile", "C-reactive": no
     r"^(?:[*_`$\"'}\s]*$|[*_`$\"']*[):\],;(\n}。、]|\s*[-–—=]\s|[*_`$\"']*\.(?!\s*[a-z])|\s*(?:因|项|是?正确)"
     r"|\s+(?:\(|because\b|since\b|given\b|due to\b|which\b|rather than\b|(?:and |but )?not\b|instead of\b"
@@ -87,6 +91,8 @@ def _letter(value, options):
     found = LETTER.match(value)
     if not found or LETTERS.index(found["letter"]) >= len(options) or SECOND.match(found["rest"]):
         return _opening(value, options)
+    if TAKEN_BACK.match(found["rest"]):
+        return None
     place, rest = LETTERS.index(found["letter"]), normalise(found["rest"])
     own, other = normalise(options[place]), _same_text(found["rest"], options)
     if other and LETTERS.index(other) != place and normalise(options[LETTERS.index(other)]) != own:
