@@ -205,3 +205,27 @@ def test_a_letter_that_is_taken_back_or_not_alone_is_not_chosen(text):
 @pytest.mark.parametrize("text", ["Answer: C; A is wrong because it bleeds.", "Answer: C, not A", "Answer: C. Not A."])
 def test_a_letter_beside_a_rejected_one_is_chosen(text):
     assert answers.choice(text, ["aspirin", "warfarin", "heparin", "clopidogrel"]) == "C"
+
+
+@pytest.mark.parametrize("text", [
+    "Final answer: C\n\nWait, actually B.", r"\boxed{A} or \boxed{C}",
+    "A: would be right if pregnant. B: wrong. C: best.",
+    "A: right-sided heart failure. B: wrong drug. C: false", "A: partially correct. B: wrong.", "A正确;C也正确",
+    "Option A would be the best choice, but the patient is allergic.", "I am unsure between B and\nC",
+])  # fmt: skip
+def test_an_answer_that_revises_or_hedges_itself_is_not_read(text):
+    assert answers.choice(text, ["aspirin", "warfarin", "heparin", "clopidogrel"]) is None
+
+
+@pytest.mark.parametrize("text", [
+    r"\boxed{C}", "Option C would be the best choice.", "It is not \\boxed{B}\n\\boxed{C}", "C正确", "My answer:\nC",
+    "Answer: C\nActually this is common.", "A: wrong. B: wrong. C: right", r"\boxed{C}, that is \boxed{C}",
+])  # fmt: skip
+def test_the_neighbours_of_such_an_answer_are_read(text):
+    assert answers.choice(text, ["aspirin", "warfarin", "heparin", "clopidogrel"]) == "C"
+
+
+def test_yes_and_no_together_are_neither():
+    options = ["yes", "no", "maybe"]
+    assert answers.choice("no, yes in women", options) is None
+    assert answers.choice("yes, maybe more so in women", options) == "A"

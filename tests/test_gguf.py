@@ -289,12 +289,16 @@ def test_an_adapter_is_served_beside_its_base_and_switched(twin, bf16, tmp_path,
                 assert expected[entry["id"]].item() == pytest.approx(entry["logprob"], abs=0.05)
 
 
-def test_a_file_that_finds_no_room_is_said_to(bf16, tmp_path):
+@pytest.mark.parametrize("program", ["quantizer", "converter"])
+def test_a_file_that_finds_no_room_is_said_to(twin, bf16, tmp_path, program):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
         with pytest.raises(ValueError) as error:
-            gguf.quantize(bf16, tmp_path / "x.gguf", "q8_0")
+            if program == "quantizer":
+                gguf.quantize(bf16, tmp_path / "x.gguf", "q8_0")
+            else:
+                gguf.convert(twin[0], tmp_path / "x.gguf")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert any(said in str(error.value) for said in notebook.FULL_SAYS), error.value

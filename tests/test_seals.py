@@ -70,6 +70,8 @@ DEEDS = {
     "link to a folder": lambda run: (run / "02_baseline/adapter/more").symlink_to(run / "01_dataset"),
     "another rank's": lambda run: (run / "02_baseline/02_baseline.rank2.ipynb").write_text("{}"),
     "like a rank's": lambda run: (run / "02_baseline/adapter/a.rank1.ipynb").write_text("{}"),
+    "a file named as a folder that is kept": lambda run: (run / "02_baseline/logs").write_text("x"),
+    "a link named so": lambda run: (run / "02_baseline/logs").symlink_to("/etc"),
     "removed file": lambda run: (run / "02_baseline/rows.jsonl").unlink(),
     "changed file": lambda run: (run / "02_baseline/rows.jsonl").write_text("9\n"),
     "notebook": lambda run: (run / "02_baseline/02_baseline.ipynb").write_text("{ }"),

@@ -29,11 +29,12 @@ STATED = re.compile(  # opens a line, or a clause within one where "is" follows
     re.IGNORECASE | re.MULTILINE,
 )
 SUBJECT = re.compile(  # "Option C is correct.", "(C) is the best choice"; of what, or when, makes it another statement
-    r"(?:^|[\s(*_`])(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s+)?[(*_`]*(?P<letter>[A-J])[)*_`]*\s+(?:is|would be)\s+"
+    r"(?:^|[\s(*_`])(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s+)?[(*_`]*(?P<letter>[A-J])[)*_`]*\s+"
+    r"(?:is|would be(?![^.!?\n]*\b(?:but|if|unless|were)\b))\s+"
     r"(?:the\s+)?"
     r"(?:(?:most|best|correct|right|likely|appropriate|single)\s+)*(?:correct|right|answer|choice|option)"
     r"(?=[*_`]*(?:[.,;!)\n]|$|\s+(?:because|since|here|as)\b))"
-    r"|(?<![A-Za-z])(?P<han>[A-J])\s*(?:是|项)?(?:是)?正确(?:的|答案|选项)?(?=[。.,;!\s]|$)"
+    r"|(?<![A-Za-z])(?P<han>[A-J])\s*(?:是|项)?(?:是|也)?正确(?:的|答案|选项)?(?=[。.,;!\s]|$)"
 )
 MARKUP = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}|\\[()\[\]]|^[\"'“‘]([A-J])[\"'”’]")
 NOUN = r"(?:(?:[Oo]ption|[Cc]hoice|[Ll]etter|[Aa]nswer|选项?)\s*)?"
@@ -56,7 +57,15 @@ LINE = re.compile(r"[\s*_`#>(\[$]*(?P<letter>[A-J])[\s*_`)\].$]*")
 ITEM = re.compile(
     r"(?:^|(?<=[.;,!?\n)\s]))[(*_`]*(?:option\s+)?(?P<letter>[A-J])[)*_`]*\s*(?:[.:)]|\s[-–—]\s|\s+is\b)", re.IGNORECASE
 )
-RIGHT = re.compile(r"(?<!in)(?<!not )(?<!never )\b(?:correct|right|true|best answer)\b|✓|✔|(?<!不)正确", re.IGNORECASE)
+RIGHT = re.compile(
+    r"(?<!in)(?<!not )(?<!never )\b(?:correct|right(?!-)|true|best answer)\b|✓|✔|(?<!不)正确", re.IGNORECASE
+)
+HEDGED = re.compile(r"\b(?:part(?:ial)?ly|would be|could be|if)\s+(?:correct|right|true)\b|\bright if\b", re.IGNORECASE)
+REVISED = re.compile(  # behind a stated answer: "Wait, actually B."
+    r"\b(?:wait|actually|correction|on second thought|scratch that|I meant?)\b[^\n]{0,40}?"
+    r"(?<![A-Za-z])[A-J](?![A-Za-z'’])",
+    re.IGNORECASE,
+)
 WRONG = re.compile(r"\b(?:incorrect|wrong|false|not|never|unlikely|excluded)\b|✗|✘|❌|错误|不正确", re.IGNORECASE)
 
 
@@ -75,7 +84,9 @@ def _opening(value, options):
             listed = {normalise(option) for option in others} | {
                 f"{w} {normalise(o)}" for o in others for w in ("or", "and")
             }
-            return None if rest in listed else letter
+            other = re.match(r"(yes|no) (?:in|for|if|when|with)\b", rest)  # "no, yes in women"
+            against = bool(other) and {normalise(value[:end]), other[1]} == {"yes", "no"}
+            return None if rest in listed or against else letter
     return None
 
 
@@ -111,6 +122,8 @@ def _stated(text, options):
         letter = _letter(value.lstrip('*_`" '), options)
         if letter or (head["mark"] or head["han"]) in (":", "="):
             outcome, end = (letter, True), head.end()
+    if outcome[0] and REVISED.search(text, end):
+        return None, True
     said = [match["letter"] or match["han"] for match in SUBJECT.finditer(text, end)]
     if said and not outcome[1] and not SEVERAL.search(text):
         return (said[0] if len(set(said)) == 1 and LETTERS.index(said[0]) < len(options) else None), True
@@ -122,6 +135,8 @@ def _discussed(text, options):
     items = list(ITEM.finditer(text))
     if len({item["letter"].upper() for item in items}) < 2:
         return None, False
+    if HEDGED.search(text):
+        return None, True
     right, verdicts = set(), 0
     for item, following in zip_longest(items, items[1:]):
         said = text[item.end() : following.start() if following else len(text)]
@@ -167,7 +182,8 @@ def choice(answer_text, options):
         letter, speaks = read(text, options)
         if speaks:
             return letter
-    last = LINE.fullmatch(text[text.rfind("\n") + 1 :])
+    before, _, line = text.rpartition("\n")
+    last = LINE.fullmatch(line) if not re.search(r"(?:\b(?:and|or|between)|[,和或])\s*$", before) else None
     if last and LETTERS.index(last["letter"]) < len(options):
         return last["letter"]
     whole = _letter(text, options) if "\n" not in text else _opening(text.partition("\n")[0], options)
@@ -180,7 +196,12 @@ def stated(text, options):
     What a data set calls the truth is told by these: an option that is only mentioned may be the wrong one.
     """
     text = unicodedata.normalize("NFKC", text)
-    for match in reversed(list(TAGGED.finditer(text))):
-        if letter := _letter(match[1] or match[2] or "", options):
-            return letter, True
+    boxes = [
+        (match, letter) for match in TAGGED.finditer(text) if (letter := _letter(match[1] or match[2] or "", options))
+    ]
+    if boxes:
+        last, letter = boxes[-1]
+        line = text[text.rfind("\n", 0, last.start()) + 1 : last.start()]
+        beside = {found for match, found in boxes if match.group() in line}
+        return (letter if beside <= {letter} else None), True
     return _stated(text, options)

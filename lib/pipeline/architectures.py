@@ -3,12 +3,11 @@
 Nothing is downloaded and no library is loaded: the published configuration values stand in architectures.yaml.
 """
 
-import json
 import re
 from pathlib import Path
 
 from lib.pipeline import toolchain
-from lib.pipeline.files import beside, rooted
+from lib.pipeline.files import beside, read_json, rooted
 from lib.pipeline.schema import nearest
 
 SHAPES = beside(__file__)["shapes"]  # {name, as hub ids hold it: published values}
@@ -24,7 +23,7 @@ def published(base):
     """
     file = Path(rooted(base), "config.json")
     if file.exists():
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file)
     name = base.rpartition("/")[2]
     found = [known for known in SHAPES if known.lower() in name.lower()]
     if not found:
@@ -43,7 +42,11 @@ def unconvertible(base):
     config, known = Path(rooted(base), "config.json"), toolchain.folder() / "conversion" / "__init__.py"
     if not config.exists() or not known.exists():
         return None
-    names = json.loads(config.read_text(encoding="utf-8")).get("architectures") or [None]
+    found = read_json(config)
+    names = found.get("architectures") if isinstance(found, dict) else found
+    if names and not (isinstance(names, list) and isinstance(names[0], str)) or not isinstance(found, dict):
+        raise ValueError(f"{config}: architectures should be a list of names, found {names!r}")
+    names = names or [None]
     listed = re.findall(r'"(\w+)": "\w+"', known.read_text(encoding="utf-8"))
     if names[0] is None or names[0] in listed:
         return None

@@ -12,8 +12,16 @@ from lib.pipeline.files import ROOT, cache_dir, read_json, remove, sha256_file, 
 from lib.pipeline.terminal import Terminal
 
 ERROR_MARK = "medtune-error"
-FULL_SAYS = ("No space left", "File too large", "quota exceeded", "file write failed", "os error 28", "os error 27",
-             "iostream error")  # fmt: skip
+FULL_SAYS = (
+    "No space left",
+    "File too large",
+    "quota exceeded",
+    "file write failed",
+    "os error 28",
+    "os error 27",
+    "iostream error",
+    " requested and ",
+)  # fmt: skip  (the last is numpy's: "9 requested and 3 written")
 FULL = (
     "the disk is full (that of the outputs, or of TMPDIR), or a limit on file sizes is reached: free space, then run "
     "again; whole checkpoints are resumed"

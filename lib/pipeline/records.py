@@ -13,7 +13,7 @@ from lib.pipeline.files import read_json, sha256_file, sha256_json, write_json
 
 STAGE, REPORT = "stage.json", "record.json"
 KEPT = ("checkpoints", "cache", "logs")  # survive a restart of the stage: each entry in them carries its own key
-NOT_OUTPUTS = (*KEPT, STAGE, "stage.pending.json")
+RECORDS = (STAGE, "stage.pending.json")
 LOCKS = (".lock", ".kernel.lock")
 BESIDE = ("report", "spotcheck", ".hashes.json")  # what a run's folder holds besides its stages
 
@@ -56,10 +56,14 @@ def _entries(folder, stage):
     """Relative names of all that a stage's folder holds but its records, its notebook and KEPT; of folders, what is
     in them.
     """
-    skipped = (*NOT_OUTPUTS, f"{stage}.ipynb")
-    tops = [top for top in folder.iterdir() if top.name not in skipped]
+    skipped = (*RECORDS, f"{stage}.ipynb")
+    tops = [top for top in folder.iterdir() if top.name not in skipped and not _kept(top)]
     paths = [p for top in tops for p in ([top] if top.is_symlink() or not top.is_dir() else [top, *top.rglob("*")])]
     return sorted(p.relative_to(folder).as_posix() for p in paths if p.is_symlink() or not p.is_dir())
+
+
+def _kept(path):
+    return path.name in KEPT and path.is_dir() and not path.is_symlink()
 
 
 def _known(folder, record):
