@@ -122,12 +122,16 @@ def _stated(text, options):
         letter = _letter(value.lstrip('*_`" '), options)
         if letter or (head["mark"] or head["han"]) in (":", "="):
             outcome, end = (letter, True), head.end()
-    if outcome[0] and REVISED.search(text, end):
-        return None, True
     said = [match["letter"] or match["han"] for match in SUBJECT.finditer(text, end)]
     if said and not outcome[1] and not SEVERAL.search(text):
         return (said[0] if len(set(said)) == 1 and LETTERS.index(said[0]) < len(options) else None), True
     return outcome
+
+
+def _revised(text):
+    """Whether a letter is named anew behind the last statement of an answer."""
+    ends = [match.end() for match in STATED.finditer(text)]
+    return bool(ends) and bool(REVISED.search(text, ends[-1]))
 
 
 def _discussed(text, options):
@@ -181,7 +185,7 @@ def choice(answer_text, options):
     for read in (stated, _discussed):
         letter, speaks = read(text, options)
         if speaks:
-            return letter
+            return None if _revised(text) else letter
     before, _, line = text.rpartition("\n")
     last = LINE.fullmatch(line) if not re.search(r"(?:\b(?:and|or|between)|[,和或])\s*$", before) else None
     if last and LETTERS.index(last["letter"]) < len(options):
