@@ -69,7 +69,7 @@ def _readable(adapter_dir, folder):
     weights, card = adapter_dir / "adapter_model.safetensors", adapter_dir / "README.md"
     config = json.loads((adapter_dir / "adapter_config.json").read_text(encoding="utf-8"))
     (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
-    if card.exists() and not Path(config["base_model_name_or_path"]).exists():
+    if card.exists() and not Path(config.get("base_model_name_or_path") or "").exists():
         (folder / card.name).symlink_to(card)
     turned, alphas = config.get("fan_in_fan_out"), config.get("alpha_pattern") or {}
     if not (turned or alphas or config.get("use_rslora")):
