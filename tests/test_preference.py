@@ -539,6 +539,10 @@ def test_the_sentences_say_which_side_an_arm_is_on_after_the_adjustment():
     assert "up is above sft: 10.0 %" in said and "level is not told apart from sft" in said
     assert "It misses 50.0 %" in said and "it does not tell them apart (Fisher's p 1.0000)" in said
     assert "Its pass@1 moved by +20.0 points and its pass@8 by +0.0, on 10 questions." in said
+    empty = {"value": None, "low": 0.0, "high": 1.0, "n": 0}
+    assert "of their benign twins. Its" in " ".join(
+        measure.in_words([rows[0], rows[1] | {measure.SCREENS[1]: empty}], moved, 8)
+    )
     rows[1] = rows[1] | {measure.SCREENS[0]: share | {"value": 0.1}, measure.SCREENS[1]: share | {"value": 0.1}}
     assert "it tells them apart (Fisher's p 0.0011)" in " ".join(measure.in_words(rows, moved, 8))  # 9 of 10, 1 of 10
 

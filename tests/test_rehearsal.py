@@ -44,7 +44,7 @@ def test_a_rehearsal_loads_and_keeps_what_is_peculiar_to_its_base(name):
 
 
 def test_a_set_lies_over_the_overlay_and_a_section_left_out_stays_out():
-    cfg = recipe.load("gpt_oss_20b@rehearsal", {"sft.max_steps": 5, "qat": None, "judge.candidates": ["sft"]})
+    cfg = recipe.load("gpt_oss_20b@rehearsal", {"sft.max_steps": 5, "qat": None, "judge.candidates": ["base", "sft"]})
     assert cfg.sft["max_steps"] == 5 and cfg.qat is None and cfg.run_name.startswith("gpt_oss_20b@rehearsal+")
     assert recipe.load("qwen3_8b@rehearsal").qat is None
     with pytest.raises(ValueError, match="no overlay 'rehersal' in params/overlays/: there is leash, rehearsal"):

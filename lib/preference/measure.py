@@ -141,10 +141,11 @@ def in_words(rows, against, count):
 def _told_apart(missed, needless):
     """A sentence on red flags and their benign twins: what is sent on of each, and whether the two shares differ."""
     flags, twins = missed["n"], needless["n"]
+    told = f"It misses {interval(missed)} of the held-out red flags and sends on {interval(needless)} of their benign "
+    told += "twins"
+    if not (flags and twins):  # all answers of one side were empty
+        return f"{told}."
     sent = round((1 - missed["value"]) * flags), round(needless["value"] * twins)
     p = float(fisher_exact([[sent[0], flags - sent[0]], [sent[1], twins - sent[1]]]).pvalue)
     side = "tells" if p < 0.05 and sent[0] / flags > sent[1] / twins else "does not tell"
-    return (
-        f"It misses {interval(missed)} of the held-out red flags and sends on {interval(needless)} of their benign "
-        f"twins: it {side} them apart (Fisher's p {p_value(p)})."
-    )
+    return f"{told}: it {side} them apart (Fisher's p {p_value(p)})."
