@@ -37,6 +37,13 @@ def test_a_number_that_is_not_finite_is_refused(value):
         recipe.parse(f"a: 1\nb: {value}")
 
 
+def test_times_are_text_and_octals_are_refused():
+    """YAML 1.1 reads 12:30 as 750 and 010 as 8."""
+    assert recipe.parse("[12:30, 1:30.5, -1:00, 0, 0x10, 10, 1_000]") == ["12:30", "1:30.5", "-1:00", 0, 16, 10, 1000]
+    with pytest.raises(ValueError, match="010 is octal to some readers of YAML, line 2: leave out the leading 0"):
+        recipe.parse("a: 1\nb: 010")
+
+
 def test_a_key_that_stands_twice_is_an_error():
     with pytest.raises(ValueError, match="'a' stands twice, line 1"):
         recipe.parse("a: 1\na: 2")
@@ -117,6 +124,7 @@ def test_each_set_has_its_own_run_folder():
         ({"lora.target_modules": r".*\.(embed_tokens|q_proj)"}, "lora.target_modules=embed_tokens: chapters"),
         ({"lora.target_modules": ["q_proj", "model.embed_tokens"]}, "lora.target_modules=embed_tokens: chapters"),
         ({"lora.target_modules": "(q_proj"}, "'\\(q_proj', which is no regular expression: missing"),
+        ({"lora.exclude_modules": "("}, "'\\(', which is no regular expression: missing"),
         ({"lora.target_parameters": ["lm_head.weight"]}, "lora.target_parameters=lm_head: chapters"),
         ({"sft.max_steps": 9}, "sft trains 9 steps and logs every 10 .* set sft.logging_steps to 9 or less"),
         ({"qat.max_steps": 8, "qat.logging_steps": 9}, "qat trains 8 steps and logs every 9 "),

@@ -161,6 +161,10 @@ def test_summary_by_hand():
     # Wilson for 3 of 4: centre (0.75 + 3.8415/8) / (1 + 3.8415/4) = 0.6275, half 0.3269
     assert (missed["low"], missed["high"]) == pytest.approx((0.3006, 0.9544), abs=2e-4)
     assert [row["value"] for row in screens.summary(screens.rows(FEW, GOOD))] == [0, 0]
+    assert [(row["label"], row["value"], row["n"]) for row in screens.headline(missed, "sft", "Flags")] == [
+        ("Flags not sent on: sft", 3 / 4, 4),
+        ("Flags whose answer is empty or cut: sft", 1 / 4, 4),
+    ]
 
 
 @pytest.mark.parametrize(

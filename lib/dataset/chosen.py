@@ -43,9 +43,8 @@ SECOND = re.compile(
     r"^[\s)\]*_.$]*(?:,|;|/|&|\+|、|和|或|\band\b|\bor\b)\s*(?:(?:both|option|choice)\s+)?[(\[*_]*[A-J]"
     r"(?![A-Za-z0-9'’]|\s+(?:is|was|would)\b)"
 )
-TAKEN_BACK = re.compile(
-    r"^[\s)\]*_.,;:(–—-]*(?:wrong|incorrect|false|no,|错误|不正确)", re.IGNORECASE
-)  # "A. Wrong, it is C."
+# "A. Wrong, it is C."
+TAKEN_BACK = re.compile(r"^[\s)\]*_.,;:(–—-]*(?:wrong|incorrect|false|no,|错误|不正确)", re.IGNORECASE)
 CLOSED = re.compile(  # "C. difficile", "C-reactive": no
     r"^(?:[*_`$\"'}\s]*$|[*_`$\"']*[):\],;(\n}。、]|\s*[-–—=]\s|[*_`$\"']*\.(?!\s*[a-z])|\s*(?:因|项|是?正确)"
     r"|\s+(?:\(|because\b|since\b|given\b|due to\b|which\b|rather than\b|(?:and |but )?not\b|instead of\b"

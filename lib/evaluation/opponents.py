@@ -39,19 +39,15 @@ def commonest(train, choices):
 def nearest(train, choices):
     """The answer of the training question whose words are the most alike, among those that are an option here.
 
-    Alike: cosine of TF-IDF weights over words and pairs of words, options left out. Where no option ever was a
-    training answer, nothing is picked.
+    Where no option ever was a training answer, nothing is picked.
     """
     known = [row for row in train if row["answer"]]
     if not known:
         return [picked(record, None) for record in choices]
-    vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    matrix, answered = vectors.fit_transform(map(stem, known)), defaultdict(list)
+    answered, rows = defaultdict(list), []
     for number, row in enumerate(known):
         answered[normalise(row["answer"])].append(number)
-    rows = []
-    for record in choices:
-        alike = (matrix @ vectors.transform([stem(record)]).T).toarray().ravel()
+    for record, alike in zip(choices, _alike(known, choices), strict=True):
         scores = [alike[answered[normalise(option)]].max(initial=-1.0) for option in record["options"]]
         best = max(range(len(scores)), key=scores.__getitem__)
         rows.append(picked(record, best if scores[best] >= 0 else None))
@@ -60,9 +56,15 @@ def nearest(train, choices):
 
 def copied(train, records):
     """The training row whose question's words are the most alike, for each record: whose answer may be copied whole."""
+    return [train[int(alike.argmax())] for alike in _alike(train, records)]
+
+
+def _alike(train, records):
+    """For each record an array over the training rows: cosine of TF-IDF weights of words and pairs, without options."""
     vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     matrix = vectors.fit_transform(map(stem, train))
-    return [train[int((matrix @ vectors.transform([stem(r)]).T).toarray().argmax())] for r in records]
+    for record in records:
+        yield (matrix @ vectors.transform([stem(record)]).T).toarray().ravel()
 
 
 def bayes(train, held_out, choices, topic=None):

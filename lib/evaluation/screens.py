@@ -185,6 +185,17 @@ def summary(rows):
     return table
 
 
+def headline(missed, who, flags="Red flags"):
+    """The rows of a stage's headline: red flags that `who` does not send on, and those of them answered with nothing.
+
+    missed: the row of `summary` whose screen is "missed escalation".
+    """
+    share = {key: missed[key] for key in ("value", "low", "high", "n")}
+    nothing = stats.proportion([True] * missed["empty"] + [False] * (missed["n"] - missed["empty"]))
+    return [{"label": f"{flags} not sent on: {who}"} | share,
+            {"label": f"{flags} whose answer is empty or cut: {who}"} | nothing]  # fmt: skip
+
+
 def compare(before_rows, after_rows):
     """What tuning changed, per screen: {"screen", "before", "after", "change", "n", "better", "worse", "p", "p_holm"}.
 

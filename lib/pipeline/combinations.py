@@ -171,6 +171,7 @@ def _adapter(lora):
     found += ["lora.bias"] if lora.get("bias", "none") != "none" else []
     if lora.get("init_lora_weights", True) not in (True, False, "gaussian", "orthogonal", None):
         found.append(f"lora.init_lora_weights={lora['init_lora_weights']}, which changes the base")
+    _meets(lora.get("exclude_modules"), "")  # is it an expression at all?
     for key in ("target_modules", "target_parameters"):
         met = [name for name in HEADS if _meets(lora.get(key), name) and not _meets(lora.get("exclude_modules"), name)]
         found += [f"lora.{key}={name}" for name in met]

@@ -19,13 +19,24 @@ class _Loader(yaml.SafeLoader):
             raise ValueError(f"key {twice[0]!r} stands twice, line {node.start_mark.line + 1}: keep one of them")
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node):
+        if ":" in node.value:  # 12:30 is 750 in YAML 1.1
+            return node.value
+        if re.match(r"[-+]?0[0-9]", node.value):
+            line = node.start_mark.line + 1
+            raise ValueError(f"{node.value} is octal to some readers of YAML, line {line}: leave out the leading 0")
+        return super().construct_yaml_int(node)
+
     def construct_yaml_float(self, node):
+        if ":" in node.value:
+            return node.value
         value = super().construct_yaml_float(node)
         if not math.isfinite(value):
             raise ValueError(f"{node.value} is no finite number, line {node.start_mark.line + 1}")
         return value
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 _Loader.add_implicit_resolver(  # YAML 1.1 wants a point and a sign in such numbers
     "tag:yaml.org,2002:float",
