@@ -34,9 +34,13 @@ class Slots:
         self.count, self.free, self.limit = count, count, limit
         self.waiting = deque()  # (future, places)
 
+    def spare(self, places):
+        """Whether so many places are to be had without waiting."""
+        return self.free >= places and not self.waiting
+
     async def take(self, places):
         """Wait for so many places; a caller that is cancelled gives up its turn."""
-        if self.free >= places and not self.waiting:
+        if self.spare(places):
             self.free -= places
             return
         if len(self.waiting) >= self.limit:

@@ -52,9 +52,14 @@ class Desk:
             raise Problem(404, f"no model {name!r} here: {', '.join(self.backends)}", "model_not_found", "model")
         return found
 
-    def refuses(self, hits):
+    @property
+    def asks_first(self):
+        """Whether what the guard says decides if the model is asked, or another model has to be heard."""
+        return bool(self.outside) or self.settings.out_of_scope == "refuse"
+
+    def refuses(self, job):
         """Whether the model is not asked at all."""
-        return self.settings.out_of_scope == "refuse" and any(hit.kind == "scope" for hit in hits)
+        return self.settings.out_of_scope == "refuse" and any(hit.kind == "scope" for hit in job.hits)
 
     async def admit(self, ask, rid, key):
         """The Relay that will answer a request. Raises Problem where it may not be asked, or has no room."""
@@ -65,20 +70,19 @@ class Desk:
         question = ask.messages[-1].text
         await self.access.admit(key)  # before anything is spent on it
         try:
-            hits = self.guard.question(question)
-            if self.outside and not any(hit.kind == "emergency" for hit in hits):
-                hits = await self.guard.second(self.outside, self.settings, plain(question)) + hits
             try:
                 body = await self._body(ask, backend, n)
             except Problem as problem:
-                self.guard.mark(problem, hits)
+                self.guard.mark(problem, self.guard.question(question))
                 raise
+            quiet = bool(ask.response_format and ask.response_format.type != "text")
+            usage = bool(ask.stream_options and ask.stream_options.include_usage)
+            job = Job(rid, backend, key, body, n, bool(ask.stream), usage, quiet, question, self.guard)
+            if self.outside and not job.urgent:
+                job.hits = await self.guard.second(self.outside, self.settings, plain(question)) + job.hits
         except BaseException:
             self.access.leave(key)
             raise
-        quiet = bool(ask.response_format and ask.response_format.type != "text")
-        usage = bool(ask.stream_options and ask.stream_options.include_usage)
-        job = Job(rid, backend, key, body, n, bool(ask.stream), usage, quiet, question, hits)
         return Relay(job, self)
 
     async def _body(self, ask, backend, n):

@@ -5,20 +5,23 @@ import contextlib
 import json
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from starlette.responses import Response
 
 from app.backend import AWAY, Backend
 from app.errors import Problem, refusal
+from app.guard import Guard
 from app.stream import DONE, Broken, Stream
 from lib.dataset.answers import split_reasoning
 
 FAIL_S = 5.0  # for telling a client what went wrong
+SENT = 3  # turns of the event loop until a request on a kept connection is on its way
 
 
 @dataclass
 class Job:
-    """A request that was admitted. body: what the backend is asked. hits: what the guard found in the question."""
+    """A request that was admitted. body: what the backend is asked."""
 
     id: str
     backend: Backend
@@ -29,8 +32,18 @@ class Job:
     with_usage: bool
     quiet: bool
     question: str
-    hits: list = field(default_factory=list)
+    guard: Guard
     arrived: float = field(default_factory=time.perf_counter)
+
+    @cached_property
+    def hits(self):
+        """What the rules find in the question; they take a millisecond, so they are asked when it costs no time."""
+        return self.guard.question(self.question)
+
+    @property
+    def urgent(self):
+        """Whether the question tells of an emergency."""
+        return any(hit.kind == "emergency" for hit in self.hits)
 
 
 class Relay(Response):
@@ -42,7 +55,7 @@ class Relay(Response):
         self.job, self.desk, self.settings, self.begun = job, desk, desk.settings, False
         model = job.backend.model
         frame = {"id": f"chatcmpl-{job.id}", "model": model.name, "created": int(time.time())}
-        self.frame, self.after = frame, []
+        self.frame, self.before, self.entries, self.after = frame, "", [], []
         self.stream = Stream(frame, model.form, job.backend.opened, job.n, self._ending)
 
     async def __call__(self, scope, receive, send):
@@ -80,18 +93,24 @@ class Relay(Response):
         return problem.code
 
     async def _answer(self, send):
-        job = self.job
-        before, entries = self.desk.guard.before(job.hits)
-        if job.streamed and any(hit.kind == "emergency" for hit in job.hits):  # it waits for no slot and no model
-            await self._tell(send, before, entries, b"")
-        if self.desk.refuses(job.hits):
+        backend, n = self.job.backend, self.job.n
+        at_once = backend.state == "ready" and backend.slots.spare(n) and not self.desk.asks_first
+        if not at_once:
+            await self._heed(send)
+        if self.desk.refuses(self.job):
             for choice in self.stream.choices:
                 choice.finish, choice.after = "stop", ""
             self.stream.usage = [{"prompt_tokens": 0, "completion_tokens": 0}]
         else:
             async with self._slot():
-                await self._relay(send, before, entries)
-        await self._end(send, before, entries)
+                await self._relay(send)
+        await self._end(send)
+
+    async def _heed(self, send):
+        """What the guard says before the answer; an emergency is told at once and waits for no slot and no model."""
+        self.before, self.entries = self.desk.guard.before(self.job.hits)
+        if self.job.streamed and self.job.urgent and not self.begun:
+            await self._tell(send, b"")
 
     @contextlib.asynccontextmanager
     async def _slot(self):
@@ -108,12 +127,29 @@ class Relay(Response):
         finally:
             slots.give(places)
 
-    async def _relay(self, send, before, entries):
-        backend, stream, wait = self.job.backend, self.stream, self.settings.first_token_s
+    @contextlib.asynccontextmanager
+    async def _asked(self, send):
+        """The backend's reply; the guard reads the question while the backend does."""
+        asking = asyncio.create_task(self.job.backend.post(self.job.body))
+        try:
+            for _ in range(SENT):
+                await asyncio.sleep(0)
+            await self._heed(send)
+            reply = await asking
+        except BaseException:
+            asking.cancel()
+            if asking.done() and not asking.cancelled() and not asking.exception():
+                asking.result().close()
+            raise
+        async with reply:
+            yield reply
+
+    async def _relay(self, send):
+        stream, wait = self.stream, self.settings.first_token_s
         now = asyncio.get_running_loop().time
         try:
             async with asyncio.timeout(wait) as patience:
-                async with await backend.post(self.job.body) as reply:
+                async with self._asked(send) as reply:
                     if reply.status != 200:
                         raise refusal(reply.status, await _said(reply))
                     async for data in reply.content.iter_any():
@@ -121,7 +157,7 @@ class Relay(Response):
                         if stream.first and patience.when() - now() < wait:  # a timer for each token would cost more
                             patience.reschedule(now() + 1.1 * wait)
                         if self.job.streamed and out:
-                            await self._tell(send, before, entries, out)
+                            await self._tell(send, out)
         except TimeoutError:
             if patience.expired():
                 what = "next" if stream.first else "first"
@@ -130,7 +166,7 @@ class Relay(Response):
         if not stream.done or any(choice.finish is None for choice in stream.choices):
             raise Broken("its stream ended amid an answer")
 
-    async def _tell(self, send, before, entries, out, more=True):
+    async def _tell(self, send, out, more=True):
         """Send a part of the stream; with the first go the headers and what the guard says before the answer."""
         if not self.begun:
             self.begun = True
@@ -140,29 +176,30 @@ class Relay(Response):
                 (b"x-accel-buffering", b"no"),
             ]
             await self._start(send, headers)
-            out = self.stream.open("" if self.job.quiet else before, entries) + out
+            out = self.stream.open("" if self.job.quiet else self.before, self.entries) + out
         await send({"type": "http.response.body", "body": out, "more_body": more})
 
     async def _start(self, send, headers):
         named = self.desk.guard.header(self._rules())
         await send({"type": "http.response.start", "status": 200, "headers": [*headers, named]})
 
-    async def _end(self, send, before, entries):
+    async def _end(self, send):
         total = self.stream.total()
         usage = (total or {}) | {"guard": {"version": self.desk.guard.version, "rules": self._rules()}}
         if self.job.streamed:
             out = b""
-            if self.desk.refuses(self.job.hits):
+            if self.desk.refuses(self.job):
                 out += b"".join(self.stream.event(index, {}, "stop") for index in range(self.job.n))
             if self.job.with_usage:
                 body = json.dumps({"choices": [], "usage": usage})[:-1].encode()
                 out += b"data: " + body + b", " + self.stream.tail + b"\n\n"
-            await self._tell(send, before, entries, out + DONE, more=False)
+            await self._tell(send, out + DONE, more=False)
             return
         for choice in self.stream.choices:
-            choice.before = before
+            choice.before = self.before
         reply = self.frame | {"object": "chat.completion", "choices": self.stream.whole(self.job.quiet), "usage": usage}
-        reply |= {"guard": entries + self.after} if entries or self.after else {}
+        said = self.entries + self.after
+        reply |= {"guard": said} if said else {}
         body = json.dumps(reply).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await self._start(send, headers)

@@ -6,6 +6,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
+import pytest
 from served import ASK, Backend, api, ending, model, piece, writes
 
 from benchmarks import soak
@@ -48,6 +49,37 @@ def test_a_connection_that_closes_as_it_is_used_again_loses_no_answer():
         server.shutdown()
     assert [reply.json()["choices"][0]["message"]["content"] for reply in replies] == ["fine"] * 4
     assert Closing.closed, "no connection was used again"
+
+
+class Open(Closing):
+    """A server that keeps its connections, and says when a question has come."""
+
+    come = threading.Event()
+
+    def do_POST(self):
+        self.served = False
+        self.come.set()
+        super().do_POST()
+
+
+@pytest.mark.parametrize("how", ["notice", "refuse"])
+def test_the_guard_reads_a_question_while_the_backend_does_unless_it_decides_whether_that_is_asked(how):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Open) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        with api(model(form="instruction"), backend_url=url, out_of_scope=how) as client:
+            client.post("/v1/chat/completions", json=ASK)  # opens the connection
+            ask, come = client.desk.guard.question, []
+
+            def question(text):  # in the event loop's own thread: nothing is sent meanwhile
+                come.append(Open.come.wait(2))
+                return ask(text)
+
+            client.desk.guard.question = question
+            Open.come.clear()
+            reply = client.post("/v1/chat/completions", json=ASK)
+        server.shutdown()
+    assert reply.status_code == 200 and come == [how == "notice"]
 
 
 def test_the_soak_passes_where_all_is_well(capfd):
