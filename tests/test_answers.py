@@ -102,7 +102,7 @@ def test_species_that_are_options():
     ("text", "expected"),
     [
         ("<think>\nfever\n</think>\n\nAnswer: C", ("fever", "Answer: C", True)),
-        ("<think>\n\n</think>\n\nAnswer: C", ("", "Answer: C", False)),
+        ("<think>\n\n</think>\n\nAnswer: C", ("", "Answer: C", True)),  # as Qwen3 writes no reasoning
         ("<think>fever</think>", ("fever", "", False)),
         ("<think>fever, so Answer: A", ("fever, so Answer: A", "", False)),
         ("fever</think>Answer: C", ("fever", "Answer: C", False)),
@@ -148,11 +148,12 @@ HARMONY = "<|channel|>analysis<|message|>why<|end|><|start|>assistant<|channel|>
         ("harmony", HARMONY, ("why", "two", True)),
         ("harmony", HARMONY + "<|return|>", ("why", "two", True)),
         ("harmony", "<|channel|>analysis<|message|>why and", ("why and", "", False)),
-        ("harmony", "<|channel|>final<|message|>two<|return|>", ("", "two", False)),
+        ("harmony", "<|channel|>final<|message|>two<|return|>", ("", "two", True)),
         ("harmony", "plain words", ("", "plain words", False)),
         ("harmony", HARMONY.replace("why", "why<|message|>"), ("why<|message|>", "two", False)),
         ("thinking_response", "## Thinking\n\nwhy\n\n## Final Response\n\ntwo", ("why", "two", True)),
         ("thinking_response", "## Thinking\n\nwhy", ("why", "", False)),
+        ("thinking_response", "## Thinking\n\n\n\n## Final Response\n\ntwo", ("", "two", True)),
         ("thinking_response", "two", ("", "two", False)),
         ("thinking_response", "## Final Response\ntwo", ("", "two", False)),
         (

@@ -72,6 +72,21 @@ def test_an_answer_after_unfinished_reasoning_does_not_count():
     assert rows[0]["correct"] is False and rows[0]["reasoning_tokens"] is None
 
 
+@pytest.mark.parametrize(("reasoning", "compliant"), [("", True), ("why", False)])
+@pytest.mark.parametrize(
+    ("fmt", "text"),
+    [
+        ("think", "<think>\n\n</think>\n\nAnswer: B"),
+        ("harmony", "<|channel|>final<|message|>Answer: B"),
+        ("thinking_response", "## Thinking\n\n\n\n## Final Response\n\nAnswer: B"),
+    ],
+)
+def test_an_answer_may_go_without_reasoning_where_its_record_does(fmt, text, reasoning, compliant):
+    """A file of questions and answers trains just these texts: a model that writes them keeps the form."""
+    (row,) = metrics.score([answer(0, text)], [record(0) | {"reasoning": reasoning}], fmt)
+    assert row["correct"] and row["compliant"] is compliant
+
+
 def test_answers_must_belong_to_the_records():
     with pytest.raises(ValueError, match="1 answers do not match 1 records"):
         metrics.score([answer(1, "x")], [record(0)], "think")

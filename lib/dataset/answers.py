@@ -10,15 +10,15 @@ from lib.dataset.chosen import LETTERS, choice, stated
 from lib.dataset.forms import ALIASES, canonical, contains, negated, normalise
 
 __all__ = ["ALIASES", "FORMATS", "LETTERS", "canonical", "choice", "contains", "matches", "negated",
-           "normalise", "split_reasoning", "stated"]  # fmt: skip
+           "kept", "normalise", "split_reasoning", "stated"]  # fmt: skip
 
 
 def _split_think(text):
-    """(reasoning, answer, compliant) of "<think> reasoning </think> answer"; compliant: just that, both non-empty."""
+    """(reasoning, answer, compliant) of "<think> reasoning </think> answer"; compliant: just that, with an answer."""
     form = re.fullmatch(r"\s*<think>(.*?)</think>(.*)", text, re.DOTALL)
     if form and "think>" not in form[1] + form[2]:
         reasoning, answer = form[1].strip(), form[2].strip()
-        return reasoning, answer, bool(reasoning and answer)
+        return reasoning, answer, bool(answer)
     reasoning = re.findall(r"<think>(.*?)</think>", text, re.DOTALL)
     rest = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
     if "</think>" in rest:  # closed without an opening: what stands before the last closing tag is reasoning
@@ -31,16 +31,19 @@ def _split_think(text):
 
 
 def _split_harmony(text):
-    """The analysis channel and the final channel of gpt-oss; compliant: one of each, in this order, both non-empty."""
+    """The analysis channel and the final channel of gpt-oss; compliant: in this order, once, with an answer.
+
+    Without reasoning its template writes the final channel alone.
+    """
     form = re.fullmatch(
-        r"\s*(?:<\|start\|>assistant)?<\|channel\|>analysis<\|message\|>(.*?)<\|end\|>"
-        r"<\|start\|>assistant<\|channel\|>final<\|message\|>(.*?)(?:<\|return\|>|<\|end\|>)?\s*",
+        r"\s*(?:<\|start\|>assistant)?(?:<\|channel\|>analysis<\|message\|>(.*?)<\|end\|>"
+        r"<\|start\|>assistant)?<\|channel\|>final<\|message\|>(.*?)(?:<\|return\|>|<\|end\|>)?\s*",
         text,
         re.DOTALL,
     )
-    if form and "<|" not in form[1] + form[2]:
-        reasoning, answer = form[1].strip(), form[2].strip()
-        return reasoning, answer, bool(reasoning and answer)
+    if form and "<|" not in (form[1] or "") + form[2]:
+        reasoning, answer = (form[1] or "").strip(), form[2].strip()
+        return reasoning, answer, bool(answer)
     parts = re.findall(
         r"<\|channel\|>(\w+)[^<]*<\|message\|>(.*?)(?=<\|end\|>|<\|return\|>|<\|start\|>|\Z)", text, re.DOTALL
     )
@@ -50,7 +53,7 @@ def _split_harmony(text):
 
 
 def _split_headings(text):
-    """ "## Thinking ... ## Final Response ...": compliant: each heading once, in this order, both parts non-empty."""
+    """ "## Thinking ... ## Final Response ...": compliant: each heading once, in this order, with an answer."""
     before, heading, answer = text.rpartition("## Final Response")
     if not heading:  # the budget ended while it thought, or it never thought at all
         thinking = text.lstrip().startswith("## Thinking")
@@ -60,7 +63,7 @@ def _split_headings(text):
     return (
         reasoning,
         answer.strip(),
-        bool(before.lstrip().startswith("## Thinking") and once and reasoning and answer.strip()),
+        bool(before.lstrip().startswith("## Thinking") and once and answer.strip()),
     )
 
 
@@ -81,13 +84,18 @@ def split_reasoning(text, fmt):
     """Split an assistant turn into (reasoning, answer, compliant).
 
     text: the complete turn, including an opening tag that the template put into the prompt, without stop tokens.
-    fmt: a key of FORMATS. compliant: the turn has exactly the form that training taught, nothing missing, nothing
-    repeated. A turn that is not compliant still yields the answer where one can be told from the reasoning; where the
-    reasoning never ends, the answer is "".
+    fmt: a key of FORMATS. compliant: the turn has exactly the form that training taught, with an answer and nothing
+    repeated; whether it may go without reasoning is asked in `kept`. A turn that is not compliant still yields the
+    answer where one can be told from the reasoning; where the reasoning never ends, the answer is "".
     """
     if fmt not in FORMATS:
         raise ValueError(f"chat.format {fmt!r} has no splitter: known are {', '.join(sorted(FORMATS))}")
     return FORMATS[fmt](text)
+
+
+def kept(reasoning, compliant, record):
+    """Whether a turn that `split_reasoning` read keeps the form: without reasoning only where its record has none."""
+    return compliant and bool(reasoning or not record.get("reasoning", True))
 
 
 def matches(answer_text, truth):

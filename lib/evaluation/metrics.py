@@ -31,7 +31,8 @@ def score(answers, records, fmt, tokenizer=None):
     answers: from generate.py. fmt: reasoning format of the recipe. tokenizer: counts reasoning and answer in tokens;
     without it both lengths are None.
     A row has id, picked (letter or None), correct (None where the record has no ground truth), compliant (to the
-    format), truncated, parsed (None where there are no options), error, reasoning_tokens, answer_tokens, tokens.
+    format, with reasoning where the record has any), truncated, parsed (None where there are no options), error,
+    reasoning_tokens, answer_tokens, tokens.
     Raises ValueError when an answer belongs to another question than its record.
     """
     if [a["id"] for a in answers] != [r["id"] for r in records]:
@@ -57,7 +58,7 @@ def _score_one(answer, record, fmt, tokenizer):
         "id": record["id"],
         "picked": picked,
         "correct": correct,
-        "compliant": compliant and answer["finish"] == "stop",
+        "compliant": reading.kept(reasoning, compliant, record) and answer["finish"] == "stop",
         "truncated": answer["finish"] == "length",
         "parsed": picked is not None if options else None,
         "error": answer["finish"] == "error",

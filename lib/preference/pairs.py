@@ -138,7 +138,8 @@ def from_samples(sampled, key, fmt, reasons):
         record, scored = item[0], []
         for sample in item[1]:
             thought, said, compliant = answers.split_reasoning(sample["text"], fmt)
-            if compliant and sample["finish"] == "stop" and (score := key(record, sample)) is not None:
+            whole = answers.kept(thought, compliant, record) and sample["finish"] == "stop"
+            if whole and (score := key(record, sample)) is not None:
                 scored.append((score, {"reasoning": thought, "output": said}))
         chosen, rejected = contrast(scored)
         return {"id": f"samples:{record['id']}", "axis": "samples", "source": "own samples",
