@@ -41,7 +41,7 @@ $(filter-out $(LAUNCHED),$(STAGES)):
 $(LAUNCHED):
 	@exec $(PYTHON) -m lib.pipeline.launch $@
 
-rehearse: setup  ## RECIPE on a tiny twin of its base and on the clinic: all stages for real, on a CPU, in minutes
+rehearse: setup  ## RECIPE on a tiny twin of its base, on its own files or else the clinic: all stages, on a CPU, in minutes
 	@$(PYTHON) -m lib.plan.rehearsal
 	@OVERLAY=rehearsal exec $(MAKE) --no-print-directory all
 
@@ -100,7 +100,7 @@ bench-guard: setup  ## red flags that the guard rails see, and their false alarm
 	$(PYTHON) -m benchmarks.guard --part first
 	$(PYTHON) -m benchmarks.guard --part second
 
-lint: setup
+lint: setup  ## ruff, and the imports that each package of lib may use
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	.venv/bin/lint-imports --no-logo
