@@ -66,7 +66,13 @@ def test_unknown_names_have_a_remedy():
     with pytest.raises(ValueError, match="nearest valid name is 'Qwen3-8B'"):
         shapes.config("Qwen/Qwen3-8C")
     with pytest.raises(ValueError, match="nearest valid name is 'a100-80gb'"):
-        memory.gpu("a100-80g", ASSUMED)
+        memory.gpu("A100-80G", ASSUMED)
+
+
+def test_a_gpu_is_known_by_its_name_in_any_case():
+    assert memory.gpu("L4", ASSUMED) is ASSUMED["gpus"]["l4"]
+    assert [memory.gpu_name(name, ASSUMED) for name in ("H100", "A100-80GB", "h200")] == ["h100", "a100-80gb", "h200"]
+    assert memory.gpu_name("rtx4090", {"gpus": {"RTX4090": {}}}) == "RTX4090"
 
 
 class Tracker(MemTracker):
@@ -214,6 +220,8 @@ def test_every_prompt_that_is_answered_and_every_file_of_chapter_4_is_counted():
     tiny = recipe.load("tiny").sections()
     assert budget.prompts(tiny) == budget.prompts(tiny, "03_sft") == 240 + 2 * 64 + 25
     assert budget.prompts(tiny, "05_export") == 250
+    own = recipe.load("my_model").sections()
+    assert budget.asked(own) == {"test questions": 200, "safety prompts": 258, "cases": 25}
     few = tiny | {"export": tiny["export"] | {"questions": 30}}
     assert budget.prompts(few, "05_export") == 40
     few = tiny | {"data": tiny["data"] | {"screens": 1, "cases": 1}}

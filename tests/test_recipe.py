@@ -112,6 +112,7 @@ def test_each_set_has_its_own_run_folder():
             )
             for name in ("q4_k_m", "base", "a b", "../../evil", "1", "x/y")
         ),
+        ({"sft.Learning_Rates": 1e-3}, "unknown key 'Learning_Rates'.*nearest valid name is 'learning_rate'"),
         ({"modle.base": "x"}, "unknown section 'modle'.*nearest valid name is 'model'"),
         ({"sft.learning_rate": "2e-4"}, "sft.learning_rate: found '2e-4' \\(str\\), expected float"),
         ({"lora.use_dora": True}, "lora.use_dora: chapters 4 and 5 .* no other adapter"),

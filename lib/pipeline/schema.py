@@ -183,8 +183,9 @@ def known_keys(values, allowed, noun, where):
 
 
 def nearest(name, names):
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; the nearest valid name is {close[0]!r}" if close else f"; valid are {', '.join(names[:12])}"
+    folded = {each.casefold(): each for each in reversed(names)}  # of two that differ in case alone, the first
+    close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+    return f"; the nearest valid name is {folded[close[0]]!r}" if close else f"; valid are {', '.join(names[:12])}"
 
 
 def kinds(hint):

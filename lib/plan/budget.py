@@ -9,7 +9,7 @@ import itertools
 import re
 from collections import Counter
 
-from lib.dataset import entries
+from lib.dataset import curriculum, entries
 from lib.model import shapes
 from lib.pipeline.machine import LOGITS_BYTES, TIMED
 from lib.plan import memory
@@ -26,24 +26,26 @@ def load():
 
 
 def rows(sections, assumed):
-    """Training rows of all sources, each as often as data.stages uses it; the published counts, before any filter."""
+    """Training rows of all sources, each as often as data.stages uses it, before any filter."""
     data = sections["data"]
     counts = Counter()
     for role, source in entries.labelled(data).values():
         if role == "train":
             counts[source.get("label") or source["name"]] += counted(source, assumed)
-    stages = data["stages"] or [{"name": "all", "weights": dict.fromkeys(counts, 1.0)}]
-    used = sum(
-        counts.get(source, 0) * weight for stage in stages for source, weight in
-        (stage.get("weights") or {stage["name"]: 1.0}).items()
-    )  # fmt: skip
+    stages = curriculum.stages(data["stages"], counts)
+    used = sum(counts[source] * weight for _, weights in stages for source, weight in weights.items())
     return int(used * (1 - data["eval_fraction"]))
 
 
 def counted(source, assumed):
-    """Rows of one source: the published count, or what a split such as "train[:500]" takes of it."""
-    count, taken = assumed["rows"].get(source["name"], 0), re.search(r"\[:(\d+)\]", source.get("split") or "")
-    return min(count, int(taken[1])) if taken else count
+    """Rows of one source: those that counting.counted found, else what its split takes of the assumed count."""
+    return source["rows"] if "rows" in source else taken(source, assumed["rows"].get(source["name"], 0))
+
+
+def taken(source, count):
+    """Rows that the split of a source, such as "train[:500]", takes of `count`."""
+    found = re.search(r"\[(\d*):(\d*)\]", source.get("split") or "")
+    return len(range(count)[slice(*(int(n) if n else None for n in found.groups()))]) if found else count
 
 
 def tokens(sections, assumed, stage="sft"):
@@ -90,8 +92,8 @@ def training_hours(sections, shape, gpu, assumed, stage="sft"):
     return {"hours": seconds / 3600, "tokens": number, "steps": steps, "flops": number * per_token, "job": job}
 
 
-def prompts(sections, chapter="02_baseline"):
-    """Prompts that a chapter has answered: the test questions, both sides of the screens, the cases.
+def asked(sections, chapter="02_baseline"):
+    """{what: prompts} that a chapter has answered: the test questions, both sides of the screens, the cases.
 
     Chapter 3 asks the questions after each of several stages as well. Chapter 5 asks each file the questions alone, or
     as many as export.questions says, and the first TIMED again, by themselves.
@@ -100,9 +102,14 @@ def prompts(sections, chapter="02_baseline"):
     questions, stages = data["test_questions"], len(data["stages"])
     if chapter == "05_export":
         questions = min(questions, sections["export"]["questions"] or questions)
-        return questions + min(TIMED, questions)
-    again = stages * questions if chapter == "03_sft" and stages > 1 else 0
-    return again + questions + 2 * data["screens"] + data["cases"]
+        return {"test questions": questions, "of these alone": min(TIMED, questions)}
+    again = {"of these again after stages": stages * questions} if chapter == "03_sft" and stages > 1 else {}
+    return {"test questions": questions} | again | {"safety prompts": 2 * data["screens"], "cases": data["cases"]}
+
+
+def prompts(sections, chapter="02_baseline"):
+    """All of `asked`."""
+    return sum(asked(sections, chapter).values())
 
 
 def answering_hours(sections, shape, gpu, assumed, bytes_read, chapter="02_baseline"):
@@ -143,17 +150,18 @@ def on_the_grid(sections, assumed, sizes):
 def time(sections, shape, gpu, assumed):
     """[{"stage", "what", "hours", "usd"}] for one GPU; stages whose time is the CPU's are left out."""
     parts = memory.counted(sections, shape)["parts"]
-    asked = {}
+    answers = {}
     for chapter in ("02_baseline", "03_sft"):
         hours = answering_hours(sections, shape, gpu, assumed, 2 * sum(parts.values()), chapter)
-        asked[chapter] = (f"{prompts(sections, chapter):,} answers", hours)
+        made_of = ", ".join(f"{number:,} {what}" for what, number in asked(sections, chapter).items() if number)
+        answers[chapter] = (f"{prompts(sections, chapter):,} answers: {made_of}", hours)
     sizes = files(sections, shape, assumed)
     read = [*sizes.values(), *on_the_grid(sections, assumed, sizes)]
     served = sum(answering_hours(sections, shape, gpu, assumed, size, "05_export") for size in read)
     sft = training_hours(sections, shape, gpu, assumed)
-    found = [("02_baseline", *asked["02_baseline"])]
+    found = [("02_baseline", *answers["02_baseline"])]
     what = f"{sft['steps']:,} steps, {sft['tokens'] / 1e6:,.0f}M tokens, {sft['flops']:.1e} FLOP, at {sft['job']} rate"
-    found += [("03_sft", what, sft["hours"]), ("03_sft", *asked["03_sft"])]
+    found += [("03_sft", what, sft["hours"]), ("03_sft", *answers["03_sft"])]
     if number := arms(sections):
         qat = training_hours(sections, shape, gpu, assumed, "qat")
         found.append(("04_qat", f"{number} runs of {qat['steps']:,} steps", number * qat["hours"]))

@@ -18,7 +18,7 @@ machine.quiet()  # before the libraries below are loaded, which say what they la
 from lib.model import layout, shapes  # noqa: E402
 from lib.pipeline import hub, recipe  # noqa: E402
 from lib.pipeline.files import rooted  # noqa: E402
-from lib.plan import budget, memory  # noqa: E402
+from lib.plan import budget, counting, memory  # noqa: E402
 
 GIB = memory.GIB
 NF4_SET = "{load_in_4bit: true, bnb_4bit_quant_type: nf4, bnb_4bit_use_double_quant: true}"
@@ -181,6 +181,7 @@ def _warnings(sections, shape, gpu, assumed):
         yield refused
     if (model["quantization"] or {}).get("load_in_4bit") and shapes.experts(shape):
         yield "the experts are no linear layers: 4 bits leave them as they are"
+    yield from counting.warnings(sections, assumed)
     yield from budget.session(
         sections, gpu, lambda cut: time(cut, shape, gpu, assumed), lambda cut: disk(cut, shape, assumed)
     )
@@ -205,6 +206,7 @@ def report(sections, shape, name, assumed):
             print(f'  {n}, to train: SET="{" ".join(v["remedy"])}"' if v["remedy"] else f"  {n}: nothing here fits")
     if found[name]["merge"] > gpu["memory_gib"]:
         print("  merge: chapter 3 adds the adapter to one matrix after the other, on the training device")
+    print("", *counting.lines(sections, assumed), sep="\n")
     rows = pd.DataFrame(time(sections, shape, gpu, assumed)).set_index("stage")
     rows.loc["total"] = ["", *rows[["hours", "usd"]].sum()]
     _table(f"Time on one {name}", rows.rename(columns={"usd": "USD"}).rename_axis(None))
@@ -227,8 +229,8 @@ def main(arguments=None):
     given = parser.parse_args(arguments)
     try:
         assumed = budget.load()
-        gpu = memory.gpu(given.gpu or "a100-80gb", assumed)
-        sections = on(recipe.chosen(given).sections(), gpu)
+        name = memory.gpu_name(given.gpu or "a100-80gb", assumed)
+        sections = counting.counted(on(recipe.chosen(given).sections(), gpu := memory.gpu(name, assumed)))
         shape = shapes.config(sections["model"]["base"], sections["model"]["twin"])
         if shapes.experts(shape) and sections["model"]["dtype"] != "bfloat16":
             raise ValueError("torch multiplies stacked experts in bfloat16 only: add SET=model.dtype=bfloat16")
@@ -236,7 +238,7 @@ def main(arguments=None):
             layout.check(shape, bool(sections["qat"]))
         except FileNotFoundError as error:
             print(f"Whether this family has a GGUF form was not checked: {error}")
-        report(sections, shape, given.gpu or "a100-80gb", assumed)
+        report(sections, shape, name, assumed)
     except (ValueError, FileNotFoundError) as error:
         print(f"plan: {error}", file=sys.stderr)
         return 2

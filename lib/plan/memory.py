@@ -196,8 +196,14 @@ def needed(parts, assumed):
     return int(sum(parts.values()) * (1 + margins["reserve"]) + margins["context_gib"] * GIB)
 
 
+def gpu_name(name, assumed):
+    """The name as params/prices.yaml writes it, for a name in any case. Raises ValueError with the nearest name."""
+    found = {known.casefold(): known for known in assumed["gpus"]}
+    if name.casefold() not in found:
+        raise ValueError(f"no GPU {name!r} in params/prices.yaml{nearest(name, list(found.values()))}")
+    return found[name.casefold()]
+
+
 def gpu(name, assumed):
-    """An entry of params/prices.yaml. Raises ValueError with the nearest name."""
-    if name not in assumed["gpus"]:
-        raise ValueError(f"no GPU {name!r} in params/prices.yaml{nearest(str(name), list(assumed['gpus']))}")
-    return assumed["gpus"][name]
+    """An entry of params/prices.yaml, as `gpu_name` finds it."""
+    return assumed["gpus"][gpu_name(name, assumed)]
