@@ -244,7 +244,7 @@ def test_prompts_are_those_that_the_notebooks_load_and_ask(name):
         cells = json.loads((ROOT / "notebooks" / f"{chapter}.ipynb").read_text())["cells"]
         text = "".join("".join(cell["source"]) for cell in cells)
         read[chapter] = len(re.findall(r"generate\.ask\(", text)), "after_" in text
-    assert read == {"02_baseline": (2, False), "03_sft": (4, True)}  # 02 asks screens and cases in one loop
+    assert read == {"02_baseline": (2, False), "03_sft": (3, True)}  # screens and cases are asked in one loop
     loaded = data["test_questions"] + len(screens.load(count=data["screens"]))
     loaded += len(cases.load_cases(ROOT / "data" / "cases.yaml")[: data["cases"]])
     stages = curriculum.stages(data["stages"], {"pubmedqa", "medmcqa", "medqa"} if data["stages"] else {"clinic"})

@@ -26,7 +26,10 @@ def load():
 
 
 def rows(sections, assumed):
-    """Training rows of all sources, each as often as data.stages uses it, before any filter."""
+    """Training rows of all sources, each as often as data.stages uses it, before any filter.
+
+    The test questions are not among them where they are drawn from the same sources.
+    """
     data = sections["data"]
     counts = Counter()
     for role, source in entries.labelled(data).values():
@@ -34,7 +37,9 @@ def rows(sections, assumed):
             counts[source.get("label") or source["name"]] += counted(source, assumed)
     stages = curriculum.stages(data["stages"], counts)
     used = sum(counts[source] * weight for _, weights in stages for source, weight in weights.items())
-    return int(used * (1 - data["eval_fraction"]))
+    all_rows = sum(counts.values())
+    left = max(0, all_rows - (0 if data["test_sources"] else data["test_questions"])) / max(1, all_rows)
+    return int(used * left * (1 - data["eval_fraction"]))
 
 
 def counted(source, assumed):

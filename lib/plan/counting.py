@@ -135,7 +135,7 @@ def _entries(sections):
 def lines(sections, assumed):
     """The plan's lines on rows: how many of each entry, and whether they were counted. sections: of `counted`."""
     row = min(assumed["lengths"]["row"], memory.settings(sections)["max_length"])
-    yield f"Rows to train on, before any is left out or taken for the test; {row} tokens each, assumed"
+    yield f"Rows of the sources, before any is left out or taken for the test; {row} tokens each, assumed"
     for name, spec in _entries(sections):
         place = spec.get("path") or spec.get("from")
         yield f"  {name}: {budget.counted(spec, assumed):,}, {spec['told']}" + (f" ({place})" if place else "")
