@@ -28,6 +28,26 @@ def test_a_map_writes_each_share_and_leaves_what_was_not_measured():
     assert texts(panels.forgetting(rows))[1] == ["25.0", "–", "70.5", "50.0"]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"clinic, in {name}'s columns" for name in ("medical_o1", "medical_r1", "medreason", "verifiable")],
+        [f"clinic, in {name}'s columns" for name in ("medical_o1", "medical_r1", "medreason")],
+        ["pubmedqa", "medmcqa", "medqa"],
+        ["FreedomIntelligence/medical-o1-reasoning-SFT", "own/file_with_a_long_name_of_its_own.jsonl", "b"],
+        [f"source {n} of a name in several words" for n in range(8)],
+    ],
+)
+def test_the_names_of_a_map_do_not_cover_each_other(names):
+    figure = panels.heat_map({row: dict.fromkeys(names, 0.5) for row in names})
+    figure.draw_without_rendering()
+    for labels in (figure.axes[0].get_xticklabels(), figure.axes[0].get_yticklabels()):
+        assert [" ".join(label.get_text().split()) for label in labels] == names
+        if not labels[0].get_rotation():  # slanted ones have boxes that overlap although the letters do not
+            boxes = [label.get_window_extent() for label in labels]
+            assert not any(box.count_overlaps(boxes) > 1 for box in boxes)
+
+
 def test_block_errors_has_one_dot_a_block_and_labels():
     (ax,) = panels.block_errors(torch.tensor([0.1, 0.2]), torch.tensor([0.01, 0.02]), 0.05).axes
     assert ax.lines[0].get_xdata().tolist() == pytest.approx([0.1, 0.2])

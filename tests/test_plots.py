@@ -103,8 +103,38 @@ def test_loss_curve_has_training_and_evaluation():
     both = plots.loss_curve({"qat": log, "control": log}, title="Two runs")
     assert [line.get_color() for line in both.axes[0].lines[::2]] == [plots.colour("qat"), plots.colour("control")]
     assert drawn(both) == "Two runs"
+    assert len(both.axes) == 1
     with pytest.raises(ValueError, match="logging_steps"):
         plots.loss_curve([{"step": 1, "eval_loss": 1.0}])
+
+
+def test_circles_that_coincide_are_told_apart_by_the_legend_outside_the_axes():
+    last = {"control": 0.08942, "int4": 0.0899, "qat": 0.0898}
+    log = [{"step": 120, "loss": 0.1}, {"step": 120, "eval_loss": 0.09}, {"step": 240, "loss": 0.1}]
+    figure = plots.loss_curve({run: [*log, {"step": 240, "eval_loss": loss}] for run, loss in last.items()})
+    (ax,) = figure.axes
+    said = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert said[:3] == ["control: training", "int4: training", "qat: training"]
+    assert said[3:] == [
+        "control: evaluation, 0.08942 at step 240",
+        "int4: evaluation, 0.08990 at step 240",
+        "qat: evaluation, 0.08980 at step 240",
+    ]
+    rings = ax.lines[1::2]
+    assert len({ring.get_markersize() for ring in rings}) == 3
+    assert {ring.get_markerfacecolor() for ring in rings} == {"none"}
+    figure.draw_without_rendering()
+    assert ax.get_legend().get_window_extent().y0 >= ax.bbox.y1
+    assert ax.get_legend().get_window_extent().x1 <= figure.bbox.x1
+
+
+def test_losses_of_different_kinds_have_a_panel_each():
+    log = [{"step": i, "loss": 2 / i} for i in range(1, 11)]
+    labels = {"longer": "nats a token", "dpo": "nats a pair", "longer-43": "nats a token"}
+    figure = plots.loss_curve(dict.fromkeys(labels, log), label=labels)
+    assert [ax.get_ylabel() for ax in figure.axes] == ["nats a token", "nats a pair"]
+    said = [[text.get_text() for text in ax.get_legend().get_texts()] for ax in figure.axes]
+    assert said == [["longer: training", "longer-43: training"], ["dpo: training"]]
 
 
 def test_a_long_loss_curve_is_smoothed_by_a_running_mean():

@@ -525,6 +525,17 @@ def test_the_curve_of_an_arm_holds_what_was_rewarded_and_what_was_right():
     assert dots[0].collections[0].get_offsets().tolist() == [[0.0, 0.5], [0.2, 0.9]]
 
 
+def test_the_label_of_a_loss_says_what_it_is_a_mean_over_and_what_it_adds_up():
+    assert measure.loss_label({"method": "sft"}) == "loss (nats per\ntrained token)"
+    assert measure.loss_label({"method": "dpo"}) == "loss: sigmoid (nats a pair)"
+    both = {"method": "dpo", "loss_type": ["sigmoid", "sft"]}
+    assert measure.loss_label(both | {"loss_weights": [1.0, 0.5]}) == (
+        "loss: sigmoid (nats a pair)\n+ 0.5 sft (nats a token)"
+    )
+    assert measure.loss_label(both) == "loss: sigmoid (nats a pair)\n+ sft (nats a token)"
+    assert measure.loss_label({"method": "dpo", "loss_type": "ipo"}) == "loss: ipo (a pair)"
+
+
 def test_the_sentences_say_which_side_an_arm_is_on_after_the_adjustment():
     share = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}
     rows = [{"arm": name, "pass@1": share, "pass@8": share} for name in ("sft", "up", "level")]

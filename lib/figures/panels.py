@@ -1,5 +1,7 @@
 """Figures of several panels: lengths, shares of sources, and what rounding costs."""
 
+import textwrap
+
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -65,21 +67,31 @@ def _percentages(cells, title, labels):
         return "–" if share is None else "<0.1" if 0 < share < 0.001 else f"{100 * share:.1f}"
 
     rows, columns = list(cells), list(next(iter(cells.values())))
-    figure, (ax,) = _canvas(1.5 + 0.45 * len(rows), title)
+    beside, left = _wrapped(rows, 24)
+    below, widest = _wrapped(columns, room := (90 - left) // len(columns))
+    slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if widest > room else {}
+    lines = max(text.count("\n") for text in beside) + 1
+    height = 1.5 + max(0.45, 0.18 * lines) * len(rows)
+    figure, (ax,) = _canvas(height + (0.045 * max(map(len, columns)) if slanted else 0), title)
     values = [[100 * (cells[row][column] or 0.0) for column in columns] for row in rows]
     ax.imshow(values, cmap=SHADES, vmin=0, vmax=100, aspect="auto")
     for y, row in enumerate(rows):
         for x, column in enumerate(columns):
             shade = "white" if values[y][x] > 60 else INK
             ax.text(x, y, text(cells[row][column]), ha="center", va="center", fontsize=10, color=shade)
-    slanted = {"rotation": 30, "ha": "right"} if len(columns) > 4 else {}
-    ax.set_xticks(range(len(columns)), columns, **slanted)
-    ax.set_yticks(range(len(rows)), rows)
+    ax.set_xticks(range(len(columns)), columns if slanted else below, **slanted)
+    ax.set_yticks(range(len(rows)), beside)
     ax.set_xlabel(labels[0])
     ax.set_ylabel(labels[1])
     ax.spines[["left", "bottom"]].set_visible(False)
     ax.tick_params(length=0)
     return figure
+
+
+def _wrapped(names, letters):
+    """(names in lines of so many letters where their words allow it, letters of the longest line)."""
+    found = [textwrap.fill(name, letters, break_long_words=False, break_on_hyphens=False) for name in names]
+    return found, max(len(line) for text in found for line in text.split("\n"))
 
 
 def block_errors(largest, errors, typical, title="A block pays for its largest weight"):

@@ -50,12 +50,15 @@ def colour(name):
     return next(known, SPARE[zlib.crc32(name.encode()) % len(SPARE)])
 
 
-def _canvas(height, title, panels=1):
-    """(figure, list of axes) of our width and `height` inches, `panels` below each other with a common x axis."""
+def _canvas(height, title, panels=1, **grid):
+    """(figure, list of axes) of our width and `height` inches, `panels` below each other with a common x axis.
+
+    grid: further fields of Figure.subplots.
+    """
     figure = Plot(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold", color=INK)
-    axes = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
+    axes = figure.subplots(panels, 1, **{"sharex": True, "squeeze": False} | grid)[:, 0]
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=10, color=MUTED)
@@ -166,30 +169,53 @@ def loss_curve(log_history, title="Training and evaluation loss", name="sft", la
 
     log_history: trainer.state.log_history, or {name: log_history} to compare runs, each in its model's colour.
         From 60 logged values on, the line is a running mean and the values themselves stand faintly behind it.
-    The axis is logarithmic, unless a loss of zero (a distance, say) has no place on one.
+    label: of the y axis, or {name: label}: runs that are measured in different things get a panel each.
+    The axis is logarithmic, unless a loss of zero (a distance, say) has no place on one. The legend has the number of
+    each run's last evaluation, because circles that differ may still coincide.
     """
     histories = log_history if isinstance(log_history, dict) else {name: log_history}
     logs = {run: pd.DataFrame(log, columns=["step", "loss", "eval_loss"]) for run, log in histories.items()}
     if not any(log["loss"].count() for log in logs.values()):
         raise ValueError("the log has no training loss: set logging_steps in the recipe below the number of steps")
-    figure, (ax,) = _canvas(3.6, title)
-    for (run, log), dashes in zip(logs.items(), itertools.cycle(DASHES), strict=False):
-        trained, held_out = log.dropna(subset="loss"), log.dropna(subset="eval_loss")
-        style, window = {"color": colour(run), "linewidth": 1.8, "label": f"{run}: training"}, 1
-        if len(trained) >= 60:
-            ax.plot(trained["step"], trained["loss"], color=colour(run), linewidth=0.8, alpha=0.35)
-            window = len(trained) // 30
-            style["label"] += f", mean of {window} values"
-        smooth = trained["loss"].rolling(window, min_periods=1).mean()
-        ax.plot(trained["step"], smooth, dashes, marker="." if len(trained) < 30 else None, **style)
-        if len(held_out):
-            style = {"color": "white", "markeredgecolor": colour(run), "label": f"{run}: evaluation"}
-            ax.plot(held_out["step"], held_out["eval_loss"], "o", markeredgewidth=1.8, **style)
-    if min(min(line.get_ydata()) for line in ax.lines) > 0:
-        logarithmic(ax)
-    ax.set_xlabel("optimizer step")
-    ax.set_ylabel(label)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.grid(color="#DDDDDD", linewidth=0.8)
-    ax.legend(frameon=False, fontsize=10)
+    panels, dashes = {}, dict(zip(logs, itertools.cycle(DASHES), strict=False))
+    for run in logs:
+        panels.setdefault(label[run] if isinstance(label, dict) else label, []).append(run)
+    figure, axes = _canvas(1.4 + 2.1 * len(panels) + 0.2 * len(logs), title, len(panels))
+    for ax, (said, runs) in zip(axes, panels.items(), strict=True):
+        drawn = [
+            (_training(ax, run, logs[run], dashes[run]), _evaluation(ax, run, logs[run], 6 + 3.5 * (n % 3)))
+            for n, run in enumerate(runs)
+        ]
+        if min((min(line.get_ydata()) for line in ax.lines if len(line.get_ydata())), default=0) > 0:
+            logarithmic(ax)
+        ax.set_ylabel(said)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.grid(color="#DDDDDD", linewidth=0.8)
+        above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "ncols": 2}
+        handles = [line for kind in zip(*drawn, strict=True) for line in kind if line]  # all lines, then all circles
+        ax.legend(handles=handles, frameon=False, fontsize=9.5, **above)
+    axes[-1].set_xlabel("optimizer step")
     return figure
+
+
+def _training(ax, run, log, dashes):
+    """The line of a run's training loss."""
+    trained, window = log.dropna(subset="loss"), 1
+    style = {"color": colour(run), "linewidth": 1.8, "label": f"{run}: training"}
+    if len(trained) >= 60:
+        ax.plot(trained["step"], trained["loss"], color=colour(run), linewidth=0.8, alpha=0.35)
+        window = len(trained) // 30
+        style["label"] += f", mean of {window} values"
+    smooth = trained["loss"].rolling(window, min_periods=1).mean()
+    return ax.plot(trained["step"], smooth, dashes, marker="." if len(trained) < 30 else None, **style)[0]
+
+
+def _evaluation(ax, run, log, size):
+    """The circles of a run's evaluation loss, or None; of another size for each run, so that none hides another."""
+    held_out = log.dropna(subset="eval_loss")
+    if not len(held_out):
+        return None
+    last = held_out.iloc[-1]
+    said = f"{run}: evaluation, {last['eval_loss']:#.4g} at step {last['step']:.0f}"
+    style = {"color": colour(run), "markerfacecolor": "none", "markersize": size, "markeredgewidth": 1.8}
+    return ax.plot(held_out["step"], held_out["eval_loss"], "o", **style, label=said)[0]

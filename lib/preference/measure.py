@@ -10,6 +10,7 @@ from lib.chat import encoding
 from lib.evaluation import generate, metrics, paired
 from lib.figures.markup import interval, p_value
 
+UNITS = {"sigmoid": "nats a pair", "sft": "nats a token"}  # of DPO's losses; others have none
 SCREENS = ("missed escalation", "needless escalation on benign twins")
 
 
@@ -110,6 +111,21 @@ def curve(log, reward):
                 {"step": entry["step"], "kl": entry["kl"], "proxy": entry[f"rewards/{reward}/mean"], "gold": gold}
             )
     return found
+
+
+def loss_label(arm):
+    """What the training loss of an arm is, for the axis that it is drawn on. arm: its fields in the recipe.
+
+    DPO adds up what its loss_type names: means over pairs, but for "sft", over the tokens of the chosen answers.
+    """
+    if arm["method"] != "dpo":
+        return "loss (nats per\ntrained token)"
+    kinds = arm.get("loss_type") or ["sigmoid"]
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    weights = arm.get("loss_weights") or [1.0] * len(kinds)
+    terms = (f"{kind} ({UNITS.get(kind, 'a pair')})" for kind in kinds)
+    weighted = (term if weight == 1 else f"{weight:g} {term}" for weight, term in zip(weights, terms, strict=True))
+    return "loss: " + "\n+ ".join(weighted)
 
 
 def in_words(rows, against, count):
