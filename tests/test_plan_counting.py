@@ -37,8 +37,9 @@ def said(sections):
 
 
 def test_the_rows_of_a_file_make_the_steps(tmp_path):
+    """200 of them are the test's, a twentieth of the rest is held out."""
     half, whole = (planned(table(tmp_path / f"{number}.csv", number)) for number in (500, 1000))
-    assert [budget.rows(each, ASSUMED) for each in (half, whole)] == [285, 760]  # 200 are the test's, a twentieth of the rest is held out
+    assert [budget.rows(each, ASSUMED) for each in (half, whole)] == [285, 760]
     steps = [budget.tokens(each, ASSUMED)[1] for each in (half, whole)]
     assert steps == [round(285 * 2 / 16), round(760 * 2 / 16)]
     assert said(half) == ([f"  500: 500, counted ({tmp_path}/500.csv)"], [])
