@@ -113,7 +113,7 @@ def children(how):
 
 def run(how, while_up):
     """All of it up, for the time of while_up(children)."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # also where the shell has SIGINT ignored, behind nohup
     made = children(how)
     try:
         for child in made:

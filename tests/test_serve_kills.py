@@ -49,7 +49,7 @@ def below(pid):
 
 
 @pytest.fixture
-def up(bf16, tmp_path):  # noqa: F811
+def up(bf16, tmp_path, request):  # noqa: F811
     folder = tmp_path / "tiny" / "05_export" / "gguf"
     folder.mkdir(parents=True)
     shutil.copy(bf16, folder / "qat-q4_0.gguf")
@@ -57,8 +57,9 @@ def up(bf16, tmp_path):  # noqa: F811
     api, page = port(), port()
     env = {"OUTPUTS": str(tmp_path), "SERVE_PORT": str(api), "SERVE_UI_PORT": str(page), "SERVE_RATE": "off",
            "SERVE_LOG_FILE": "/dev/null", "SERVE_CONTEXT": "512"}  # fmt: skip
+    ignored = getattr(request, "param", signal.SIG_DFL)  # what a shell does to SIGINT of what it runs behind nohup
     process = subprocess.Popen([sys.executable, "-m", "app"], cwd=ROOT, env=os.environ | env, stdout=subprocess.PIPE,
-                               text=True)  # fmt: skip
+                               text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, ignored))  # fmt: skip
     url, stop, said = f"http://127.0.0.1:{api}", threading.Event(), ""
     while "messages" not in (line := process.stdout.readline()):
         assert line, "it ended"
@@ -111,9 +112,15 @@ def test_each_of_them_killed_in_turn(up):
     wait(gone(last))
 
 
-def test_ctrl_c_ends_all_of_it(up):
+@pytest.mark.parametrize(
+    ("up", "number"),
+    [(signal.SIG_DFL, signal.SIGINT), (signal.SIG_DFL, signal.SIGTERM), (signal.SIG_IGN, signal.SIGTERM)],
+    indirect=["up"],
+    ids=["Ctrl-C", "SIGTERM", "SIGTERM behind nohup"],
+)
+def test_a_signal_ends_all_of_it(up, number):
     process, _ = up
     pids = below(process.pid)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     assert process.wait(30) == 0
     wait(gone(pids))
