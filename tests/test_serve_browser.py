@@ -118,8 +118,11 @@ def test_markup_in_questions_answers_and_reasoning_stays_text(tmp_path, monkeypa
         browser.until("document.body.innerText.includes('the end')")
         browser.until(count("[data-testid=stChatMessage]") + " >= 2")
         if form == "think":
-            browser.click("[data-testid=stExpander] summary")
-            browser.until("document.querySelector('[data-testid=stExpander]').innerText.includes('window.hit')")
+            opened = "(e => e && (e.closest('details').open || (e.click(), false)))"  # the page's last run may close it
+            browser.until(
+                opened + "(document.querySelector('[data-testid=stExpander] summary'))"
+                " && document.querySelector('[data-testid=stExpander]').innerText.includes('window.hit')"
+            )
         inside = "[...document.querySelectorAll('[data-testid=stChatMessage] *')]"
         assert browser.js("window.hit") is None
         assert browser.js(f"{inside}.filter(e => [...e.attributes].some(a => /^on/i.test(a.name))).length") == 0
