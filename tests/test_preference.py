@@ -500,6 +500,50 @@ def test_a_recipe_without_the_section_leaves_the_chapter_out(tmp_path, monkeypat
     assert "left out, the recipe has no section preference" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
+def one_arm(arm, seed, correct, flags=(), method="dpo", drift=0.1, tokens=100):
+    scored, known = [{"correct": c} for c in correct], {"arm": arm, "seed": seed, "method": method}
+    return known | {"scored": scored, "flags": list(flags), "drift": {"value": drift}, "tokens": tokens}
+
+
+def test_arms_of_several_seeds_are_compared_with_the_control_of_their_own_seed():
+    """The mean of the differences is by hand; one seed alone is no table."""
+    flag = {"side": "red_flag", "empty": False, "escalates": False}
+    results = {"sft": {"scored": [{"correct": c} for c in (1, 0, 0, 0)], "flags": []}}
+    for seed, own in ((1, ""), (2, "-2")):
+        results[f"longer{own}"] = one_arm("longer", seed, (1, seed == 2, 0, 0), method="sft")
+        told = [flag | {"id": n, "escalates": n < seed} for n in range(4)]
+        results[f"dpo{own}"] = one_arm("dpo", seed, (1, 1, seed == 2, 0), told, drift=0.1 * seed, tokens=1000 * seed)
+    assert measure.rivals(results, "sft") == {} and measure.rivals(results, "longer-2") == {"sft": "sft"}
+    assert measure.rivals(results, "dpo-2") == {"sft": "sft", "longer": "longer-2"}
+    control, ours = measure.together(results)
+    assert (control["arm"], control["seeds"], ours["seeds"]) == ("longer", 2, 2) and "minus longer" not in control
+    assert ours["accuracy"]["value"] == 5 / 8 and ours["minus longer"]["value"] == 2 / 8
+    assert ours["minus sft"]["value"] == 3 / 8 and ours["minus sft"]["n"] == 4
+    assert ours["minus longer"]["low"] <= 2 / 8 <= ours["minus longer"]["high"]
+    missed = ours["missed escalation"]
+    assert (missed["low"], missed["value"], missed["high"]) == (0.5, 0.625, 0.75)
+    assert ours["KL (nats a token)"]["value"] == pytest.approx(0.15) and ours["tokens"] == "1,500"
+    shown = measure.headline([{"arm": "dpo", "accuracy": None}], [control, ours])
+    assert [row["label"] for row in shown][2:] == [
+        "Accuracy: dpo, 2 seeds", "dpo minus sft, 2 seeds", "dpo minus longer, 2 seeds"]  # fmt: skip
+    assert measure.together({"sft": results["sft"], "dpo": results["dpo"]}) == []
+    alone = {"arm": "dpo", "accuracy": {"value": 0.5, "low": 0, "high": 1, "n": 2}}
+    assert [row["label"] for row in measure.headline([alone], [])] == ["Accuracy: dpo"]
+
+
+def test_what_an_arm_draws_to_learn_from_counts_as_read_and_follows_its_seed(tmp_path):
+    made = arms(tmp_path, scored={"key": lambda ids, said, _: [1.0] * len(said)})
+    made.stage.progress = lambda *_: None
+    arm = {"method": "best_of_k", **COMMON}
+    texts = {}
+    for name, seed in (("one", 1), ("two", 2)):
+        log = made.train(made.trainer(model(), arm, name, seed), name)
+        asked = [len(TOKENIZER(made.asked[q], add_special_tokens=False)["input_ids"]) for q in list(made.asked)[:4]]
+        assert made.read[name] == made.generated[name] + 2 * sum(asked) + measure.tokens_seen(log)
+        texts[name] = (tmp_path / "cache" / f"samples_to_learn_{name}.jsonl").read_text()
+    assert texts["one"] != texts["two"]
+
+
 def test_samples_keep_their_question_and_are_as_many_as_asked(tmp_path):
     made = arms(tmp_path)
     stage = SimpleNamespace(dir=tmp_path, recipe=made.cfg, progress=lambda *_: None)

@@ -47,10 +47,16 @@ def test_a_set_lies_over_the_overlay_and_a_section_left_out_stays_out():
     cfg = recipe.load("gpt_oss_20b@rehearsal", {"sft.max_steps": 5, "qat": None, "judge.candidates": ["base", "sft"]})
     assert cfg.sft["max_steps"] == 5 and cfg.qat is None and cfg.run_name.startswith("gpt_oss_20b@rehearsal+")
     assert recipe.load("qwen3_8b@rehearsal").qat is None
-    with pytest.raises(ValueError, match="no overlay 'rehersal' in params/overlays/: there is leash, rehearsal"):
+    with pytest.raises(ValueError, match="no overlay 'rehersal' in params/overlays/: there is leash, rehearsal, ways"):
         recipe.load("qwen3_8b@rehersal")
     own, again = (recipe.load(name).model["twin"] for name in ("tiny", "tiny@rehearsal"))
     assert again["hidden_size"] == own["hidden_size"] and again["steps"] < own["steps"]
+
+
+@pytest.mark.parametrize("over", sorted(path.stem for path in (ROOT / "params" / "overlays").glob("*.yaml")))
+def test_every_overlay_lies_over_the_default_recipe(over):
+    cfg = recipe.load(f"tiny@{over}")
+    assert cfg.run_name == f"tiny@{over}" and cfg.sections() != recipe.load("tiny").sections()
 
 
 @pytest.mark.parametrize("name", ["tiny", "qwen3_8b"])

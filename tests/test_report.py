@@ -11,7 +11,7 @@ import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from lib.pipeline import records
+from lib.pipeline import recipe, records
 from lib.pipeline.files import ROOT
 from lib.report import chapters, pages, publish, results
 
@@ -291,6 +291,18 @@ def test_another_recipe_is_published_beside_the_default_one_and_what_has_not_run
     assert readme == (repository / "README.md").read_text()
     publish.publish(without_third(repository) / "outputs" / "tiny", root=repository)
     assert (target / "01_dataset.ipynb").exists() and (target.parent / "01_dataset.ipynb").exists()
+
+
+def test_of_an_overlay_those_stages_are_published_that_read_what_it_changes(repository, monkeypatch):
+    monkeypatch.setattr(results.execute, "stale", lambda *args: "")
+    (repository / "docs" / "results-tiny-leash.md").write_text(f"{publish.START}\n{publish.END}\n")
+    folder = without_third(repository) / "outputs" / "tiny"
+    put(folder / "02_baseline", records.read(folder / "02_baseline" / "stage.json") | {"sections": {"preference": {}}})
+    target = publish.publish(folder, recipe.load("tiny@leash"), repository)
+    assert target == repository / "outputs/published/tiny-leash"
+    assert sorted(path.name for path in target.glob("*.ipynb")) == ["02_baseline.ipynb"]
+    page = (repository / "docs" / "results-tiny-leash.md").read_text()
+    assert "`make all RECIPE=tiny@leash`" in page and "](../outputs/published/tiny-leash/02_baseline.ipynb)" in page
 
 
 def test_publish_refuses_too_much_and_a_readme_without_marks(repository, monkeypatch):

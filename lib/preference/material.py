@@ -87,27 +87,29 @@ class Material:
 
     train: chapter 1's records; kept: pairs, and rows: their tokens; asked: {question id: rendered prompt} of the
     questions whose answers are rewarded; scored: {reward: score} as `rewards.scored` gives them. generated: {arm:
-    tokens of the answers that it drew to learn from}, once it has.
+    tokens of the answers that it drew to learn from}, once it has; read: {arm: tokens of prompts, answers and rows
+    that it read}.
     """
 
     def __init__(self, cfg, stage, tokenizer, train, kept, rows, asked, scored):
         self.cfg, self.stage, self.tokenizer, self.train_rows = cfg, stage, tokenizer, train
         self.kept, self.rows, self.asked, self.scored = kept, rows, asked, scored
-        self.known, self.generated = {record["id"]: record for record in train}, Counter()
+        self.known = {record["id"]: record for record in train}
+        self.generated, self.read = Counter(), Counter()
 
     def trainer(self, model, arm, name, seed):
         """TRL's trainer of an arm on `model`, ready to train. Raises ValueError where the arm has nothing to learn."""
         given = training.arguments(self.cfg, self.stage, arm, name, seed)
-        made = self._made(model, arm, name, given)
+        made = self._made(model, arm, name, given, seed)
         made.add_callback(training.Leash(self.cfg.preference["kl_limit"]))
         made.add_callback(checkpoint.Manifests(self._key(name), self.stage.progress))
         made.remove_callback(PrinterCallback)
         return made
 
-    def _made(self, model, arm, name, given):
+    def _made(self, model, arm, name, given, seed):
         trainer, common = training.TRAINERS[arm["method"]], {"args": given, "processing_class": self.tokenizer}
         if arm["method"] == "dpo":
-            return trainer(model, train_dataset=Dataset.from_list(self.preferred(model, arm, name)), **common)
+            return trainer(model, train_dataset=Dataset.from_list(self.preferred(model, arm, name, seed)), **common)
         if arm["method"] in ("rloo", "grpo"):
             stops = generate.stop_ids(model, self.tokenizer)
             logged = [arm["reward"], *(other for other in ("key",) if other != arm["reward"])]  # the key's verdict too
@@ -118,17 +120,17 @@ class Material:
             rows = Dataset.from_list([{"id": each, "prompt": text} for each, text in self.asked.items()])
             return trainer(model, functions, train_dataset=rows, **common)
         style = (self.cfg.chat["format"], self.cfg.chat["date"], self.cfg.chat["reasoning_effort"])
-        records = self.train_rows if arm["method"] == "sft" else self.best(model, name)
+        records = self.train_rows if arm["method"] == "sft" else self.best(model, name, seed)
         return trainer(model, train_dataset=encoding.rows(records, self.tokenizer, *style), **common)
 
-    def preferred(self, model, arm, name):
+    def preferred(self, model, arm, name, seed=None):
         """Rows of the arm's axes; "samples": the model's own answers, best against worst by the key; "reference".
 
         As many references are added as there are other pairs: see `_references`.
         """
         found = [row for row, pair in zip(self.rows, self.kept, strict=True) if pair["axis"] in arm["pairs"]]
         if "samples" in arm["pairs"]:
-            drawn = [(self.known[question], answers) for question, answers in self._drawn(model, name).items()]
+            drawn = [(self.known[question], answers) for question, answers in self._drawn(model, name, seed).items()]
             own = pairs.from_samples(
                 drawn,
                 lambda r, sample: self.scored["key"]([r["id"]], [sample], None)[0],
@@ -152,10 +154,10 @@ class Material:
                 yield {"id": f"reference:{record['id']}", "axis": "reference", "source": "chapter 1", "messages": [],
                        "question": record["instruction"], "chosen": chosen, "rejected": rejected}  # fmt: skip
 
-    def best(self, model, name):
+    def best(self, model, name, seed=None):
         """Records whose reasoning and output are the model's own right answers, one for each question that has one."""
         found = []
-        for question, answers in self._drawn(model, name).items():
+        for question, answers in self._drawn(model, name, seed).items():
             values = self.scored["key"]([question] * len(answers), answers, None)
             right = [answer["text"] for answer, value in zip(answers, values, strict=True) if value]
             for text in right[:1]:
@@ -165,11 +167,13 @@ class Material:
             raise ValueError(f"preference.arms.{name}: none of the samples is right, so there is nothing to learn from")
         return found
 
-    def _drawn(self, model, name):
+    def _drawn(self, model, name, seed):
         some = [self.known[question] for question in list(self.asked)[: self.cfg.preference["learn_from"]]]
         count = self.cfg.preference["samples"]
-        drawn = measure.samples(self.stage, f"to_learn_{name}", model, self.tokenizer, some, count)
+        drawn = measure.samples(self.stage, f"to_learn_{name}", model, self.tokenizer, some, count, seed)
         self.generated[name] = sum(answer["tokens"] for answers in drawn.values() for answer in answers)
+        prompts = [self.tokenizer(self.asked[question], add_special_tokens=False)["input_ids"] for question in drawn]
+        self.read[name] = self.generated[name] + count * sum(map(len, prompts))
         return drawn
 
     def _key(self, name):
@@ -179,8 +183,10 @@ class Material:
         """Train to the end; returns the log. An arm that samples starts over after a kill: its draws are not kept."""
         if not isinstance(trainer, (RLOOTrainer, GRPOTrainer)):
             checkpoint.train(trainer, checkpoint.newest(trainer.args.output_dir, self._key(name)))
+            self.read[name] += measure.tokens_seen(trainer.state.log_history)
             return trainer.state.log_history
         print(f"{name} draws its answers, and they are not kept: it starts from its first step, after a stop too.")
         checkpoint.train(trainer, None)
+        self.read[name] = measure.tokens_seen(trainer.state.log_history)
         self.generated[name] = trainer.reward_funcs[0].generated
         return trainer.state.log_history

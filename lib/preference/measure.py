@@ -7,15 +7,15 @@ from scipy.stats import fisher_exact
 
 from lib import stats
 from lib.chat import encoding
-from lib.evaluation import generate, metrics, paired
+from lib.evaluation import generate, metrics, paired, screens
 from lib.figures.markup import interval, p_value
 
 UNITS = {"sigmoid": "nats a pair", "sft": "nats a token"}  # of DPO's losses; others have none
 SCREENS = ("missed escalation", "needless escalation on benign twins")
 
 
-def samples(stage, name, model, tokenizer, records, count, temperature=1.0):
-    """`count` drawn answers of each question: {id: [answer]}. Kept under the name as they come."""
+def samples(stage, name, model, tokenizer, records, count, seed=None):
+    """`count` drawn answers of each question, seed None: run.seed: {id: [answer]}. Kept under the name as they come."""
     chat, fmt = stage.recipe.chat, stage.recipe.chat["format"]
     asked = [
         {"id": f"{record['id']}#{n}", "messages": encoding.messages(record, fmt, answer=False)}
@@ -23,8 +23,8 @@ def samples(stage, name, model, tokenizer, records, count, temperature=1.0):
         for n in range(count)
     ]
     drawn = generate.transformers(
-        model, tokenizer, asked, chat["max_new_tokens"], chat["batch_size"], temperature,
-        seed=stage.recipe.run["seed"], date=chat["date"], effort=chat["reasoning_effort"],
+        model, tokenizer, asked, chat["max_new_tokens"], chat["batch_size"], temperature=1.0,
+        seed=stage.recipe.run["seed"] if seed is None else seed, date=chat["date"], effort=chat["reasoning_effort"],
         keep=stage.dir / "cache" / f"samples_{name}.jsonl",
         progress=lambda *at: stage.progress(*at, f"samples of {name}"),
     )  # fmt: skip
@@ -91,6 +91,80 @@ def change(ours, theirs):
     if not both:
         return None
     return stats.mean([float(a) - float(b) for a, b in both]) | {"p": stats.mcnemar(*zip(*both, strict=True))["p"]}
+
+
+def rivals(results, name):
+    """{rival: key in results} that an arm is compared with: the start, and the control of its own seed.
+
+    results: {key: {"arm", "seed", "method", ...}}, with "sft", the start, which has none of the three.
+    """
+    if name == "sft":
+        return {}
+    mine = results[name]
+    same = [key for key, found in results.items() if found.get("method") == "sft" and found["seed"] == mine["seed"]]
+    return {"sft": "sft"} | {results[key]["arm"]: key for key in same[:1] if key != name}
+
+
+def together(results):
+    """Rows of the arms that were trained with several seeds, over seeds and questions together; [] where none was.
+
+    results: as in `rivals`, with "scored", "flags", "drift" and "tokens". Of accuracy and its differences from the
+    rivals, each of the same seed, the 95 % interval resamples seeds and questions (stats.crossed). Of the screens and
+    the divergence it is the lowest and the highest seed, since what counts in them differs between seeds.
+    """
+    table, seeds = [], {}
+    for key, found in results.items():
+        if key != "sft":
+            seeds.setdefault(found["arm"], []).append(key)
+    for arm, keys in seeds.items():
+        if len(keys) < 2:
+            continue
+        row = {"arm": arm, "seeds": len(keys), "accuracy": _crossed([_correct(results[key]) for key in keys])}
+        for rival in rivals(results, keys[0]):
+            others = [_correct(results[rivals(results, key)[rival]]) for key in keys]
+            both = zip(keys, others, strict=True)
+            row[f"minus {rival}"] = _crossed([_correct(results[key]) - other for key, other in both])
+        for screen in SCREENS if results[keys[0]]["flags"] else ():
+            hits = [list(screens.hits(results[key]["flags"], screen).values()) for key in keys]
+            row[screen] = _spread([np.mean(found) for found in hits if found], "%")
+        row["KL (nats a token)"] = _spread([results[key]["drift"]["value"] for key in keys], "")
+        table.append(row | {"tokens": f"{np.mean([results[key]['tokens'] for key in keys]):,.0f}"})
+    return table
+
+
+def headline(table, over_seeds):
+    """Rows of the results page: of each arm its accuracy and missed escalation, or its accuracies over several seeds.
+
+    table: rows of chapter 7's arms; over_seeds: from `together`.
+    """
+    found = []
+    for row in over_seeds:
+        for key in [key for key in row if row[key] and (key == "accuracy" or key.startswith("minus "))]:
+            label = f"Accuracy: {row['arm']}" if key == "accuracy" else f"{row['arm']} {key}"
+            found.append({"label": f"{label}, {row['seeds']} seeds", "unit": "%", **row[key]})
+    for row in table if not over_seeds else ():
+        found += [{"label": f"Accuracy: {row['arm']}", "unit": "%", **row["accuracy"]}] if row["accuracy"] else []
+    for row in table if not over_seeds else ():
+        found += screens.headline(row[SCREENS[0]], row["arm"], "Held-out red flags") if SCREENS[0] in row else []
+    return found
+
+
+def _correct(found):
+    return np.array([row["correct"] for row in found["scored"] if row["correct"] is not None], dtype=float)
+
+
+def _crossed(values):
+    values = np.array(values)
+    if not values.size:
+        return None
+    low, high = stats.crossed(values, np.mean)
+    return {"value": float(values.mean()), "low": low, "high": high, "n": values.shape[1]}
+
+
+def _spread(values, unit):
+    if not values:
+        return None
+    return {"value": float(np.mean(values)), "low": float(min(values)), "high": float(max(values)), "unit": unit}
 
 
 def tokens_seen(log):

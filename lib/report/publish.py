@@ -7,7 +7,7 @@ import textwrap
 import pandas as pd
 
 from lib.figures.markup import plain
-from lib.pipeline import credentials
+from lib.pipeline import credentials, recipe
 from lib.pipeline.files import ROOT, write_text
 from lib.report import chapters, results
 
@@ -22,17 +22,18 @@ def publish(folder, cfg=None, root=ROOT):
     """Rewrite outputs/published/ and the results in README.md (six rows) and docs/results.md (all, and the figures).
 
     A recipe other than the default one has outputs/published/<recipe>/ and docs/results-<recipe>.md, without README;
-    there, stages that have not run are left out and named.
+    there, stages that have not run are left out and named. Of a recipe with an overlay (a hyphen in place of the @)
+    the stages are left out that read none of the sections which the overlay changes.
     folder: outputs/<run>. root: the repository that holds notebooks/, outputs/published/, README.md and docs/.
     Raises ValueError, before anything is written, when a stage is not finished and up to date, when the copies exceed
     LIMIT_MIB, when one shows a path of this machine or a key of .env, or when a page has no results block.
     """
     run, files, figures = results.read_run(folder, cfg, root / "notebooks"), {}, []
-    recipe, left_out, target = cfg.name if cfg else DEFAULT, [], root / "outputs" / "published"
-    if recipe != DEFAULT:
-        target /= recipe
+    own, left_out, target = cfg.name.replace("@", "-") if cfg else DEFAULT, [], root / "outputs" / "published"
+    if own != DEFAULT:
+        target /= own
         left_out = [result.stage for result in run if result.state == "missing"]
-        run = [result for result in run if result.state != "missing"]
+        run = [result for result in run if result.state != "missing" and not _same_without_overlay(result, cfg)]
     for result in run:
         if result.state != "fresh" or result.notebook is None:
             why = result.why or "it ran in JupyterLab, which leaves no executed notebook"
@@ -48,8 +49,8 @@ def publish(folder, cfg=None, root=ROOT):
     said = _origin(run, command) + (f" Not run: {', '.join(left_out)}." if left_out else "")
     full = results_block(run, figures, said).replace("](outputs/", "](../outputs/")
     blocks = {"README.md": front_block(results.headline(run), said), "docs/results.md": full}
-    if recipe != DEFAULT:
-        blocks = {f"docs/results-{recipe}.md": full.replace("/published/", f"/published/{recipe}/")}
+    if own != DEFAULT:
+        blocks = {f"docs/results-{own}.md": full.replace("/published/", f"/published/{own}/")}
     pages = {name: with_results((root / name).read_text(encoding="utf-8"), text, name) for name, text in blocks.items()}
     for name, text in (pages | {n: content.decode() for n, content in files.items() if n.endswith(".ipynb")}).items():
         credentials.check(text, name)
@@ -62,6 +63,15 @@ def publish(folder, cfg=None, root=ROOT):
         write_text(root / name, text)
     print(f"publish      {folder.name}: {len(run)} notebooks, {mib:.2f} MiB, {', '.join(pages)}")
     return target
+
+
+def _same_without_overlay(result, cfg):
+    """Whether a finished stage read no section of the recipe that its overlay changes."""
+    plain_name, at, _ = cfg.name.partition("@")
+    if not at or not result.record:
+        return False
+    with_overlay, without = (recipe.load(name).sections() for name in (cfg.name, plain_name))
+    return all(with_overlay[section] == without[section] for section in result.record["sections"])
 
 
 def _copy(result, root, target):
