@@ -5,7 +5,7 @@ PYTHON3 ?= python3
 PYTHON := .venv/bin/python
 TESTS := $(PYTHON) -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
 STAGES := 01_dataset 02_baseline 03_sft 04_qat 05_export 07_preference 06_judge
-LAUNCHED := 02_baseline 03_sft 04_qat
+LAUNCHED := 02_baseline 03_sft 04_qat 07_preference
 # What is given to Make reaches Python through the environment, as it was typed: no shell and no $ in it is expanded.
 GIVEN := RECIPE SET GPU LAUNCH OUTPUTS PIP_ARGS ROWS
 # make serve MODEL=q8_0 HOST=127.0.0.1 PORT=8000 UI=0 UI_PORT=8501: those of the command line only, for shells have a HOST too

@@ -47,6 +47,9 @@ def test_a_set_lies_over_the_overlay_and_a_section_left_out_stays_out():
     cfg = recipe.load("gpt_oss_20b@rehearsal", {"sft.max_steps": 5, "qat": None, "judge.candidates": ["base", "sft"]})
     assert cfg.sft["max_steps"] == 5 and cfg.qat is None and cfg.run_name.startswith("gpt_oss_20b@rehearsal+")
     assert recipe.load("qwen3_8b@rehearsal").qat is None
+    assert recipe.load("qwen3_8b@rehearsal").preference is None
+    named = recipe.load("qwen3_8b@rehearsal", {"preference": {"questions": 3}})
+    assert named.preference["questions"] == 3 and list(named.preference["arms"]) == ["longer", "dpo", "rloo"]
     with pytest.raises(ValueError, match="no overlay 'rehersal' in params/overlays/: there is leash, rehearsal, ways"):
         recipe.load("qwen3_8b@rehersal")
     own, again = (recipe.load(name).model["twin"] for name in ("tiny", "tiny@rehearsal"))
@@ -113,6 +116,21 @@ def test_a_rehearsal_trains_the_twin_of_its_base(tmp_path):
     made = json.loads((run / "03_sft" / "merged" / "config.json").read_text())
     assert made["model_type"] == "llama" and made["hidden_size"] == QUIRKS[QUICKEST][1]["hidden_size"]
     assert "cannot show" in (run / "03_sft" / "03_sft.ipynb").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama2_7b_staged", "qwen3_8b", "gpt_oss_20b"])
+def test_preferences_are_rehearsed_on_twins_of_recipes_that_leave_them_out(name, tmp_path):
+    """SET="preference={}" takes the overlay's section. gpt-oss has an adapter on its experts."""
+    settings = "preference={}"
+    for stage in ("01_dataset", "02_baseline", "03_sft", "07_preference"):
+        done = make(tmp_path, stage, settings, recipe=f"{name}@rehearsal")
+        assert done.returncode == 0, f"{stage}:\n{done.stdout}\n{done.stderr}"
+    run = folder(tmp_path, settings, f"{name}@rehearsal") / "07_preference"
+    found = record(tmp_path, "07_preference", settings, f"{name}@rehearsal")["metrics"]
+    assert [row["arm"] for row in found["arms"]] == ["sft", "longer", "dpo", "rloo"]
+    for arm in ("longer", "dpo", "rloo"):
+        assert (run / f"adapter_{arm}" / "adapter_model.safetensors").exists() and found["tokens"][arm]["seen"] > 0
 
 
 @pytest.mark.slow

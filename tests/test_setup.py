@@ -3,14 +3,17 @@
 import ast
 import contextlib
 import hashlib
+import http.server
 import importlib.metadata
 import io
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -75,6 +78,22 @@ def test_what_would_stop_the_set_up_late_is_said_first(monkeypatch):
     ]
     toolchain.folder().mkdir(parents=True)
     assert not any("compiler" in problem for problem in setup.checks())
+
+
+def test_an_index_that_cannot_be_reached_is_said_first_and_one_that_refuses_is_not(monkeypatch):
+    """Nobody listens on the first port; the second answers 404; a proxy of pip's own may reach what we cannot."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    shut = ["--extra-index-url", f"http://user:secret@127.0.0.1:{port}/whl/cpu"]
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)  # 501 to all
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    assert setup.unreachable(shut) == ["127.0.0.1"]
+    assert setup.unreachable(["-i", f"http://127.0.0.1:{server.server_port}/simple", "--no-cache-dir"]) == []
+    server.shutdown()
+    assert setup.unreachable([*shut, "--proxy", "http://proxy.example:1"]) == []
+    monkeypatch.setenv("PIP_ARGS", " ".join(shut))
+    [problem] = [found for found in setup.checks() if "PIP_ARGS" in found]
+    assert "127.0.0.1, named by PIP_ARGS, cannot be reached" in problem and "secret" not in problem
 
 
 def test_nothing_is_made_when_a_check_fails(clone):

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from pipeline import LAUNCH, SHARED, folder, record
+from pipeline import LAUNCH, SHARED, folder, make, record
 from safetensors.torch import load_file
 from test_kills import aimed, steps
 from tiny_qwen import byte_tokenizer, random_model
@@ -112,3 +112,27 @@ def test_two_nodes_train_the_adapter_of_one(pair, tmp_path):
     assert [node.returncode for node in nodes] == [0, 0], said
     found = record(outputs, "03_sft", SHARED)["metrics"]
     assert found["adapter_sha256"] == undisturbed["adapter_sha256"] and found["loss"] == undisturbed["loss"]
+
+
+@pytest.mark.slow
+def test_two_ranks_train_the_preferences_of_one(pair, tmp_path):
+    """DPO at the same global batch; arms that draw answers finish there too, with all of their tokens."""
+    both = f"{SHARED} preference.arms.dpo.max_steps=3 preference.arms.dpo.per_device_train_batch_size=2"
+    found = {}
+    for launch, settings in (("", f"{both} preference.arms.dpo.gradient_accumulation_steps=2"), (LAUNCH, both)):
+        outputs = tmp_path / f"outputs{bool(launch)}"
+        for stage in ("01_dataset", "03_sft"):
+            done = make(outputs, stage, settings)
+            assert done.returncode == 0, done.stdout + done.stderr
+        done = make(outputs, "07_preference", settings, launch)
+        assert done.returncode == 0, done.stdout + done.stderr
+        run = folder(outputs, settings) / "07_preference"
+        adapter = load_file(run / "adapter_dpo" / "adapter_model.safetensors")
+        found[bool(launch)] = adapter, record(outputs, "07_preference", settings)
+    (one, alone), (two, launched) = found[False], found[True]
+    assert alone["ranks"] == 1 and launched["ranks"] == 2
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-5)
+    tokens, proven = (launched["metrics"][what] for what in ("tokens", "tensors_compared"))
+    assert tokens["dpo"] == alone["metrics"]["tokens"]["dpo"] and proven == alone["metrics"]["tensors_compared"]
+    assert tokens["rloo"]["generated"] > 0 and all(proven.values())

@@ -73,7 +73,7 @@ def load(name="tiny", overrides=None):
     stem, at, over = name.partition("@")
     document, cautions, overrides = _read("params", stem, "recipe"), (), nest(overrides)
     if at:
-        document, cautions = overlay(document, _read("params/overlays", over, "overlay"))
+        document, cautions = overlay(document, _read("params/overlays", over, "overlay"), overrides)
     document = merge(document, overrides)
     credentials.refuse(document)
     schema.known_keys(document, SECTIONS, "section", "the recipe")
@@ -93,15 +93,16 @@ def _read(folder, name, kind):
         raise ValueError(f"{folder}/{name}.yaml is not valid YAML: {error}") from error
 
 
-def overlay(document, over):
+def overlay(document, over, overrides=None):
     """(document with the overlay over it, what the overlay says that it cannot show).
 
-    A section that the recipe leaves out with null stays out. An overlay with model.twin gets the twin of the recipe's
-    own architecture; what the overlay says of it goes before.
+    A section that the recipe leaves out stays out, unless overrides name it ({"preference": {}}). An overlay with
+    model.twin gets the twin of the recipe's own architecture; what the overlay says of it goes before.
     """
     over = dict(over)
     cautions = over.pop("cannot_show", ())
-    over = {section: values for section, values in over.items() if document.get(section) is not None}
+    named = document | {section: values for section, values in (overrides or {}).items() if values is not None}
+    over = {section: values for section, values in over.items() if named.get(section) is not None}
     base = document["model"]["base"]
     if over.get("model", {}).get("twin") and base != "twin":
         over = merge({"model": {"twin": architectures.twin(base)}}, over)

@@ -14,9 +14,13 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.parse
+import urllib.request
 
 from lib.pipeline import compilers, toolchain
 from lib.pipeline.commands import BuildError, command, say
@@ -98,7 +102,33 @@ def checks():
     free, need = shutil.disk_usage(str(ROOT)).free / 2**30, (0 if VENV.is_dir() else VENV_GIB) + (not built) * BUILD_GIB
     if free < need:
         problems.append(f"{free:.1f} GiB free at {ROOT}, {need} GiB needed for packages and llama.cpp")
-    return problems
+    return problems + [
+        f"{host}, named by PIP_ARGS, cannot be reached: leave that index out, or mend the network"
+        for host in unreachable(shlex.split(os.environ.get("PIP_ARGS", "")))
+    ]
+
+
+def unreachable(pip_args):
+    """Hosts of the indexes in pip's arguments that no name server knows or that do not answer.
+
+    pip itself would ask each of them several times for every package. Where pip goes through a proxy of its own, it may
+    reach what this process cannot, and nothing is said.
+    """
+    urls = re.findall(r"https?://[^\s,]+", " ".join(pip_args))
+    config = [sys.executable, "-m", "pip", "config", "list"]
+    own = subprocess.run(config, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout.decode() if urls else ""
+    if "proxy" in " ".join([own, *pip_args]):  # what is in PIP_PROXY is listed too
+        return []
+    found = []
+    for url in re.findall(r"https?://[^\s,]+", " ".join(pip_args)):
+        try:
+            urllib.request.urlopen(url, timeout=10).close()
+        except urllib.error.HTTPError:  # it is there
+            pass
+        except (urllib.error.URLError, TimeoutError) as error:
+            if isinstance(getattr(error, "reason", error), (socket.gaierror, ConnectionError, TimeoutError)):
+                found.append(urllib.parse.urlsplit(url).hostname)
+    return found
 
 
 def pins(name):

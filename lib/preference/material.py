@@ -11,6 +11,8 @@ from lib.dataset import answers as reading
 from lib.dataset import clinic
 from lib.dataset.choices import Reject
 from lib.evaluation import generate
+from lib.model import saving
+from lib.pipeline import ranks
 from lib.pipeline.files import sha256_json
 from lib.preference import clinic_pairs, converters, measure, pairs, rewards, training
 from lib.sft import checkpoint
@@ -101,6 +103,10 @@ class Material:
         """TRL's trainer of an arm on `model`, ready to train. Raises ValueError where the arm has nothing to learn."""
         given = training.arguments(self.cfg, self.stage, arm, name, seed)
         made = self._made(model, arm, name, given, seed)
+        if saving.sharded(made):
+            raise ValueError(
+                f"preference.arms.{name} spreads weights over ranks: chapter 7 trains whole copies; leave fsdp out"
+            )
         made.add_callback(training.Leash(self.cfg.preference["kl_limit"]))
         made.add_callback(checkpoint.Manifests(self._key(name), self.stage.progress))
         made.remove_callback(PrinterCallback)
@@ -188,5 +194,5 @@ class Material:
         print(f"{name} draws its answers, and they are not kept: it starts from its first step, after a stop too.")
         checkpoint.train(trainer, None)
         self.read[name] = measure.tokens_seen(trainer.state.log_history)
-        self.generated[name] = trainer.reward_funcs[0].generated
+        self.generated[name] = sum(ranks.gather(trainer.reward_funcs[0].generated))
         return trainer.state.log_history
