@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,19 @@ def test_every_make_target_that_the_pages_name_exists():
         text = path.read_text(encoding="utf-8")
         named = set(re.findall(r"(?:`|^ {4}|^|&& )make ([a-z0-9_-]+)", text, re.MULTILINE)) - {"bench-"}
         assert named <= made, f"{path.name} names {named - made}"
+
+
+def test_every_recipe_overlay_and_setting_that_the_pages_type_loads():
+    """`make all RECIPE=qwen3_8b SET="..."` as it stands there; "..." and "$SET" are the reader's."""
+    commands = set()
+    for path in [*PAGES, ROOT / "Makefile", *ROOT.glob("params/**/*.*")]:
+        typed = re.findall(r'make [a-z0-9_-]+((?: +[A-Z_]+=(?:"[^"]*"|[^\s`|]+))+)', path.read_text(encoding="utf-8"))
+        commands |= {text for text in typed if "..." not in text and "$" not in text}
+    assert len(commands) > 20
+    for text in commands:
+        given = dict(word.split("=", 1) for word in shlex.split(text))
+        name, over = given.get("RECIPE", "tiny"), given.get("OVERLAY")
+        recipe.load(f"{name}@{over}" if over else name, recipe.parse_set(given.get("SET", "")))
 
 
 def test_every_term_has_two_sentences_and_one_anchor():
