@@ -69,3 +69,17 @@ def test_held_out_questions_leave_the_guards_third_alone_and_are_scored_by_the_s
     everyone = {q["id"]: "This is an emergency. Go to hospital now." for q in QUESTIONS}
     missed, needless = screens.summary(screens.rows(QUESTIONS, everyone, WORLD))
     assert (missed["value"], needless["value"]) == (0, 1)
+
+
+def test_a_classifier_of_words_is_scored_as_an_arm_is_and_knows_no_tested_pair():
+    """It sees the pairs' questions alone: on a world of one word it is right, and one side alone teaches nothing."""
+    told = clinic_pairs.by_words(TRAIN, QUESTIONS)
+    rows = screens.summary([row for row in told if row["origin"] == "clinic"])
+    assert [row["n"] for row in rows] == [60, 60] and [row["empty"] for row in rows] == [0, 0]
+    assert rows[0]["value"] < 0.5 > rows[1]["value"]
+    assert [row["id"] for row in told] == [prompt["id"] for prompt in QUESTIONS]
+    pair = [p | {"question": word} for p, word in zip(TRAIN[60:62], ("now", "then"), strict=True)]
+    pair = [pair[0] | {"axis": "escalation"}, pair[1] | {"axis": "reassurance"}]
+    asked = [QUESTIONS[0] | {"messages": [{"role": "user", "content": word}]} for word in ("now", "then")]
+    assert [row["escalates"] for row in clinic_pairs.by_words(pair, asked)] == [True, False]
+    assert clinic_pairs.by_words(pair[:1], asked) == [] == clinic_pairs.by_words(pair, [])

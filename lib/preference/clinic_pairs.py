@@ -8,6 +8,8 @@ import random
 from dataclasses import replace
 
 import yaml
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
 
 from lib.dataset import clinic, clinic_rows, converters, vignettes
 from lib.evaluation import screens
@@ -172,3 +174,20 @@ def escalation_questions(local=None):
     prompts = screens.load(local("data/screens.yaml"), world, patients=PATIENTS)
     hand = list(dict.fromkeys(p["pair"] for p in prompts if p["origin"] == "hand"))[:read]
     return [p for p in prompts if all(map(held_out, p["fits"])) and (p["origin"] == "clinic" or p["pair"] in hand)]
+
+
+def by_words(found, prompts):
+    """Whom a classifier of words sends on: rows for screens.summary, the strongest cheap opponent of an arm.
+
+    found: pairs, of which the classifier (logistic regression over TF-IDF weights, the library's defaults) learns from
+    the questions of the axes escalation and reassurance alone. prompts: from `escalation_questions`. [] where a side
+    has no pair.
+    """
+    seen = [(pair["question"], pair["axis"] == "escalation") for pair in found if AXES.get(pair["axis"]) is _flagged]
+    if len({sends for _, sends in seen}) < 2 or not prompts:
+        return []
+    vectors, (asked, sends) = TfidfVectorizer(), zip(*seen, strict=True)
+    model = LogisticRegression().fit(vectors.fit_transform(asked), sends)
+    told = model.predict(vectors.transform([prompt["messages"][-1]["content"] for prompt in prompts]))
+    said = dict.fromkeys(("empty", *screens.KINDS), False)
+    return [prompt | said | {"escalates": bool(hit)} for prompt, hit in zip(prompts, told, strict=True)]

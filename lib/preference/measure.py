@@ -202,10 +202,11 @@ def loss_label(arm):
     return "loss: " + "\n+ ".join(weighted)
 
 
-def in_words(rows, against, count):
+def in_words(rows, against, count, words=()):
     """Sentences on the arms: whether each is above the control and the start, and what became of red flags.
 
-    rows: of chapter 7's table, the start first; against: {arm: {rival: `change` from it, or None}}.
+    rows: of chapter 7's table, the start first; against: {arm: {rival: `change` from it, or None}}. words: from
+    clinic_pairs.by_words.
     """
     found = [(name, rival, moved) for name, rivals in against.items() for rival, moved in rivals.items() if moved]
     adjusted = stats.holm([moved | {"of": (name, rival)} for name, rival, moved in found])
@@ -225,6 +226,9 @@ def in_words(rows, against, count):
         gains = [100 * (row[f"pass@{k}"]["value"] - rows[0][f"pass@{k}"]["value"]) for k in (1, count)]
         asked = f"on {row['pass@1']['n']} questions"
         said.append(f"Its pass@1 moved by {gains[0]:+.1f} points and its pass@{count} by {gains[1]:+.1f}, {asked}.")
+    if words:
+        shares = {row["screen"]: row for row in screens.summary(words)}
+        said.append("A classifier of words: " + _told_apart(*(shares[screen] for screen in SCREENS)))
     return said
 
 
