@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import common, evaluation, gpu_qat, gpu_train, train
+from benchmarks import common, evaluation, gpu_qat, gpu_train, targets, train
 from lib.model import loading, saving, shapes
 from lib.pipeline import recipe
 from lib.pipeline.files import ROOT, write_jsonl
@@ -135,3 +135,29 @@ def test_a_value_that_differs_is_counted_and_not_reached(monkeypatch):
     jobs = dict(gpu_qat.exactness(SimpleNamespace(device="cpu"), []))
     found = {type: next(jobs[type]()) for type in ("q4_k", "q8_0")}
     assert found["q4_k"]["differing"] and found["q4_k"]["reached"] is False and found["q8_0"]["reached"]
+
+
+def test_targets_say_on_which_side_a_trained_file_is_and_a_page_takes_them_whole():
+    """Differences and their intervals by hand; a page without marks is refused, before anything is written."""
+    share = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}
+
+    def row(name, mib, value, stderr=0.001):
+        return {"name": name, "mib": mib, "value": value, "stderr": stderr, "same_top": 0.9, "accuracy": share}
+
+    values = {"q2_k": (1, 0.03, 0.02), "q3_k_m": (2, 0.01, 0.004), "q4_0": (3, 0.005, 0.001)}
+    rows = [row(f"{way} {kind}", mib, value) for kind, (mib, *both) in values.items()
+            for way, value in zip(("control", "qat"), both, strict=True)]  # fmt: skip
+    far, level = targets.sentences(rows)
+    assert "trained on q2_k (1.00 MiB) is further away than the control rounded to q3_k_m (2.00 MiB)" in far
+    assert "0.01 nats a token (0.007228-0.01277)" in far  # 1.96 * sqrt(2) * 0.001
+    assert "trained on q3_k_m (2.00 MiB) is not told apart from the control rounded to q4_0" in level
+    (nearer,) = targets.sentences(rows[:1] + [row("qat q2_k", 1, 0.001), *rows[2:4]])
+    assert "is nearer than the control rounded to q3_k_m" in nearer
+    text = f"before\n{targets.BEGIN}\nformer\n{targets.END}\nafter\n"
+    made = targets.page(text, rows, "Measured here.")
+    assert made.startswith(f"before\n{targets.BEGIN}\nMeasured here.") and made.endswith(f"{targets.END}\nafter\n")
+    assert "former" not in made and "0.02000 ± 0.00100" in made and made.count("\n- ") == 2
+    assert targets.page(made, rows, "Measured here.") == made
+    with pytest.raises(ValueError, match="needs <!-- targets: begin -->"):
+        targets.page("none", rows, "")
+    assert targets.page(targets.PAGE.read_text(encoding="utf-8"), rows, "x").count("# What do four bits cost") == 1
