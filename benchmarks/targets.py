@@ -25,7 +25,10 @@ WAYS = ("control", "control-imatrix", "int4", "qat")
 def run(name, scheme):
     """stage.json of chapter 5 for a type; what has run already is not run again. Raises RuntimeError with the cause."""
     settings = f"qat.scheme={scheme} export.quantizations=[{scheme}] judge=null"
-    plain = outputs_dir() / recipe.load(name).run_name
+    own = recipe.load(name)
+    plain = outputs_dir() / own.run_name
+    if own.qat and own.qat["scheme"] == scheme and (plain / "05_export" / "stage.json").exists():
+        return records.read(plain / "05_export" / "stage.json")
     folder = outputs_dir() / recipe.load(name, recipe.parse_set(settings)).run_name
     for stage in ("01_dataset", "02_baseline", "03_sft"):
         if not (folder / stage).exists() and (plain / stage / "stage.json").exists():
