@@ -99,7 +99,7 @@ def main(argv=None):
     read = last["metrics"]["perplexity"][f"qat {args.schemes[-1]}"]
     origin = (
         f"Measured by `python -m benchmarks.targets` on {last['hardware']['cpu']}, one seed, {read['chunks']} chunks "
-        f"of {read['ctx']} tokens, ± one standard error; accuracy on {rows[0]['accuracy']['n']} questions, as served."
+        f"of {read['ctx']} tokens,\n± one standard error; accuracy on {rows[0]['accuracy']['n']} questions, as served."
     )
     figure = ladder.divergence(rows, "What each type costs, by the way to it")
     figure.savefig(PICTURE, dpi=144)
