@@ -81,7 +81,7 @@ def test_what_would_stop_the_set_up_late_is_said_first(monkeypatch):
 
 
 def test_an_index_that_cannot_be_reached_is_said_first_and_one_that_refuses_is_not(monkeypatch):
-    """Nobody listens on the first port; the second answers and refuses; a proxy of pip's own may reach what we cannot."""
+    """Nobody listens on the first port; the second refuses; a proxy of pip's own may reach what we cannot."""
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     shut = ["--extra-index-url", f"http://user:secret@127.0.0.1:{port}/whl/cpu"]
