@@ -22,7 +22,7 @@ import torch
 
 from benchmarks import common
 from lib.pipeline import machine
-from lib.pipeline.files import ROOT, outputs_dir, read_json, write_json, write_text
+from lib.pipeline.files import ROOT, between, outputs_dir, read_json, write_json, write_text
 
 PARTS = {  # name: (module, function that gives its jobs), imported late, for what one needs another need not
     "exactness": ("gpu_qat", "exactness"),
@@ -100,11 +100,7 @@ def table(found):
 
 def page(text, found):
     """The page's text with the table between its markers replaced."""
-    before, _, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"{PAGE} should hold {BEGIN} and {END}, between which the table goes")
-    return f"{before}{BEGIN}\n{table(found)}\n{END}{after}"
+    return between(text, BEGIN, END, table(found), PAGE.name)
 
 
 def keeper(found, real):

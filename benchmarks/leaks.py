@@ -19,7 +19,7 @@ from benchmarks.common import keep, table
 from lib import stats
 from lib.dataset import choices, framing, ingest, leakage
 from lib.pipeline import schema
-from lib.pipeline.files import ROOT, read_jsonl
+from lib.pipeline.files import ROOT, between, read_jsonl, write_text
 
 PAGE, BEGIN, END = ROOT / "docs" / "benchmarks.md", "<!-- leaks: begin -->", "<!-- leaks: end -->"
 LEVELS = {
@@ -179,8 +179,7 @@ def main():
     cells = [{k: f"{v['value']:.1%}" if isinstance(v, dict) else v for k, v in row.items()} for row in rows]
     print(table(cells))
     if os.environ.get("REAL") and count >= FULL:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{table(cells)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        write_text(PAGE, between(PAGE.read_text(encoding="utf-8"), BEGIN, END, table(cells), PAGE.name))
 
 
 if __name__ == "__main__":

@@ -2,19 +2,24 @@
 
 Chapters 4 and 5 run once for each type, in run folders of their own that begin with the recipe's finished chapters 1 to
 3. Every file is measured against the same control in 16 bits: the control rounded to that type, the same with an
-importance matrix, the usual int4 training, and training on the type's own grid. Table, figure and the sentence on
-whether a trained file serves as well as the rounded one of the next larger type go into docs/quantization.md.
+importance matrix, the usual int4 training, and training on the type's own grid; with --auto-round DIR, the folder of
+that package (see benchmarks.autoround), also as AutoRound rounds the control. Table, figure and the sentence on whether
+a trained file serves as well as the rounded one of the next larger type go into docs/quantization.md.
 """
 
 import shutil
 import subprocess
 import sys
 
-from benchmarks import common
+from benchmarks import autoround, common
+from lib.chat import encoding
+from lib.evaluation import generate, metrics
+from lib.export import gguf, release, serve
 from lib.figures import ladder
 from lib.figures.markup import interval
-from lib.pipeline import recipe, records
-from lib.pipeline.files import ROOT, outputs_dir, write_text
+from lib.model import loading, saving
+from lib.pipeline import files, recipe, records
+from lib.pipeline.files import ROOT, between, outputs_dir, write_text
 
 SCHEMES = ("q2_k", "q3_k_m", "q4_0", "q4_k_m")  # by size; MXFP4 is a type of experts, which the default twin has not
 PAGE, PICTURE = ROOT / "docs" / "quantization.md", ROOT / "docs" / "targets.png"
@@ -23,12 +28,15 @@ WAYS = ("control", "control-imatrix", "int4", "qat")
 
 
 def run(name, scheme):
-    """stage.json of chapter 5 for a type; what has run already is not run again. Raises RuntimeError with the cause."""
+    """The run folder of a type, chapter 5 finished; what has run already is not run again.
+
+    Raises RuntimeError with the cause.
+    """
     settings = f"qat.scheme={scheme} export.quantizations=[{scheme}] judge=null"
     own = recipe.load(name)
     plain = outputs_dir() / own.run_name
     if own.qat and own.qat["scheme"] == scheme and (plain / "05_export" / "stage.json").exists():
-        return records.read(plain / "05_export" / "stage.json")
+        return plain
     folder = outputs_dir() / recipe.load(name, recipe.parse_set(settings)).run_name
     for stage in ("01_dataset", "02_baseline", "03_sft"):
         if not (folder / stage).exists() and (plain / stage / "stage.json").exists():
@@ -37,22 +45,49 @@ def run(name, scheme):
         command = [sys.executable, "-m", "lib.execute", stage, "--recipe", name, "--set", settings]
         if subprocess.run(command).returncode:
             raise RuntimeError(f"{stage} of {folder.name} did not finish: its last lines above say why")
-    return records.read(folder / "05_export" / "stage.json")
+    return folder
+
+
+def by_autoround(cfg, folder, scheme, packages):
+    """The row of the file that AutoRound makes of a run's control, measured as chapter 5 measures the others."""
+    out = folder / "bench" / f"auto-round-{scheme}.gguf"
+    rows = {part: files.read_jsonl(folder / "01_dataset" / f"{part}.jsonl") for part in ("train", "test")}
+    style, threads = (cfg.chat["format"], cfg.chat["date"]), cfg.run["threads"]
+    tokenizer, checkpoint = loading.tokenizer(cfg), out.parent / "control"
+    if not out.exists():
+        model = loading.adapted(loading.base(cfg), folder / "04_qat" / "adapter_control")
+        saving.merge(model, tokenizer, checkpoint)
+        said = [encoding.messages(row, style[0]) for row in rows["train"][: autoround.ROWS]]
+        texts = [encoding.render(messages, tokenizer, date=style[1]) for messages in said]
+        autoround.file(packages, checkpoint, texts, scheme, out, threads)
+        shutil.rmtree(checkpoint)
+    text, reference = folder / "05_export" / "held_out.txt", out.parent / "reference.bin"
+    ctx = records.read(folder / "05_export" / "stage.json")["metrics"]["perplexity"][f"qat {scheme}"]["ctx"]
+    gguf.perplexity(folder / "04_qat" / "gguf" / "control.gguf", text, ctx, threads, save=reference)
+    read = gguf.perplexity(out, text, ctx, threads, against=reference)
+    reference.unlink()
+    questions = release.evenly(rows["test"], cfg.export["questions"])
+    asked = [{"id": r["id"], "messages": encoding.messages(r, style[0], answer=False)} for r in questions]
+    drawn = {name: cfg.chat[name] for name in ("temperature", "top_p")} | {"seed": cfg.run["seed"]}
+    slots, most = cfg.export["slots"], cfg.chat["max_new_tokens"]
+    with serve.running(out, slots, 2 * cfg.sft["max_length"], threads) as url:
+        answers = generate.server(url, asked, most, slots=slots, extra_body={"top_k": 0, "min_p": 0.0}, **drawn)
+    scored = metrics.summary(metrics.score(answers, questions, cfg.chat["format"], tokenizer))
+    return row(f"auto-round {scheme}", out.stat().st_size / 2**20, read, scored["accuracy"])
+
+
+def row(name, mib, read, accuracy):
+    """A file's row: its divergence from the control in 16 bits, and its accuracy as served."""
+    near = {"value": read["kld"], "stderr": read["kld_stderr"], "same_top": read["same_top"]}
+    return {"name": name, "mib": mib, **near, "accuracy": accuracy}
 
 
 def rows_of(scheme, told):
     """The files of one type: [{"name", "mib", "value", "stderr", "same_top", "accuracy"}], value in nats a token."""
-    metrics, found = told["metrics"], []
-    scored = {row["name"]: row for row in metrics["ladder"]}
-    for name in [f"{way} {scheme}" for way in WAYS if f"{way} {scheme}" in metrics["perplexity"]]:
-        read = metrics["perplexity"][name]
-        size = {"name": name, "mib": metrics["sizes_mib"][name]}
-        found.append(
-            size
-            | {"value": read["kld"], "stderr": read["kld_stderr"]}
-            | {"same_top": read["same_top"], "accuracy": scored[name]}
-        )
-    return found
+    measured = told["metrics"]
+    read, scored = measured["perplexity"], {own["name"]: own for own in measured["ladder"]}
+    names = [f"{way} {scheme}" for way in WAYS if f"{way} {scheme}" in read]
+    return [row(name, measured["sizes_mib"][name], read[name], scored[name]) for name in names]
 
 
 def sentences(rows):
@@ -61,7 +96,8 @@ def sentences(rows):
     Its interval takes the two standard errors, over the same tokens, as independent: too wide rather than too narrow.
     """
     known, said = {row["name"]: row for row in rows}, []
-    sizes = sorted({row["name"].split()[1]: row["mib"] for row in rows}.items(), key=lambda item: item[1])
+    trained = {row["name"].split()[1]: row["mib"] for row in rows if row["name"].startswith("qat ")}
+    sizes = sorted(trained.items(), key=lambda item: item[1])
     for (small, _), (large, _) in zip(sizes, sizes[1:], strict=False):
         ours, theirs = known[f"qat {small}"], known[f"control {large}"]
         gap, error = ours["value"] - theirs["value"], (ours["stderr"] ** 2 + theirs["stderr"] ** 2) ** 0.5
@@ -75,8 +111,6 @@ def sentences(rows):
 
 def page(text, rows, origin):
     """The page's text with figure, table and sentences between its marks. Raises ValueError without them."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"{PAGE.name} needs {BEGIN} and {END} once each, in this order")
     cells = []
     for row in rows:
         away = f"{row['value']:.5f} ± {row['stderr']:.5f}"
@@ -85,17 +119,20 @@ def page(text, rows, origin):
                       "accuracy": interval(row["accuracy"])})  # fmt: skip
     told = "\n".join(f"- {sentence}" for sentence in sentences(rows))
     block = f"{origin}\n\n![File size against divergence]({PICTURE.name})\n\n{common.table(cells)}\n\n{told}"
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{block}\n{END}{rest.split(END)[1]}"
+    return between(text, BEGIN, END, block, PAGE.name)
 
 
 def main(argv=None):
     parser = recipe.parser(__doc__)
     parser.add_argument("--schemes", nargs="+", default=list(SCHEMES))
+    parser.add_argument("--auto-round", help="folder of the auto-round package: its files are measured too")
     args = parser.parse_args(argv)
-    told = {scheme: run(args.recipe, scheme) for scheme in args.schemes}
-    rows = [row for scheme in args.schemes for row in rows_of(scheme, told[scheme])]
-    last = told[args.schemes[-1]]
+    cfg, rows = recipe.load(args.recipe), []
+    for scheme in args.schemes:
+        folder = run(args.recipe, scheme)
+        last = records.read(folder / "05_export" / "stage.json")
+        rows += rows_of(scheme, last)
+        rows += [by_autoround(cfg, folder, scheme, args.auto_round)] if args.auto_round else []
     read = last["metrics"]["perplexity"][f"qat {args.schemes[-1]}"]
     origin = (
         f"Measured by `python -m benchmarks.targets` on {last['hardware']['cpu']}, one seed, {read['chunks']} chunks "

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import common, evaluation, gpu_qat, gpu_train, targets, train
+from benchmarks import autoround, common, evaluation, gpu_qat, gpu_train, targets, train
 from lib.model import loading, saving, shapes
 from lib.pipeline import recipe
 from lib.pipeline.files import ROOT, write_jsonl
@@ -158,6 +158,28 @@ def test_targets_say_on_which_side_a_trained_file_is_and_a_page_takes_them_whole
     assert made.startswith(f"before\n{targets.BEGIN}\nMeasured here.") and made.endswith(f"{targets.END}\nafter\n")
     assert "former" not in made and "0.02000 ± 0.00100" in made and made.count("\n- ") == 2
     assert targets.page(made, rows, "Measured here.") == made
-    with pytest.raises(ValueError, match="needs <!-- targets: begin -->"):
+    with pytest.raises(ValueError, match="quantization.md should hold the lines <!-- targets: begin -->"):
         targets.page("none", rows, "")
     assert targets.page(targets.PAGE.read_text(encoding="utf-8"), rows, "x").count("# What do four bits cost") == 1
+
+
+def test_autoround_is_calibrated_on_whole_rows_and_says_what_is_missing(tmp_path):
+    """Texts one after the other, cut into rows of equal length; a folder without the package, and one that breaks."""
+    word = autoround.TOKENS - 28  # a text's tokens: the first row ends 28 tokens into the second text
+
+    def tokenizer(text, **_):
+        return {"input_ids": torch.full((1, word), int(text))}
+
+    rows = autoround.chunks([str(number) for number in range(20)], tokenizer)
+    assert len(rows) == 20 * word // autoround.TOKENS and {len(row) for row in rows} == {autoround.TOKENS}
+    assert rows[0].tolist() == [0] * word + [1] * 28
+    with pytest.raises(ValueError, match="300 tokens of calibration texts make 2 rows of 128; give 8 rows"):
+        autoround.chunks(["1", "2", "3"], tokenizer)
+    with pytest.raises(FileNotFoundError, match="has no auto_round in it: pip install --no-deps --target"):
+        autoround.file(tmp_path, tmp_path, [], "q4_0", tmp_path / "out.gguf")
+    package = tmp_path / "auto_round" / "__init__.py"
+    package.parent.mkdir()
+    package.write_text("raise ImportError('made for another torch')")
+    with pytest.raises(RuntimeError, match="AutoRound wrote 0 files of q4_0:(?s:.)*made for another torch"):
+        autoround.file(tmp_path, tmp_path, [], "q4_0", tmp_path / "out.gguf")
+    assert not (tmp_path / "out.gguf").exists()

@@ -133,6 +133,19 @@ def set_aside(path, what):
                   stacklevel=3)  # fmt: skip
 
 
+def between(text, begin, end, block, name):
+    """The text of a page with `block` between two marks, each on a line of its own.
+
+    Raises ValueError, with the page's name, unless each mark stands there once and in order.
+    """
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(
+            f"{name} should hold the lines {begin} and, below it, {end}, each once: what is made goes between"
+        )
+    before, after = text.split(begin)[0], text.split(end)[1]
+    return f"{before}{begin}\n{block}\n{end}{after}"
+
+
 def write_json(path, value):
     """Write `value` as indented JSON, atomically. Raises ValueError on NaN or infinity, which JSON cannot hold."""
     return write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

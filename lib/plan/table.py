@@ -6,7 +6,7 @@ A recipe is taken as it stands. Where it does not fit, the table says with which
 import sys
 from pathlib import Path
 
-from lib.pipeline.files import ROOT, write_text
+from lib.pipeline.files import ROOT, between, write_text
 from lib.plan import fit
 
 from lib.model import shapes  # isort: skip - after fit, which keeps the libraries quiet
@@ -16,7 +16,7 @@ from lib.plan import budget, memory  # isort: skip
 PAGE = ROOT / "docs" / "cluster-and-cloud.md"
 GPUS = {"t4": "T4", "l4": "L4", "a100-40gb": "A100 40", "a100-80gb": "A100 80", "h100": "H100", "h200": "H200",
         "mi300x": "MI300X"}  # fmt: skip
-START, END = "<!-- plan:start -->\n", "<!-- plan:end -->\n"
+START, END = "<!-- plan:start -->", "<!-- plan:end -->"
 
 
 def names():
@@ -111,8 +111,8 @@ def table(assumed):
 
 
 def main():
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
-    write_text(PAGE, before + START + "\n" + table(budget.load()) + "\n" + END + rest.partition(END)[2])
+    made = f"\n{table(budget.load())}"
+    write_text(PAGE, between(PAGE.read_text(encoding="utf-8"), START, END, made, PAGE.name))
     return 0
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from lib.figures.markup import plain
 from lib.pipeline import credentials, recipe
-from lib.pipeline.files import ROOT, write_text
+from lib.pipeline.files import ROOT, between, write_text
 from lib.report import chapters, results
 
 DEFAULT = "tiny"  # the recipe whose results stand in the README
@@ -51,7 +51,10 @@ def publish(folder, cfg=None, root=ROOT):
     blocks = {"README.md": front_block(results.headline(run), said), "docs/results.md": full}
     if own != DEFAULT:
         blocks = {f"docs/results-{own}.md": full.replace("/published/", f"/published/{own}/")}
-    pages = {name: with_results((root / name).read_text(encoding="utf-8"), text, name) for name, text in blocks.items()}
+    pages = {
+        name: between((root / name).read_text(encoding="utf-8"), START, END, text, name)
+        for name, text in blocks.items()
+    }
     for name, text in (pages | {n: content.decode() for n, content in files.items() if n.endswith(".ipynb")}).items():
         credentials.check(text, name)
     target.mkdir(parents=True, exist_ok=True)
@@ -144,11 +147,3 @@ def _origin(run, command):
         f"Measured by `{command}` on {results.hardware(last)}, in {wall} after set-up ({results.code(last)}, "
         f"Python {last['versions']['python']}); written by `make publish` from the run's stage.json files."
     )
-
-
-def with_results(readme, block, name="README.md"):
-    """A page's text with `block` between its result marks. Raises ValueError unless each stands once, in order."""
-    if readme.count(START) != 1 or readme.count(END) != 1 or readme.index(START) > readme.index(END):
-        raise ValueError(f"{name} should hold the lines {START} and, below it, {END}, each once: results go between")
-    before, after = readme.split(START)[0], readme.split(END)[1]
-    return f"{before}{START}\n{block}\n{END}{after}"
