@@ -127,6 +127,20 @@ def test_supported_families_are_those_of_the_code():
     assert all(architectures.FAMILY[kind] in (family, "llama") for family, kind in rows)
 
 
+def test_every_module_that_the_table_of_libraries_names_exists():
+    """The first column of docs/libraries.md: room/module, then modules of the same room."""
+    named = []
+    for line in (ROOT / "docs/libraries.md").read_text(encoding="utf-8").splitlines():
+        room = ""
+        for name in re.findall(r"`([a-z_]+(?:/[a-z_]+)?)`", line.split("|")[1]) if line.startswith("| `") else ():
+            room = name.rpartition("/")[0] or room
+            named.append((line, name, f"{room}/{name.rpartition('/')[2]}"))
+    assert len(named) > 30
+    for line, name, where in named:
+        places = [ROOT / top / own for top in ("lib", ".") for own in (name, f"{name}.py", f"{where}.py")]
+        assert any(place.exists() for place in places), f"no module {name}: {line}"
+
+
 def test_my_model_loads_and_plans(capsys):
     cfg = recipe.load("my_model")
     assert cfg.data["sources"][0]["name"] == "own" and cfg.sft["learning_rate"] <= 3e-4
