@@ -35,7 +35,8 @@ async def answer(reader, writer, rate):
 
 async def stream(writer, body, rate):
     """The answer to one request."""
-    tokens, mark = body["max_tokens"], body["messages"][-1]["content"].split()[-1]
+    tokens, said = body.get("max_completion_tokens") or body["max_tokens"], body["messages"][-1]["content"]
+    mark = (said if isinstance(said, str) else said[-1]["text"]).split()[-1]
     writer.write(HEAD)
     start = time.perf_counter()
     for number in range(tokens):

@@ -2,7 +2,8 @@
 
 Every round asks all of them in turn with the same load from one process, so that what else the machine does falls on
 all. The machine's cores are shared by model, server and load: the same is measured before a backend that sends at a
-stated rate and costs no time. LiteLLM is started from --litellm (a venv of its own: `pip install "litellm[proxy]"`).
+stated rate and costs no time. LiteLLM is started from --litellm (a venv of its own: `pip install "litellm[proxy]"`);
+with --guidellm (see benchmarks.guided) its load is put on all of them as well.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import aiohttp
 
 from app import __main__ as launcher
 from app import catalogue, settings
+from benchmarks import guided
 from lib.export import serve
 from lib.pipeline import recipe
 
@@ -194,6 +196,8 @@ def against(url, direct, pid, how):
             asyncio.run(compare(targets, how))
             pids = {direct: pid, "the API": child.process.pid} | ({"LiteLLM proxy": other.pid} if other else {})
             asyncio.run(cost(targets, pids, how))
+            if how.guidellm:
+                guided.compare(how.guidellm, targets, QUESTION, how)
         finally:
             child.stop()
             if other:
@@ -208,6 +212,7 @@ def main(args=None):
                         ("threads", 1)):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--litellm", default=os.environ.get("LITELLM"), help="path of the program litellm")
+    parser.add_argument("--guidellm", default=os.environ.get("GUIDELLM"), help="path of the program guidellm")
     parser.add_argument("--paced-only", action="store_true", help="leave the run's model out")
     how = parser.parse_args(args)
     if not how.paced_only:
