@@ -33,7 +33,12 @@ def kept(base, tuned, file):
         change, moved = at_tuned[name] - start, value - start
         along, own, whole = along + (change * moved).sum(), own + (moved**2).sum(), whole + (change**2).sum()
         near, count = near + (np.abs(moved) <= NEAR * np.abs(start)).sum(), count + start.size
-    return {"left": along / whole, "cosine": along / np.sqrt(own * whole), "near": near / count, "weights": int(count)}
+    return {
+        "left": along / whole,
+        "cosine": along / np.sqrt(own * whole) if own else 0.0,
+        "near": near / count,
+        "weights": int(count),
+    }
 
 
 def main(argv=None):

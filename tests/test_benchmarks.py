@@ -8,10 +8,12 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from gguf import GGUFWriter
 
-from benchmarks import autoround, common, evaluation, gpu_qat, gpu_train, targets, train
+from benchmarks import autoround, common, evaluation, gpu_qat, gpu_train, guided, kept, targets, train
 from lib.model import loading, saving, shapes
 from lib.pipeline import recipe
 from lib.pipeline.files import ROOT, write_jsonl
@@ -183,3 +185,42 @@ def test_autoround_is_calibrated_on_whole_rows_and_says_what_is_missing(tmp_path
     with pytest.raises(RuntimeError, match="AutoRound wrote 0 files of q4_0:(?s:.)*made for another torch"):
         autoround.file(tmp_path, tmp_path, [], "q4_0", tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_guidellm_is_read_by_what_succeeded_and_its_failure_is_told(tmp_path):
+    """Failed requests are counted and are in no time; a program that ends badly is quoted."""
+    first = {"successful": {"median": 5.0, "percentiles": {"p95": 9.0}}, "errored": {"median": 100.0}}
+    count = {"successful": 30, "errored": 1, "incomplete": 1, "total": 32}
+    metrics = {"request_totals": count, "time_to_first_token_ms": first,
+               "output_tokens_per_second": {"successful": {"mean": 165.0}}}  # fmt: skip
+    found = guided.read({"benchmarks": [{"metrics": metrics}]})
+    assert found == {"median": 5.0, "p95": 9.0, "tokens_s": 165.0, "failed": 2}
+    program = tmp_path / "guidellm"
+    program.write_text("#!/bin/sh\\necho no such backend >&2\\nexit 3\\n".replace("\\n", chr(10)))
+    program.chmod(0o755)
+    with pytest.raises(RuntimeError, match="ended with status 3:(?s:.)*no such backend"):
+        guided.load(program, ("http://127.0.0.1:1", "none", ""), 1, ["?"], 4)
+
+
+def test_what_is_left_of_a_change_is_its_projection(tmp_path):
+    """A file with half of the change in one matrix, none in the other; vectors do not count; other tensors end it."""
+    start, moved = np.ones((2, 32), "float32"), np.full((2, 32), 2.0, "float32")
+
+    def file(name, **tensors):
+        writer = GGUFWriter(tmp_path / name, "llama")
+        for tensor, value in tensors.items():
+            writer.add_tensor(tensor, value)
+        for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+            write()
+        writer.close()
+        return tmp_path / name
+
+    base = file("base.gguf", a=start, b=start, norm=start[0])
+    tuned = file("tuned.gguf", a=moved, b=moved, norm=moved[0])
+    half = file("half.gguf", a=start + 0.5, b=start, norm=moved[0])
+    found = kept.kept(base, tuned, half)
+    assert found["left"] == 0.25 and found["near"] == 0.5 and found["weights"] == 128
+    assert found["cosine"] == pytest.approx(0.5**0.5)
+    assert kept.kept(base, tuned, tuned)["left"] == 1 and kept.kept(base, tuned, base)["near"] == 1
+    with pytest.raises(ValueError, match="c of .*other.gguf is not in .*: give three files of one model"):
+        kept.kept(base, tuned, file("other.gguf", c=start))
