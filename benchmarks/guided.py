@@ -17,7 +17,8 @@ COLUMNS = ("first token, median", "first token, 95th", "added, median", "added, 
 def load(program, target, streams, questions, tokens):
     """One run: {"median", "p95": milliseconds to the first token, "tokens_s", "failed"}.
 
-    target: (address, key, model, "" for the first it lists). questions: texts, each asked once. Raises RuntimeError with the tool's last lines.
+    target: (address, key, model, "" for the first it lists). questions: texts, each asked once.
+    Raises RuntimeError with the tool's last lines.
     """
     url, key, model = target
     with tempfile.TemporaryDirectory() as scratch:

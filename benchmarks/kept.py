@@ -16,10 +16,11 @@ NEAR = 0.01  # relative: a weight of the file is still the base's
 
 
 def kept(base, tuned, file):
-    """What is left in a file: {"left": share, "cosine", "near": share, "weights": number}, over all its matrices.
+    """What is left in a file: {"left": share, "cosine", "near": share, "weights": number}, over the matrices tuned.
 
     left: the file's change from the base projected on the tuned model's, over the length of that; 1 where all of it
     is there, 0 where none is. cosine: between the two changes. near: weights within NEAR of the base's.
+    Files can have more than all of it: rounding enlarges a small change that takes a weight over the middle of a step.
     All three are paths of GGUF files of one architecture. Raises ValueError where their tensors are not the same.
     """
     at_base, at_tuned = (dict(gguf.dequantize(path)) for path in (base, tuned))
@@ -27,7 +28,7 @@ def kept(base, tuned, file):
     for name, value in gguf.dequantize(file):
         if name not in at_base or name not in at_tuned:
             raise ValueError(f"{name} of {file} is not in {base} or not in {tuned}: give three files of one model")
-        if value.ndim < 2:
+        if value.ndim < 2 or np.array_equal(at_base[name], at_tuned[name]):
             continue
         start = at_base[name].astype(np.float64)
         change, moved = at_tuned[name] - start, value - start

@@ -203,7 +203,7 @@ def test_guidellm_is_read_by_what_succeeded_and_its_failure_is_told(tmp_path):
 
 
 def test_what_is_left_of_a_change_is_its_projection(tmp_path):
-    """A file with half of the change in one matrix, none in the other; vectors do not count; other tensors end it."""
+    """A file with half of the change in one matrix, none in the other; what was not tuned does not count."""
     start, moved = np.ones((2, 32), "float32"), np.full((2, 32), 2.0, "float32")
 
     def file(name, **tensors):
@@ -215,9 +215,9 @@ def test_what_is_left_of_a_change_is_its_projection(tmp_path):
         writer.close()
         return tmp_path / name
 
-    base = file("base.gguf", a=start, b=start, norm=start[0])
-    tuned = file("tuned.gguf", a=moved, b=moved, norm=moved[0])
-    half = file("half.gguf", a=start + 0.5, b=start, norm=moved[0])
+    base = file("base.gguf", a=start, b=start, norm=start[0], embedding=start)
+    tuned = file("tuned.gguf", a=moved, b=moved, norm=moved[0], embedding=start)
+    half = file("half.gguf", a=start + 0.5, b=start, norm=moved[0], embedding=moved)
     found = kept.kept(base, tuned, half)
     assert found["left"] == 0.25 and found["near"] == 0.5 and found["weights"] == 128
     assert found["cosine"] == pytest.approx(0.5**0.5)
