@@ -7,6 +7,7 @@ that package (see benchmarks.autoround), also as AutoRound rounds the control. T
 a trained file serves as well as the rounded one of the next larger type go into docs/quantization.md.
 """
 
+import itertools
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,12 @@ SCHEMES = ("q2_k", "q3_k_m", "q4_0", "q4_k_m")  # by size; MXFP4 is a type of ex
 PAGE, PICTURE = ROOT / "docs" / "quantization.md", ROOT / "docs" / "targets.png"
 BEGIN, END = "<!-- targets: begin -->", "<!-- targets: end -->"
 WAYS = ("control", "control-imatrix", "int4", "qat")
+NAMES = {
+    "qat": "the file trained on {}",
+    "auto-round": "AutoRound's file of {}",
+    "control": "the control rounded to {}",
+    "control-imatrix": "the one rounded with the matrix to {}",
+}
 
 
 def run(name, scheme):
@@ -91,22 +98,31 @@ def rows_of(scheme, told):
 
 
 def sentences(rows):
-    """Whether each trained file is as near as the control rounded to the next larger type, and the difference.
+    """The differences that decide whether a type is worth training for: a trained file, or AutoRound's, beside the
+    control rounded to the next larger type; then each trained file beside what costs no training on the same type.
 
-    Its interval takes the two standard errors, over the same tokens, as independent: too wide rather than too narrow.
+    Intervals take the two standard errors, over the same tokens, as independent: too wide rather than too narrow.
     """
-    known, said = {row["name"]: row for row in rows}, []
+    known = {row["name"]: row for row in rows}
     trained = {row["name"].split()[1]: row["mib"] for row in rows if row["name"].startswith("qat ")}
-    sizes = sorted(trained.items(), key=lambda item: item[1])
-    for (small, _), (large, _) in zip(sizes, sizes[1:], strict=False):
-        ours, theirs = known[f"qat {small}"], known[f"control {large}"]
-        gap, error = ours["value"] - theirs["value"], (ours["stderr"] ** 2 + theirs["stderr"] ** 2) ** 0.5
+    kinds = sorted(trained, key=trained.get)
+    pairs = [(f"{way} {a}", f"control {b}") for a, b in itertools.pairwise(kinds) for way in ("qat", "auto-round")]
+    pairs += [(f"qat {kind}", f"{way} {kind}") for kind in kinds for way in ("control-imatrix", "auto-round")]
+    said = []
+    for ours, theirs in [pair for pair in pairs if set(pair) <= set(known)]:
+        one, other = known[ours], known[theirs]
+        gap, error = one["value"] - other["value"], (one["stderr"] ** 2 + other["stderr"] ** 2) ** 0.5
         shown = {"value": gap, "low": gap - 1.96 * error, "high": gap + 1.96 * error}
         side = "is further away than" if gap > 0 else "is nearer than"
         side = "is not told apart from" if shown["low"] <= 0 <= shown["high"] else side
-        files = [f"{large} ({theirs['mib']:.2f} MiB)", f"The file trained on {small} ({ours['mib']:.2f} MiB)"]
-        said.append(f"{files[1]} {side} the control rounded to {files[0]}: {interval(shown, 'nats a token')}.")
+        first = _named(one)[0].upper() + _named(one)[1:]
+        said.append(f"{first} {side} {_named(other)}: {interval(shown, 'nats a token')}.")
     return said
+
+
+def _named(row):
+    way, kind = row["name"].split()
+    return f"{NAMES[way].format(kind)} ({row['mib']:.2f} MiB)"
 
 
 def page(text, rows, origin):
@@ -136,7 +152,8 @@ def main(argv=None):
     read = last["metrics"]["perplexity"][f"qat {args.schemes[-1]}"]
     origin = (
         f"Measured by `python -m benchmarks.targets` on {last['hardware']['cpu']}, one seed, {read['chunks']} chunks "
-        f"of {read['ctx']} tokens,\n± one standard error; accuracy on {rows[0]['accuracy']['n']} questions, as served."
+        f"of {read['ctx']} tokens: the held-out\nconversations as plain text, questions included. Divergence from the "
+        f"control in 16 bits, ± one standard error; accuracy on {rows[0]['accuracy']['n']} questions, as served."
     )
     figure = ladder.divergence(rows, "What each type costs, by the way to it")
     figure.savefig(PICTURE, dpi=144)

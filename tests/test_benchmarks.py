@@ -154,6 +154,12 @@ def test_targets_say_on_which_side_a_trained_file_is_and_a_page_takes_them_whole
     assert "0.01 nats a token (0.007228-0.01277)" in far  # 1.96 * sqrt(2) * 0.001
     assert "trained on q3_k_m (2.00 MiB) is not told apart from the control rounded to q4_0" in level
     (nearer,) = targets.sentences(rows[:1] + [row("qat q2_k", 1, 0.001), *rows[2:4]])
+    free = [row("control-imatrix q2_k", 1, 0.03), row("auto-round q2_k", 1, 0.01)]
+    said = targets.sentences(rows + free)
+    assert said[:3] == [far, said[1], level] and len(said) == 5
+    assert "AutoRound's file of q2_k (1.00 MiB) is not told apart from the control rounded to q3_k_m" in said[1]
+    assert "The file trained on q2_k (1.00 MiB) is nearer than the one rounded with the matrix to q2_k" in said[3]
+    assert "trained on q2_k (1.00 MiB) is further away than AutoRound's file of q2_k (1.00 MiB): 0.01 " in said[4]
     assert "is nearer than the control rounded to q3_k_m" in nearer
     text = f"before\n{targets.BEGIN}\nformer\n{targets.END}\nafter\n"
     made = targets.page(text, rows, "Measured here.")

@@ -98,7 +98,7 @@ def _name(ax, rows, of_type):
         (down,), (up,) = _span(row)
         ends = ax.transData.transform([(row["mib"], row["value"] + by) for by in (-down, 0, up)])
         taken.append(Bbox(ends[::2]).padded(6 * scale))
-        dots.append(Bbox(ends[[1, 1]]).padded(6 * scale))
+        dots.append((row["name"].rpartition(" ")[2], Bbox(ends[[1, 1]]).padded(6 * scale)))
     for kind, files in of_type.items():
         row = files[len(files) // 2]
         place, text = (row["mib"], row["value"]), f"{kind}: {len(files)} files, below"
@@ -107,7 +107,7 @@ def _name(ax, rows, of_type):
         note = ax.annotate(text, place, (0, 0), textcoords="offset points", fontsize=10)
         point, size = ax.transData.transform(place), note.get_window_extent(renderer).size
         note.remove()
-        others = [dot for dot in dots if not dot.contains(*point)]
+        others = [dot for own, dot in dots if own != kind]  # a line to one of a type may pass its own
         for reach, (right, up) in itertools.product(range(11, 150, 6), AROUND):
             box, line = _beside(point, size, (scale * right * reach, scale * up * reach))
             crossed = any(line.intersects_bbox(other) for other in (*texts, *others))
