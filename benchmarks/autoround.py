@@ -22,7 +22,7 @@ TOKENS, ROWS, BATCH = 128, 64, 8  # of a calibration text, of all texts, of a st
 STEPS = 200  # of its learning in each layer, its own default
 
 
-def file(packages, checkpoint, texts, scheme, out, threads=1):
+def file(packages, checkpoint, texts, scheme, out, threads=1, steps=STEPS):
     """Round a checkpoint's 16-bit weights with AutoRound and write them as a GGUF file; returns out.
 
     packages: folder of the package. texts: rendered conversations of the train split, never of the test.
@@ -37,7 +37,7 @@ def file(packages, checkpoint, texts, scheme, out, threads=1):
     with tempfile.TemporaryDirectory() as scratch:
         calibration, written = Path(scratch, "texts.json"), Path(scratch, "gguf")
         write_text(calibration, json.dumps(texts))
-        command = [sys.executable, "-m", "benchmarks.autoround", checkpoint, calibration, scheme, written]
+        command = [sys.executable, "-m", "benchmarks.autoround", checkpoint, calibration, scheme, written, steps]
         done = subprocess.run(list(map(str, command)), env=os.environ | own, capture_output=True, text=True, cwd=ROOT)
         files = sorted(written.rglob("*.gguf"))
         if done.returncode or len(files) != 1:
@@ -57,7 +57,7 @@ def chunks(texts, tokenizer):
     return list(rows)
 
 
-def main(checkpoint, calibration, scheme, out):
+def main(checkpoint, calibration, scheme, out, steps):
     """As a program, with the package on the path."""
     import torch
     from auto_round import AutoRound
@@ -83,7 +83,7 @@ def main(checkpoint, calibration, scheme, out):
     rows = DataLoader([{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in chunks(texts, tokenizer)],
                       batch_size=BATCH)  # fmt: skip
     kind = f"gguf:{SCHEMES.get(scheme, scheme)}"
-    settings = {"iters": STEPS, "nsamples": ROWS, "seqlen": TOKENS, "batch_size": BATCH, "device_map": "cpu"}
+    settings = {"iters": int(steps), "nsamples": ROWS, "seqlen": TOKENS, "batch_size": BATCH, "device_map": "cpu"}
     AutoRound(model, tokenizer, scheme=kind, dataset=rows, **settings).quantize_and_save(out, format=kind)
 
 

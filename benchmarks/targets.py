@@ -1,7 +1,7 @@
 """Which type of file is worth training for: python -m benchmarks.targets [--recipe tiny] [--schemes q2_k q3_k_m ...]
 
 Chapters 4 and 5 run once for each type, in run folders of their own that begin with the recipe's finished chapters 1 to
-3. Every file is measured against the same control in 16 bits: the control rounded to that type, the same with an
+3; a run's own type is taken from it. Every file is measured against the same control in 16 bits: the control rounded to that type, the same with an
 importance matrix, the usual int4 training, and training on the type's own grid; with --auto-round DIR, the folder of
 that package (see benchmarks.autoround), also as AutoRound rounds the control. Table, figure and the sentence on whether
 a trained file serves as well as the rounded one of the next larger type go into docs/quantization.md.
@@ -21,6 +21,8 @@ from lib.figures.markup import interval
 from lib.model import loading, saving
 from lib.pipeline import files, recipe, records
 from lib.pipeline.files import ROOT, between, outputs_dir, write_text
+from lib.report import results
+from lib.report.publish import DEFAULT
 
 SCHEMES = ("q2_k", "q3_k_m", "q4_0", "q4_k_m")  # by size; MXFP4 is a type of experts, which the default twin has not
 PAGE, PICTURE = ROOT / "docs" / "quantization.md", ROOT / "docs" / "targets.png"
@@ -34,30 +36,29 @@ NAMES = {
 }
 
 
-def run(name, scheme):
+def run(cfg, scheme):
     """The run folder of a type, chapter 5 finished; what has run already is not run again.
 
     Raises RuntimeError with the cause.
     """
-    settings = f"qat.scheme={scheme} export.quantizations=[{scheme}] judge=null"
-    own = recipe.load(name)
-    plain = outputs_dir() / own.run_name
-    if own.qat and own.qat["scheme"] == scheme and (plain / "05_export" / "stage.json").exists():
+    plain = outputs_dir() / cfg.run_name
+    if cfg.qat and cfg.qat["scheme"] == scheme and (plain / "05_export" / "stage.json").exists():
         return plain
-    folder = outputs_dir() / recipe.load(name, recipe.parse_set(settings)).run_name
+    settings = f"{results.settings(cfg.overrides)} qat.scheme={scheme} export.quantizations=[{scheme}] judge=null"
+    folder = outputs_dir() / recipe.load(cfg.name, recipe.parse_set(settings)).run_name
     for stage in ("01_dataset", "02_baseline", "03_sft"):
         if not (folder / stage).exists() and (plain / stage / "stage.json").exists():
             shutil.copytree(plain / stage, folder / stage)
     for stage in ("01_dataset", "02_baseline", "03_sft", "04_qat", "05_export"):
-        command = [sys.executable, "-m", "lib.execute", stage, "--recipe", name, "--set", settings]
+        command = [sys.executable, "-m", "lib.execute", stage, "--recipe", cfg.name, "--set", settings.strip()]
         if subprocess.run(command).returncode:
             raise RuntimeError(f"{stage} of {folder.name} did not finish: its last lines above say why")
     return folder
 
 
-def by_autoround(cfg, folder, scheme, packages):
+def by_autoround(cfg, folder, scheme, packages, steps):
     """The row of the file that AutoRound makes of a run's control, measured as chapter 5 measures the others."""
-    out = folder / "bench" / f"auto-round-{scheme}.gguf"
+    out = folder / "bench" / f"auto-round-{scheme}-{steps}.gguf"
     rows = {part: files.read_jsonl(folder / "01_dataset" / f"{part}.jsonl") for part in ("train", "test")}
     style, threads = (cfg.chat["format"], cfg.chat["date"]), cfg.run["threads"]
     tokenizer, checkpoint = loading.tokenizer(cfg), out.parent / "control"
@@ -66,7 +67,7 @@ def by_autoround(cfg, folder, scheme, packages):
         saving.merge(model, tokenizer, checkpoint)
         said = [encoding.messages(row, style[0]) for row in rows["train"][: autoround.ROWS]]
         texts = [encoding.render(messages, tokenizer, date=style[1]) for messages in said]
-        autoround.file(packages, checkpoint, texts, scheme, out, threads)
+        autoround.file(packages, checkpoint, texts, scheme, out, threads, steps)
         shutil.rmtree(checkpoint)
     text, reference = folder / "05_export" / "held_out.txt", out.parent / "reference.bin"
     ctx = records.read(folder / "05_export" / "stage.json")["metrics"]["perplexity"][f"qat {scheme}"]["ctx"]
@@ -125,40 +126,45 @@ def _named(row):
     return f"{NAMES[way].format(kind)} ({row['mib']:.2f} MiB)"
 
 
+def block(rows, origin):
+    """Table and sentences as Markdown."""
+    cells = []
+    for own in rows:
+        away = f"{own['value']:.5f} ± {own['stderr']:.5f}"
+        cells.append({"file": own["name"], "MiB": f"{own['mib']:.2f}", "divergence (nats a token)": away,
+                      "same likeliest token": f"{100 * own['same_top']:.1f} %",
+                      "accuracy": interval(own["accuracy"])})  # fmt: skip
+    told = "\n".join(f"- {sentence}" for sentence in sentences(rows))
+    return f"{origin}\n\n![File size against divergence]({PICTURE.name})\n\n{common.table(cells)}\n\n{told}"
+
+
 def page(text, rows, origin):
     """The page's text with figure, table and sentences between its marks. Raises ValueError without them."""
-    cells = []
-    for row in rows:
-        away = f"{row['value']:.5f} ± {row['stderr']:.5f}"
-        cells.append({"file": row["name"], "MiB": f"{row['mib']:.2f}", "divergence (nats a token)": away,
-                      "same likeliest token": f"{100 * row['same_top']:.1f} %",
-                      "accuracy": interval(row["accuracy"])})  # fmt: skip
-    told = "\n".join(f"- {sentence}" for sentence in sentences(rows))
-    block = f"{origin}\n\n![File size against divergence]({PICTURE.name})\n\n{common.table(cells)}\n\n{told}"
-    return between(text, BEGIN, END, block, PAGE.name)
+    return between(text, BEGIN, END, block(rows, origin), PAGE.name)
 
 
 def main(argv=None):
     parser = recipe.parser(__doc__)
     parser.add_argument("--schemes", nargs="+", default=list(SCHEMES))
     parser.add_argument("--auto-round", help="folder of the auto-round package: its files are measured too")
+    parser.add_argument("--steps", type=int, default=autoround.STEPS, help="of AutoRound in each layer")
     args = parser.parse_args(argv)
-    cfg, rows = recipe.load(args.recipe), []
+    cfg, rows = recipe.chosen(args), []
     for scheme in args.schemes:
-        folder = run(args.recipe, scheme)
+        folder = run(cfg, scheme)
         last = records.read(folder / "05_export" / "stage.json")
         rows += rows_of(scheme, last)
-        rows += [by_autoround(cfg, folder, scheme, args.auto_round)] if args.auto_round else []
+        rows += [by_autoround(cfg, folder, scheme, args.auto_round, args.steps)] if args.auto_round else []
     read = last["metrics"]["perplexity"][f"qat {args.schemes[-1]}"]
     origin = (
         f"Measured by `python -m benchmarks.targets` on {last['hardware']['cpu']}, one seed, {read['chunks']} chunks "
         f"of {read['ctx']} tokens: the held-out\nconversations as plain text, questions included. Divergence from the "
         f"control in 16 bits, ± one standard error; accuracy on {rows[0]['accuracy']['n']} questions, as served."
     )
-    figure = ladder.divergence(rows, "What each type costs, by the way to it")
-    figure.savefig(PICTURE, dpi=144)
-    write_text(PAGE, page(PAGE.read_text(encoding="utf-8"), rows, origin))
-    print("\n".join(sentences(rows)))
+    if cfg.run_name == DEFAULT:  # of other runs only the table is printed: the page is the default recipe's
+        ladder.divergence(rows, "What each type costs, by the way to it").savefig(PICTURE, dpi=144)
+        write_text(PAGE, page(PAGE.read_text(encoding="utf-8"), rows, origin))
+    print(block(rows, origin))
 
 
 if __name__ == "__main__":
