@@ -65,14 +65,20 @@ def main(checkpoint, calibration, scheme, out, steps):
     from torch.utils.data import DataLoader
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    stock = (
-        conversion._import_conversion_from
-    )  # it imports llama.cpp's converter afresh, which knows no twin's tokenizer
+    importing = conversion._import_conversion_from  # of llama.cpp's converter, afresh: it knows no twin's tokenizer
 
     def with_twins(*where):
-        found = stock(*where)
-        name = gguf_convert.pre_tokenizer_name(Path(checkpoint, "tokenizer.json"))
-        sys.modules["conversion.base"].TextModel.get_vocab_base_pre = lambda model, tokenizer: name
+        found = importing(*where)
+        model = sys.modules["conversion.base"].TextModel
+        stock = model.get_vocab_base_pre
+
+        def name(self, tokenizer):
+            try:
+                return stock(self, tokenizer)
+            except NotImplementedError:
+                return gguf_convert.pre_tokenizer_name(Path(checkpoint, "tokenizer.json"))
+
+        model.get_vocab_base_pre = name
         return found
 
     conversion._import_conversion_from = with_twins

@@ -1,10 +1,11 @@
 """Which type of file is worth training for: python -m benchmarks.targets [--recipe tiny] [--schemes q2_k q3_k_m ...]
 
 Chapters 4 and 5 run once for each type, in run folders of their own that begin with the recipe's finished chapters 1 to
-3; a run's own type is taken from it. Every file is measured against the same control in 16 bits: the control rounded to that type, the same with an
-importance matrix, the usual int4 training, and training on the type's own grid; with --auto-round DIR, the folder of
-that package (see benchmarks.autoround), also as AutoRound rounds the control. Table, figure and the sentence on whether
-a trained file serves as well as the rounded one of the next larger type go into docs/quantization.md.
+3; a run's own type is taken from it. Every file is measured against the same control in 16 bits: the control rounded to
+that type, the same with an importance matrix, the usual int4 training, and training on the type's own grid; with
+--auto-round DIR, the folder of that package (see benchmarks.autoround), also as AutoRound rounds the control. Of the
+default run table, figure and whether a trained file serves as well as the rounded one of the next larger
+type go into docs/quantization.md.
 """
 
 import itertools
