@@ -83,8 +83,8 @@ def main(checkpoint, calibration, scheme, out, steps):
 
     conversion._import_conversion_from = with_twins
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, trust_remote_code=False)
     texts = json.loads(Path(calibration).read_text(encoding="utf-8"))
     rows = DataLoader([{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in chunks(texts, tokenizer)],
                       batch_size=BATCH)  # fmt: skip

@@ -8,6 +8,7 @@ import pytest
 from test_execute import FINISH, Project
 
 from lib.pipeline import ranks
+from lib.pipeline.files import ROOT
 
 
 def launched(project, *args, processes=2):
@@ -71,3 +72,28 @@ def test_the_runner_refuses_before_anything_runs(tmp_path):
     done = subprocess.run(project.command("01_a"), cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and "WORLD_SIZE is unset: use torchrun" in done.stderr
     assert not os.path.exists(project.outputs / "tiny")
+
+
+def test_each_rank_learns_where_parameters_lie_though_transformers_saves_on_the_first_alone(tmp_path):
+    """Chapters 4 and 7 ended on every other rank where the small model was not kept yet."""
+    program = tmp_path / "probe.py"
+    program.write_text(
+        "import pathlib, sys\n"
+        "from lib.pipeline import ranks\n"
+        "ranks.join()\n"
+        "from transformers import Qwen3Config\n"
+        "from lib.model import layout\n"
+        "layout.cache_dir = lambda: pathlib.Path(sys.argv[1], f'rank{ranks.rank()}')  # each finds nothing\n"
+        "config = Qwen3Config(num_hidden_layers=1, vocab_size=64, hidden_size=64, intermediate_size=96,\n"
+        "                     num_attention_heads=4, num_key_value_heads=2, head_dim=16)\n"
+        "for folder in ('a', 'b'):\n"
+        "    config._name_or_path = folder\n"
+        "    found = layout._probed(config)\n"
+        "print('places', len(found))\n"
+        "ranks.leave()\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", program, tmp_path]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("places 14") == 2, done.stdout + done.stderr
+    assert len(list(tmp_path.glob("rank*/layout/*.json"))) == 2, "a model in another folder has the same places"

@@ -8,6 +8,7 @@ each number lands says what was done to it, for every family that the converter 
 
 import contextlib
 import copy
+import json
 import re
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from transformers.utils import logging
 
 from lib.model import addresses, offload, saving, shapes
 from lib.pipeline.commands import environment, held
-from lib.pipeline.files import ROOT, cache_dir, read_json, sha256_file, sha256_json, write_json
+from lib.pipeline.files import ROOT, cache_dir, read_json, sha256_file, sha256_json, write_json, write_own
 from lib.pipeline.programs import toolchain
 
 CONVERT, PROBE = (ROOT / "lib" / "model" / f"gguf_{name}.py" for name in ("convert", "probe"))
@@ -131,10 +132,11 @@ def _layout(tensors, shape):
 def _probed(config):
     """{parameter name: {tensor: what addresses.place found}} of a configuration's small model, kept by content."""
     small = shrunk(config)
-    about = [small.to_dict(), toolchain().home.name, version("transformers"), *map(sha256_file, MADE_BY)]
+    arranged = {name: value for name, value in small.to_dict().items() if name != "_name_or_path"}  # of any folder
+    about = [arranged, toolchain().home.name, version("transformers"), *map(sha256_file, MADE_BY)]
     file = cache_dir() / "layout" / f"{sha256_json(about)[:16]}.json"
-    if not file.exists():
-        write_json(file, _convert(small))
+    if not file.exists():  # with several ranks each makes its own: one that waited for another could wait for ever
+        write_own(file, json.dumps(_convert(small)))
     return read_json(file)
 
 
@@ -191,14 +193,15 @@ def _convert(small):
         for buffer in model.buffers():
             buffer.data = torch.full_like(buffer, -1)
         names = [name for name, _ in model.named_parameters()]
+        model.should_save_on_this_rank = lambda is_main_process: True  # transformers saves on rank 0 alone
         folders = [Path(scratch, half) for half in ("high", "low")]
         for half, folder in enumerate(folders):
             for number, parameter in enumerate(model.parameters()):
                 parameter.data = addresses.written(number, parameter.shape)[half]
             with _no_bars():
                 model.save_pretrained(folder)
-            write_json(folder / "tokenizer.json", {"model": {"vocab": dict.fromkeys(map(str, range(small.vocab_size)))},
-                                                   "added_tokens": []})  # fmt: skip
+            words = {"vocab": dict.fromkeys(map(str, range(small.vocab_size)))}
+            write_own(folder / "tokenizer.json", json.dumps({"model": words, "added_tokens": []}))
         if reason := _refused(PROBE, toolchain().converter, scratch, *folders):
             raise ValueError(
                 f"llama.cpp's converter has no GGUF form for model_type {small.model_type!r}: {reason}. Train and "
