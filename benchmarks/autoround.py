@@ -34,7 +34,8 @@ def file(packages, checkpoint, texts, scheme, out, threads=1, steps=STEPS):
     home = programs.toolchain().converter.parent
     path = [str(ROOT), str(home / "gguf-py"), str(packages)]
     own = {"PYTHONPATH": os.pathsep.join(path), "LLAMA_CPP_ROOT": str(home), "OMP_NUM_THREADS": str(threads)}
-    with tempfile.TemporaryDirectory() as scratch:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:  # beside it: a file is not moved from disk to disk
         calibration, written = Path(scratch, "texts.json"), Path(scratch, "gguf")
         write_text(calibration, json.dumps(texts))
         command = [sys.executable, "-m", "benchmarks.autoround", checkpoint, calibration, scheme, written, steps]
@@ -42,7 +43,6 @@ def file(packages, checkpoint, texts, scheme, out, threads=1, steps=STEPS):
         files = sorted(written.rglob("*.gguf"))
         if done.returncode or len(files) != 1:
             raise RuntimeError(f"AutoRound wrote {len(files)} files of {scheme}:\n{done.stderr[-2000:]}")
-        out.parent.mkdir(parents=True, exist_ok=True)
         return Path(files[0]).replace(out)
 
 

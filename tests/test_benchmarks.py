@@ -202,7 +202,7 @@ def test_guidellm_is_read_by_what_succeeded_and_its_failure_is_told(tmp_path):
     found = guided.read({"benchmarks": [{"metrics": metrics}]})
     assert found == {"median": 5.0, "p95": 9.0, "tokens_s": 165.0, "failed": 2}
     program = tmp_path / "guidellm"
-    program.write_text("#!/bin/sh\\necho no such backend >&2\\nexit 3\\n".replace("\\n", chr(10)))
+    program.write_text("#!/bin/sh\necho no such backend >&2\nexit 3\n")
     program.chmod(0o755)
     with pytest.raises(RuntimeError, match="ended with status 3:(?s:.)*no such backend"):
         guided.load(program, ("http://127.0.0.1:1", "none", ""), 1, ["?"], 4)
