@@ -18,10 +18,11 @@ $(foreach name,$(GIVEN),$(eval override export $(name) := $$(value $(name))))
 .PHONY: all setup $(STAGES) rehearse plan report lab spotcheck verify accept publish test soak bench-data bench-qat \
         bench-train bench-eval bench-serve bench-guard serve chat lint lock clean help
 
-all: $(STAGES) report  ## every stage of RECIPE (default tiny), then the HTML report
+all: $(STAGES)  ## every stage of RECIPE (default tiny), then the HTML report; JOBS=1: one after another
+	@$(PYTHON) -m lib.report.pages
 
 setup:  ## .venv with the locked packages, their hashes checked, and llama.cpp built from its pinned source
-	@$(PYTHON3) -m lib.pipeline.setup $(if $(GPU),--gpu)
+	@unset MAKEFLAGS; $(PYTHON3) -m lib.pipeline.setup $(if $(GPU),--gpu)
 
 01_dataset:  setup                             ## sources -> train, eval and frozen test questions
 02_baseline: 01_dataset                        ## what the base knows before training
@@ -31,8 +32,20 @@ setup:  ## .venv with the locked packages, their hashes checked, and llama.cpp b
 06_judge:    05_export                         ## blind, order-balanced comparison of the answers
 07_preference: 03_sft                          ## reward model, DPO and RL on a leash, where the recipe has the section
 
-# 02 beside 03 would cost more than it saves on a small machine: run them in order, 06 last, which may judge an arm of 07
+# JOBS=2: of `all`, 02 runs beside 03, and 04 and 05 beside 07; 06 comes last, as it may judge an arm of 07. The default
+# recipe's chapters take a core each. On one GPU two trainings would share its memory: there one runs after another.
+$(if $(filter command override,$(firstword $(origin JOBS))),,$(eval JOBS := $(if $(filter tiny,$(RECIPE)),2,1)))
+ifneq ($(words $(JOBS)) $(words $(filter 1 2 3 4,$(JOBS))),1 1)
+$(error JOBS=$(JOBS): say how many chapters may run at once, 1 to 4)
+endif
+ifeq ($(filter all publish,$(or $(MAKECMDGOALS),all)),)
 .NOTPARALLEL:
+unexport JOBS
+else
+export JOBS
+06_judge: | 07_preference
+MAKEFLAGS += -j$(JOBS)
+endif
 $(filter-out $(LAUNCHED),$(STAGES)):
 	@$(PYTHON) -m lib.execute $@
 

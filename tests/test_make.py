@@ -2,17 +2,19 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 from pipeline import STAGES
 
 from lib import execute
-from lib.pipeline import architectures, recipe
+from lib.pipeline import architectures, recipe, terminal
 from lib.pipeline.files import ROOT, outputs_dir, rooted
 
 STUB = """#!/bin/sh
@@ -25,7 +27,7 @@ END
 """
 GIVEN = ("RECIPE", "SET", "GPU", "OUTPUTS", "PIP_ARGS", "ROWS", "LAUNCH")
 SERVED = ("MODEL", "HOST", "PORT", "UI", "UI_PORT")  # those of the command line alone
-NAMES = (*GIVEN, *(f"SERVE_{name}" for name in SERVED), "OVERLAY")
+NAMES = (*GIVEN, *(f"SERVE_{name}" for name in SERVED), "OVERLAY", "JOBS")
 ODD = ["qat.seeds='[42, 43, 44]'", "'; touch x; '", "a$b $(touch x) `touch x` $$c", 'é "quoted" \\ #x %y', "x' \"y"]
 
 
@@ -64,7 +66,9 @@ def test_values_arrive_as_they_were_typed(make, text, stage, module):
     for words, environment in (([f"{key}={text}" for key in (*GIVEN, *SERVED)], {}), ([], told)):
         setup, *_, last = make(stage, *words, **environment)
         assert setup[0] == ["-m", "lib.pipeline.setup", "--gpu"] and last[0] == ["-m", module, stage]
-        assert last[1] == setup[1] == told | (served if words else dict.fromkeys(served)) | {"OVERLAY": None}
+        assert (
+            last[1] == setup[1] == told | (served if words else dict.fromkeys(served)) | {"OVERLAY": None, "JOBS": None}
+        )
 
 
 def test_what_is_not_given(make):
@@ -120,9 +124,33 @@ def test_a_rehearsal_passes_them_on(make, text):
     assert {(told["SET"], told["RECIPE"], told["OVERLAY"]) for _, told in stages} == {(text, "qwen3_8b", "rehearsal")}
 
 
-def test_all_runs_preferences_before_the_judge_which_may_ask_for_an_arm(make):
-    stages = [words[-1] for words, _ in make("all") if {"lib.execute", "lib.pipeline.launch"} & {*words}]
-    assert stages == [*sorted(STAGES[:5]), "07_preference", "06_judge"]
+def test_all_runs_what_needs_nothing_of_one_another_side_by_side_and_the_judge_last(make):
+    """The judge may ask for an arm of 07. Two at once: the default recipe; one: what may train on a GPU."""
+    for words, jobs in (([], "2"), (["RECIPE=tiny"], "2"), (["JOBS=1"], "1"), (["RECIPE=qwen3_8b"], "1")):
+        told = [(called[-1], told["JOBS"]) for called, told in make("all", *words) if called[-1] in STAGES]
+        stages, said = zip(*told, strict=True)
+        assert set(said) == {jobs} and sorted(stages) == STAGES and stages[-1] == "06_judge"
+        assert jobs == "2" or stages == (*STAGES[:5], "07_preference", "06_judge")
+    assert "JOBS" not in os.environ and make("all", JOBS="8")[0][1]["JOBS"] == "2", "a shell may have JOBS too"
+    alone = make("06_judge", JOBS="8")[1:]
+    assert [(words[-1], told["JOBS"]) for words, told in alone] == [(stage, None) for stage in STAGES[:6]]
+
+
+@pytest.mark.parametrize("jobs", ["", "0", "5", "2 3", "two", "$(shell touch x)"])
+def test_how_many_at_once(make, jobs):
+    with pytest.raises(AssertionError, match="say how many chapters may run at once, 1 to 4"):
+        make("all", f"JOBS={jobs}")
+
+
+def test_a_chapter_that_runs_beside_another_draws_no_bar_over_its_line(monkeypatch, tmp_path, capsys):
+    cells = [nbformat.v4.new_markdown_cell("# One"), nbformat.v4.new_code_cell("1")]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    for jobs, lines in (("1", 0), ("2", 1)):
+        monkeypatch.setenv("JOBS", jobs)
+        shown = terminal.Terminal(tmp_path / "02_baseline")
+        shown.at(cells, 1)
+        shown.close()
+        assert len(re.findall(r"^02_baseline +0 s  One$", capsys.readouterr().out, re.M)) == lines
 
 
 def test_recipe_and_set_of_the_environment_and_the_words_that_go_before_them(monkeypatch):

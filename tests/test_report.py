@@ -53,8 +53,14 @@ def record(stage, seconds=61.0, **more):
         "timings": {"wall_s": seconds, "cpu_s": 59.0, "train": 50.4}, "seed": 42,
         "versions": {"python": "3.11.7", "torch": "2.13.0"}, "git": {"commit": "0123456789abcdef", "dirty": False},
         "hardware": {"cpu": "A CPU", "cores": 2, "memory_gib": 23.5, "gpu": None}, "peak_memory_mib": 1234,
-        "interactive": False, "accepted": None,
+        "interactive": False, "accepted": None, "ended": f"2026-11-28T{stage[:2]}:00:00Z",
     } | more  # fmt: skip
+
+
+def test_stages_side_by_side_take_their_time_once_and_a_pause_none():
+    beside = [record("02_baseline", 60.0), record("02_baseline", 20.0), record("02_baseline", 90.0)]
+    assert results.elapsed(beside) == 90 and results.elapsed([]) == 0
+    assert results.elapsed([*beside, record("01_dataset", 3630.0), record("03_sft", 3630.0)]) == 3630 + 90 + 3600
 
 
 def put(folder, told):

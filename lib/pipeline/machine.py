@@ -11,6 +11,7 @@ import re
 import resource
 import subprocess
 import sys
+import time
 import warnings
 
 from lib.pipeline import compilers
@@ -103,12 +104,13 @@ def peak_bytes():
 
 
 def describe():
-    """Versions, commits (ours, and those read from the hub), hardware and peak memory, as they are now."""
+    """The time (UTC), versions, commits (ours, and those read from the hub), hardware and peak memory, as of now."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES.split():
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {
+        "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": versions,
         "git": _commit(),
         "revisions": dict(REVISIONS),

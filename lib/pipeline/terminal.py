@@ -38,14 +38,14 @@ def never_fail():
 class Terminal:
     """A bar over a notebook's cells, with its section heading and training steps, redrawn twice a second.
 
-    Where the output is no terminal, a line is printed for each section instead.
+    Where the output is no terminal, or Make runs several stages at once (JOBS), a line is printed for each section.
     folder: the stage's, whose .progress says how far a long cell is. quiet: says nothing, for ranks other than 0.
     """
 
     def __init__(self, folder, quiet=False):
         self.folder, self.quiet, self.heading, self.start = folder, quiet, "", time.time()
         shape = "  |{bar:20}| {elapsed}  {desc}"
-        off = quiet or not sys.stdout.isatty()
+        off = quiet or not sys.stdout.isatty() or os.environ.get("JOBS", "1") != "1"
         self.bar = tqdm(total=1, file=sys.stdout, disable=off, leave=False, dynamic_ncols=True, bar_format=shape)
         self._end = threading.Event()
         threading.Thread(target=self._redraw, daemon=True).start()
@@ -78,7 +78,7 @@ class Terminal:
         before, self.heading = self.heading, (headings or [""])[-1]
         self.bar.n, self.bar.total = index, len(cells)
         if self.bar.disable and not self.quiet and self.heading != before:
-            print(f"  {time.time() - self.start:5.0f} s  {self.heading}", flush=True)
+            print(f"{self.folder.name:12} {time.time() - self.start:5.0f} s  {self.heading}", flush=True)
 
     def _redraw(self):
         while not self.bar.disable and not self._end.wait(0.5):

@@ -133,12 +133,13 @@ def probes(model, held_out, records, tokenizer, cfg):
     held_out: pairs. An answer is made long with its own sentences said again, kept in form and emptied of content,
     left empty, replaced by the question, or by an assured answer to another question of `records`.
     """
-    other, found = f"Certainly, without any doubt. {records[0]['output']}", {}
+    other, found, good = f"Certainly, without any doubt. {records[0]['output']}", {}, None
     for name, spoil in SPOILT.items():
-        both = [pair | {"chosen": pair["chosen"], "rejected": spoil(pair, other)} for pair in held_out]
+        both = [pair | {"rejected": spoil(pair, other)} for pair in held_out]
         rows = [pairs.tokens(pair, tokenizer, cfg, 4 * cfg.sft["max_length"]) for pair in both]
-        good, bad = (values(model, [row["prompt_ids"] + row[f"{s}_ids"] for row in rows]) for s in pairs.SIDES)
-        found[name] = stats.proportion([b > a for a, b in zip(good, bad, strict=True)])
+        chosen, bad = ([row["prompt_ids"] + row[f"{s}_ids"] for row in rows] for s in pairs.SIDES)
+        good = good or values(model, chosen)
+        found[name] = stats.proportion([b > a for a, b in zip(good, values(model, bad), strict=True)])
     return found
 
 

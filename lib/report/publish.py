@@ -142,7 +142,7 @@ def _table(rows, stage, measure):
 def _origin(run, command):
     """Where results come from: command, machine, time, code."""
     last = run[-1].record
-    wall = results.clock(sum(result.record["timings"]["wall_s"] for result in run))
+    wall = results.clock(results.elapsed([result.record for result in run]))
     return (
         f"Measured by `{command}` on {results.hardware(last)}, in {wall} after set-up ({results.code(last)}, "
         f"Python {last['versions']['python']}); written by `make publish` from the run's stage.json files."

@@ -1,7 +1,9 @@
 """What a run's stage.json files say, in words and table rows: for the report and the README."""
 
+import calendar
 import re
 import shlex
+import time
 from dataclasses import dataclass
 
 from lib import execute
@@ -123,10 +125,23 @@ def headline(results):
     return rows
 
 
+def elapsed(records):
+    """Seconds in which at least one of these stages ran: those side by side count once, pauses between them not."""
+    total, until = 0.0, 0.0
+    for began, ended in sorted(map(_span, records)):
+        total, until = total + max(0.0, ended - max(began, until)), max(until, ended)
+    return total
+
+
+def _span(record):
+    ended = calendar.timegm(time.strptime(record["ended"], "%Y-%m-%dT%H:%M:%SZ"))
+    return ended - record["timings"]["wall_s"], ended
+
+
 def times(results):
-    """Rows of the table of times, the last of them the total: title, page, state, wall, cpu, memory, parts."""
+    """Rows of the table of times, the last of them for all: title, page, state, wall, cpu, memory, parts."""
     records = [result.record for result in results if result.record]
-    wall, cpu = (clock(sum(record["timings"][key] for record in records)) for key in ("wall_s", "cpu_s"))
+    wall, cpu = clock(elapsed(records)), clock(sum(record["timings"]["cpu_s"] for record in records))
     peak = max((record.get("peak_memory_mib") or 0 for record in records), default=0)
     total = {"title": "Total", "wall": wall, "cpu": cpu, "memory": f"{peak:,} MiB"}
     return [*map(_time, results), total]
