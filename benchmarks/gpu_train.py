@@ -126,8 +126,8 @@ def trainer_for(cfg, shape, folder):
     words = Tokenizer(WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<eos>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
     model = adapted(cfg, shape)
-    trainer = SFTTrainer(model, SFTConfig(**settings), None, data, processing_class=tokenizer)
-    adapter.in_float32(model)
+    with adapter.in_float32(model):
+        trainer = SFTTrainer(model, SFTConfig(**settings), None, data, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
     return trainer, why
 

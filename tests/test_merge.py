@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from lib.evaluation import probability
 from lib.model import saving
-from lib.model.adapter import in_float32
 from lib.pipeline.files import ROOT
 
 NF4 = BitsAndBytesConfig(**tiny_qwen.NF4, bnb_4bit_compute_dtype=torch.float32)
@@ -69,6 +68,7 @@ def test_chapter_3_multiplies_by_hand_whatever_the_base_computes_in(small_base, 
     cells = json.loads((ROOT / "notebooks" / "03_sft.ipynb").read_text(encoding="utf-8"))["cells"]
     (source,) = ["".join(cell["source"]) for cell in cells if "adapter.trained(" in "".join(cell["source"])]
     nf4 = BitsAndBytesConfig(**tiny_qwen.NF4, bnb_4bit_compute_dtype=dtype) if quantized else None
-    model = in_float32(adapted(small_base, nf4, dtype))  # as it is trained
+    model = adapted(small_base, nf4, dtype)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}, "as it is trained"
     given = {"torch": torch, "cfg": None, "model": model, "trainer": None, "stage": SimpleNamespace(dir=tmp_path)}
     exec(source, given | {"adapter": SimpleNamespace(trained=lambda cfg, model, *more: model)})

@@ -69,17 +69,22 @@ def test_a_base_in_16_bits_is_no_nf4_checkpoint(small_base, tmp_path):
         loading.write_nf4(over(small_base), families.qwen3(), tmp_path)
 
 
-def test_what_trl_casts_over_four_bits_trains_in_float32(small_base, tmp_path):
+def test_what_trl_casts_over_four_bits_trains_in_float32_from_the_numbers_that_it_had(small_base, tmp_path):
     cfg = over(small_base, quantization=NF4)
     model = get_peft_model(loading.base(cfg), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     tokenizer = loading.tokenizer(cfg)
-    trainer = cpu_trainer(model, tokenizer, encoding.rows(RECORDS, tokenizer, "think"), tmp_path, max_steps=1)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    assert {p.dtype for p in trainable} == {torch.bfloat16}  # if this fails, TRL has stopped and in_float32 can go
-    before = [p.clone() for p in adapter.in_float32(model).parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in trainable]
+
+    def made():
+        return cpu_trainer(model, tokenizer, encoding.rows(RECORDS, tokenizer, "think"), tmp_path, max_steps=1)
+
+    with adapter.in_float32(model):
+        trainer = made()
+        assert {p.dtype for p in trainable} == {torch.bfloat16}  # if this fails, TRL has stopped and in_float32 can go
+    assert {p.dtype for p in trainable} == {torch.float32} and all(map(torch.equal, before, trainable))
     trainer.train()
-    assert {p.dtype for p in trainable} == {torch.float32}
-    assert any(not torch.equal(a, b) for a, b in zip(before, trainable, strict=True))
+    assert {p.dtype for p in trainable} == {torch.float32} and not all(map(torch.equal, before, trainable))
 
 
 def test_a_merged_model_larger_than_the_gpu_is_placed_in_parts(monkeypatch):

@@ -18,8 +18,8 @@ import yaml
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from test_merging import adapted, bases
-from tiny_qwen import byte_tokenizer, random_model
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from tiny_qwen import NF4, byte_tokenizer, random_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback, TrainerControl, TrainerState
 
 from lib import execute
 from lib.evaluation import generate, probability
@@ -55,9 +55,10 @@ def order(ids, *_):
     return [float(n) for n in range(len(ids))]
 
 
-def model(trained=True):
+def model(trained=True, base=None):
     """A random Qwen3 with an adapter that is not zero, as after chapter 3."""
-    made = get_peft_model(random_model(TOKENIZER, 1), LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    base = base or random_model(TOKENIZER, 1)
+    made = get_peft_model(base, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
     for name, parameter in made.named_parameters():
         if trained and "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -92,10 +93,14 @@ def dpo_by_hand(trainer, batch):
         return loss, float(-torch.nn.functional.logsigmoid(trainer.beta * (good - bad)).mean()), now, then
 
 
-@pytest.mark.parametrize("kind", ["plain", "rounded", "experts"])
-def test_at_step_zero_the_loss_is_log_two_and_the_reference_is_the_adapter_at_its_start(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["plain", "rounded", "experts", "nf4"])
+def test_at_step_zero_the_loss_is_log_two_and_the_reference_is_the_adapter_at_its_start(tmp_path, small_base, kind):
     if kind == "experts":
         tuned = adapted(tmp_path / "base", bases(kind, TOKENIZER, tmp_path / "base"), torch.float32)
+    elif kind == "nf4":  # whose adapter TRL casts to bfloat16, and not the reference
+        four = BitsAndBytesConfig(**NF4, bnb_4bit_compute_dtype=torch.float32)
+        given = {"quantization_config": four, "dtype": torch.float32, "trust_remote_code": False}
+        tuned = model(base=AutoModelForCausalLM.from_pretrained(small_base, **given))
     else:
         tuned = model()
     if kind == "rounded":
@@ -112,6 +117,7 @@ def test_at_step_zero_the_loss_is_log_two_and_the_reference_is_the_adapter_at_it
     assert loss == pytest.approx(by_hand, rel=1e-5) and abs(loss - math.log(2)) > 1e-3
     hashes = rounding.fingerprints(training.alone(tuned)) if kind == "rounded" else {}
     rounding.strip(tuned)
+    assert {p.dtype for name, p in tuned.named_parameters() if "lora" in name} == {torch.float32}
     if kind == "rounded":
         merged = tuned.merge_and_unload().to(torch.bfloat16)
         assert rounding.fingerprints(merged, types) == hashes

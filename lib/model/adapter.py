@@ -1,5 +1,7 @@
 """The adapter of chapter 3: put on the base, trained in float32, saved and given back."""
 
+import contextlib
+
 from peft import get_peft_model
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -32,13 +34,16 @@ def trained(cfg, model, folder, trainer=None):
     return loading.adapted(loading.base(cfg), folder)
 
 
+@contextlib.contextmanager
 def in_float32(model):
-    """The model with all that is trained in float32; call it between making a trainer and training.
+    """Make a trainer of the model within: afterwards what is trained is in float32, with the numbers of before.
 
-    TRL casts adapters over a 4-bit base to bfloat16: an old GPU's gradient scaler stops at them, and elsewhere updates
-    smaller than 1/256 of a weight are rounded away.
+    TRL casts adapters over a 4-bit base to bfloat16: what was learnt before is rounded, DPO's policy begins elsewhere
+    than its reference, an old GPU's gradient scaler stops, and elsewhere updates smaller than 1/256 of a weight are
+    rounded away.
     """
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return model
+    given = {name: p.detach().float() for name, p in model.named_parameters() if p.requires_grad}
+    yield model
+    for name, parameter in model.named_parameters():
+        if name in given:
+            parameter.data = given[name].to(parameter.device)

@@ -11,7 +11,7 @@ from lib.dataset import answers as reading
 from lib.dataset import clinic
 from lib.dataset.choices import Reject
 from lib.evaluation import generate
-from lib.model import saving
+from lib.model import adapter, saving
 from lib.pipeline import ranks
 from lib.pipeline.files import sha256_json
 from lib.preference import clinic_pairs, converters, measure, pairs, rewards, training
@@ -102,7 +102,8 @@ class Material:
     def trainer(self, model, arm, name, seed):
         """TRL's trainer of an arm on `model`, ready to train. Raises ValueError where the arm has nothing to learn."""
         given = training.arguments(self.cfg, self.stage, arm, name, seed)
-        made = self._made(model, arm, name, given, seed)
+        with adapter.in_float32(model):
+            made = self._made(model, arm, name, given, seed)
         if saving.sharded(made):
             raise ValueError(
                 f"preference.arms.{name} spreads weights over ranks: chapter 7 trains whole copies; leave fsdp out"

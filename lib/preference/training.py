@@ -180,7 +180,7 @@ def reward_model(cfg, folder, tokenizer):
     if cfg.lora:
         torch.manual_seed(cfg.run["seed"])
         own = LoraConfig(**cfg.lora | {"task_type": "SEQ_CLS", "modules_to_save": ["score"]})
-        model = adapter.in_float32(get_peft_model(model, own))
+        model = get_peft_model(model, own)
     return model.to(loading.device())
 
 
@@ -191,6 +191,7 @@ def score_trainer(cfg, stage, model, rows, tokenizer):
     whole = {} if cfg.lora else {"bf16": False, "fp16": False}
     fields = {"save_strategy": "no", "report_to": "none"} | SEEN | device | whole
     arguments = RewardConfig(**fields | cfg.preference["reward"])
-    trainer = ScoreTrainer(model, arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[Leash()])
+    with adapter.in_float32(model):
+        trainer = ScoreTrainer(model, arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[Leash()])
     trainer.remove_callback(PrinterCallback)
     return trainer

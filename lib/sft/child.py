@@ -86,15 +86,15 @@ def _trainer(folder, job, cfg):
 
     model, (train, held_out) = _model(folder, job, cfg), (load_from_disk(folder / name) for name in ("train", "eval"))
     kind = SFTTrainer if job["backend"] == "unsloth" else head.HeadTrainer  # its models take no columns to keep
-    trainer = kind(
-        model=model,
-        args=SFTConfig(**job["fields"]),
-        train_dataset=train,
-        eval_dataset=held_out,
-        processing_class=loading.tokenizer(cfg),
-        callbacks=[checkpoint.Manifests(job["key"], report)],
-    )
-    adapter.in_float32(model)
+    with adapter.in_float32(model):
+        trainer = kind(
+            model=model,
+            args=SFTConfig(**job["fields"]),
+            train_dataset=train,
+            eval_dataset=held_out,
+            processing_class=loading.tokenizer(cfg),
+            callbacks=[checkpoint.Manifests(job["key"], report)],
+        )
     trainer.remove_callback(PrinterCallback)
     return tracking.attach(trainer, Path(job["logs"]))
 
