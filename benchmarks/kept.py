@@ -34,6 +34,8 @@ def kept(base, tuned, file):
         change, moved = at_tuned[name] - start, value - start
         along, own, whole = along + (change * moved).sum(), own + (moved**2).sum(), whole + (change**2).sum()
         near, count = near + (np.abs(moved) <= NEAR * np.abs(start)).sum(), count + start.size
+    if not whole:
+        raise ValueError(f"no matrix of {tuned} differs from {base}: nothing was tuned, or give the base as --base")
     return {
         "left": along / whole,
         "cosine": along / np.sqrt(own * whole) if own else 0.0,
@@ -54,7 +56,7 @@ def main(argv=None):
         if "adapter" in file.name or file == tuned:
             continue
         found = kept(base, tuned, file)
-        shares = {f"{name}": f"{100 * found[name]:.1f} %" for name in ("left", "near")}
+        shares = {name: f"{100 * found[name]:.1f} %" for name in ("left", "near")}
         rows.append(
             {"file": file.name, **shares, "cosine": f"{found['cosine']:.3f}", "weights": f"{found['weights']:,}"}
         )

@@ -230,3 +230,5 @@ def test_what_is_left_of_a_change_is_its_projection(tmp_path):
     assert kept.kept(base, tuned, tuned)["left"] == 1 and kept.kept(base, tuned, base)["near"] == 1
     with pytest.raises(ValueError, match="c of .*other.gguf is not in .*: give three files of one model"):
         kept.kept(base, tuned, file("other.gguf", c=start))
+    with pytest.raises(ValueError, match="no matrix of .*base.gguf differs from .*base.gguf: nothing was tuned"):
+        kept.kept(base, base, half)

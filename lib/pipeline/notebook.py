@@ -90,7 +90,7 @@ def _papermill(stage, cfg, executed, engine):
         cwd=ROOT / "notebooks",
         engine_name=engine,
         start_timeout=600,  # seconds: several kernels at once, on a busy machine or a network disk
-        extra_arguments=["--log-level=ERROR"],  # a local kernel's advice on transport encryption
+        extra_arguments=["--log-level=CRITICAL"],  # it advises on encryption, and tells that it was asked to end
     )
 
 
