@@ -10,8 +10,8 @@ LAUNCHED := 02_baseline 03_sft 04_qat 07_preference
 GIVEN := RECIPE SET GPU LAUNCH OUTPUTS PIP_ARGS ROWS
 # make serve MODEL=q8_0 HOST=127.0.0.1 PORT=8000 UI=0 UI_PORT=8501: those of the command line only, for shells have a HOST too
 $(foreach name,MODEL HOST PORT UI UI_PORT,$(if $(filter command,$(firstword $(origin $(name)))),$(eval export SERVE_$(name) := $$(value $(name)))))
-# make exports, and expands, whatever else stands on its command line
-$(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(eval override $(name) := $$(value $(name)))))
+# Whatever else stands on the command line (OVERLAY=leash, LITELLM=path), which make would expand, too
+$(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(eval override export $(name) := $$(value $(name)))))
 $(foreach name,$(GIVEN),$(eval override export $(name) := $$(value $(name))))
 
 .DEFAULT_GOAL := all
@@ -43,7 +43,7 @@ ifeq ($(filter all publish,$(or $(MAKECMDGOALS),all)),)
 unexport JOBS
 else
 export JOBS
-06_judge: | 07_preference
+$(eval 06_judge: | 07_preference)
 MAKEFLAGS += -j$(JOBS)
 endif
 $(filter-out $(LAUNCHED),$(STAGES)):

@@ -61,7 +61,7 @@ def served_files(cfg):
     folder = outputs_dir() / cfg.run_name
     if not (folder / "05_export" / "stage.json").exists():
         raise ValueError(
-            f"there is no finished run of {cfg.run_name} in {folder.parent.name}/: make 05_export RECIPE={cfg.name}"
+            f"there is no finished run of {cfg.run_name} in {folder.parent.name}/: make 05_export {cfg.options}"
         )
     found = {}
     for record in sorted(folder.glob("*/stage.json")):
@@ -69,7 +69,7 @@ def served_files(cfg):
         found |= {Path(name).stem: record.parent / name for name in names}
     if lost := [path for path in found.values() if not path.exists()]:
         stage = lost[0].relative_to(folder).parts[0]
-        raise ValueError(f"{lost[0].name} of {stage} is missing: make {stage} RECIPE={cfg.name}")
+        raise ValueError(f"{lost[0].name} of {stage} is missing: make {stage} {cfg.options}")
     return found
 
 

@@ -30,7 +30,7 @@ def load(cfg, count):
     for path in (questions, merged / "config.json"):
         if not path.exists():
             raise ValueError(f"{path} is missing: this benchmark asks a finished run's model its questions. Run "
-                             f"make 03_sft RECIPE={cfg.name} first (or make all)")  # fmt: skip
+                             f"make 03_sft {cfg.options} first (or make all)")  # fmt: skip
     tokenizer, fmt = loading.tokenizer(cfg), cfg.chat["format"]
     prompts = [
         {"id": r["id"], "messages": encoding.messages(r, fmt, answer=False)} for r in read_jsonl(questions)[:count]

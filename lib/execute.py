@@ -122,7 +122,7 @@ def verify(cfg):
     stages = [stage for stage in stages if not cfg.left_out(stage)]
     checked, wrong = records.verify(outputs_dir() / cfg.run_name, stages)
     if not any((outputs_dir() / cfg.run_name).glob("*/stage.json")):
-        raise ValueError(f"run {cfg.run_name} has no finished stage: make all RECIPE={cfg.name}")
+        raise ValueError(f"run {cfg.run_name} has no finished stage: make all {cfg.options}")
     for line in wrong:
         print(line, file=sys.stderr)
     print(f"verify       {cfg.run_name}: {checked} files read, {len(wrong)} wrong")

@@ -27,7 +27,7 @@ END
 """
 GIVEN = ("RECIPE", "SET", "GPU", "OUTPUTS", "PIP_ARGS", "ROWS", "LAUNCH")
 SERVED = ("MODEL", "HOST", "PORT", "UI", "UI_PORT")  # those of the command line alone
-NAMES = (*GIVEN, *(f"SERVE_{name}" for name in SERVED), "OVERLAY", "JOBS")
+NAMES = (*GIVEN, *(f"SERVE_{name}" for name in SERVED), "OVERLAY", "JOBS", "FOO")
 ODD = ["qat.seeds='[42, 43, 44]'", "'; touch x; '", "a$b $(touch x) `touch x` $$c", 'é "quoted" \\ #x %y', "x' \"y"]
 
 
@@ -67,8 +67,17 @@ def test_values_arrive_as_they_were_typed(make, text, stage, module):
         setup, *_, last = make(stage, *words, **environment)
         assert setup[0] == ["-m", "lib.pipeline.setup", "--gpu"] and last[0] == ["-m", module, stage]
         assert (
-            last[1] == setup[1] == told | (served if words else dict.fromkeys(served)) | {"OVERLAY": None, "JOBS": None}
+            last[1]
+            == setup[1]
+            == told | (served if words else dict.fromkeys(served)) | {"OVERLAY": None, "JOBS": None, "FOO": None}
         )
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_what_else_is_given_arrives_too(make, text):
+    """make 07_preference OVERLAY=leash, make bench-serve LITELLM=path."""
+    _, told = make("07_preference", f"OVERLAY={text}", f"FOO={text}")[-1]
+    assert told["OVERLAY"] == told["FOO"] == text
 
 
 def test_what_is_not_given(make):

@@ -596,16 +596,21 @@ def test_the_sentences_say_which_side_an_arm_is_on_after_the_adjustment():
     said = " ".join(measure.in_words(rows, moved, 8))
     assert "up is not told apart from sft: 10.0 %" in said and "p 0.0600 of 3 comparisons" in said
     moved["up"]["sft"]["p"] = 0.001
-    said = " ".join(measure.in_words(rows, moved, 8))
+    flags = {"arm": "up", "red flags of": "clinic"} | dict.fromkeys(measure.SCREENS, share)
+    said = " ".join(measure.in_words(rows, moved, 8, [flags]))
     assert "up is above sft: 10.0 %" in said and "level is not told apart from sft" in said
-    assert "It misses 50.0 %" in said and "it does not tell them apart (Fisher's p 1.0000)" in said
+    assert "It misses 50.0 % (40.0-60.0, n = 10) of the clinic's held-out red flags and sends on 50.0 %" in said
+    assert "it does not tell them apart (Fisher's p 1.0000)" in said
     assert "Its pass@1 moved by +20.0 points and its pass@8 by +0.0, on 10 questions." in said
     empty = {"value": None, "low": 0.0, "high": 1.0, "n": 0}
     assert "of their benign twins. Its" in " ".join(
-        measure.in_words([rows[0], rows[1] | {measure.SCREENS[1]: empty}], moved, 8)
+        measure.in_words(rows, moved, 8, [flags | {measure.SCREENS[1]: empty}])
     )
-    rows[1] = rows[1] | {measure.SCREENS[0]: share | {"value": 0.1}, measure.SCREENS[1]: share | {"value": 0.1}}
-    assert "it tells them apart (Fisher's p 0.0011)" in " ".join(measure.in_words(rows, moved, 8))  # 9 of 10, 1 of 10
+    few = dict.fromkeys(measure.SCREENS, share | {"value": 0.1})  # 9 of 10, 1 of 10
+    words = {"arm": "words of the pairs", "red flags of": "hand"} | few
+    said = " ".join(measure.in_words(rows, moved, 8, [flags | few, words]))
+    assert said.count("it tells them apart (Fisher's p 0.0011)") == 2
+    assert "A rule by the words of the pairs misses 10.0 % (40.0-60.0, n = 10) of those written by hand" in said
 
 
 def test_a_change_has_mcnemars_p():

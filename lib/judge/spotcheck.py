@@ -82,7 +82,7 @@ def main():
     cfg = recipe.chosen(args)
     stage = outputs_dir() / cfg.run_name / "06_judge"
     if not (stage / "stage.json").exists():
-        raise SystemExit(f"no finished 06_judge in {stage.parent}: run make 06_judge RECIPE={args.recipe} first")
+        raise SystemExit(f"no finished 06_judge in {stage.parent}: run make 06_judge {cfg.options} first")
     folder = stage.parent / "spotcheck"
     if not (folder / "sheet.csv").exists():
         sheet = write(pairs(rows_of(stage, "items.jsonl"), args.pairs, cfg.run["seed"]), folder)

@@ -100,3 +100,22 @@ def merge(base, over):
     if not (isinstance(base, dict) and isinstance(over, dict)):
         return over
     return base | {key: merge(base.get(key), value) for key, value in over.items()}
+
+
+def as_set(overrides):
+    """Overrides as SET takes them: "sft.learning_rate=0.001 judge.questions=50"."""
+    return " ".join(f"{key}={shlex.quote(_flow(value))}" for key, value in _flat(overrides))
+
+
+def options(name, overrides):
+    """What follows a make target to reach a run: RECIPE=tiny SET="judge.questions=50"."""
+    return f"RECIPE={name}" + (f' SET="{as_set(overrides)}"' if overrides else "")
+
+
+def _flat(tree, prefix=""):
+    for key, value in tree.items():
+        yield from _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+
+
+def _flow(value):
+    return re.sub(r"\n(\.\.\.\n)?$", "", yaml.safe_dump(value, default_flow_style=True, width=10**6))

@@ -7,7 +7,7 @@ import yaml
 
 from lib.pipeline import architectures, combinations, credentials, schema
 from lib.pipeline.files import ROOT, sha256_json
-from lib.pipeline.overrides import merge, nest, parse, parse_set
+from lib.pipeline.overrides import merge, nest, options, parse, parse_set
 from lib.pipeline.schema import SECTIONS
 
 
@@ -30,6 +30,11 @@ class Recipe:
             self.used.add(section)
             return self._sections[section]
         raise AttributeError(f"a recipe has no section {section!r}; it has {', '.join(SECTIONS)}")
+
+    @property
+    def options(self):
+        """What follows a make target to reach this run."""
+        return options(self.name, self.overrides)
 
     def left_out(self, stage):
         """Why this recipe has no such stage, or ""."""

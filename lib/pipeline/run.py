@@ -39,7 +39,7 @@ class Upstream:
             file = self.dir / name
             if not file.exists() or self._reader.hashes.sha256(file) != outputs[name]:
                 found = "is missing" if not file.exists() else "has other bytes than were written"
-                remedy = f"make {self.name} RECIPE={self.json['recipe']}"
+                remedy = f"make {self.name} {recipe.options(self.json['recipe'], self.json['overrides'])}"
                 raise ValueError(f"{self.name}/{name} {found}: run that stage again ({remedy})")
             self._reader.inputs[f"{self.name}/{name}"] = outputs[name]
         return self.dir / path
@@ -74,7 +74,7 @@ class Stage:
         folder = self.dir.parent / name
         if not (folder / "stage.json").exists():
             raise ValueError(
-                f"{self.name} needs {name}, which has not finished in this run: make {name} RECIPE={self.recipe.name}"
+                f"{self.name} needs {name}, which has not finished in this run: make {name} {self.recipe.options}"
             )
         return Upstream(name, folder, records.read(folder / "stage.json"), self)
 

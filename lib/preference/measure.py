@@ -202,11 +202,11 @@ def loss_label(arm):
     return "loss: " + "\n+ ".join(weighted)
 
 
-def in_words(rows, against, count, words=()):
+def in_words(rows, against, count, apart=()):
     """Sentences on the arms: whether each is above the control and the start, and what became of red flags.
 
-    rows: of chapter 7's table, the start first; against: {arm: {rival: `change` from it, or None}}. words: from
-    clinic_pairs.by_words.
+    rows: of chapter 7's table, the start first; against: {arm: {rival: `change` from it, or None}}. apart: rows
+    {"arm", "red flags of", screen: share} of each arm, and of other rules, for flags of each origin.
     """
     found = [(name, rival, moved) for name, rivals in against.items() for rival, moved in rivals.items() if moved]
     adjusted = stats.holm([moved | {"of": (name, rival)} for name, rival, moved in found])
@@ -220,23 +220,20 @@ def in_words(rows, against, count, words=()):
                 side = "above" if moved["value"] > 0 else "below"
             p = f"p {p_value(moved['p_holm'])} of {len(known)} comparisons"
             said.append(f"{name} is {side} {rival}: {interval(moved)} of the questions, {p}.")
-        both = [row.get(screen) for screen in SCREENS]
-        if all(both):
-            said.append(_told_apart(*both))
+        said += [_told_apart("It", flags) for flags in apart if flags["arm"] == name]
         gains = [100 * (row[f"pass@{k}"]["value"] - rows[0][f"pass@{k}"]["value"]) for k in (1, count)]
         asked = f"on {row['pass@1']['n']} questions"
         said.append(f"Its pass@1 moved by {gains[0]:+.1f} points and its pass@{count} by {gains[1]:+.1f}, {asked}.")
-    if words:
-        shares = {row["screen"]: row for row in screens.summary(words)}
-        said.append("A classifier of words: " + _told_apart(*(shares[screen] for screen in SCREENS)))
-    return said
+    arms = {row["arm"] for row in rows}
+    return said + [_told_apart(f"A rule by the {flags['arm']}", flags) for flags in apart if flags["arm"] not in arms]
 
 
-def _told_apart(missed, needless):
+def _told_apart(who, row):
     """A sentence on red flags and their benign twins: what is sent on of each, and whether the two shares differ."""
+    missed, needless = (row[screen] for screen in SCREENS)
     flags, twins = missed["n"], needless["n"]
-    told = f"It misses {interval(missed)} of the held-out red flags and sends on {interval(needless)} of their benign "
-    told += "twins"
+    origin = "the clinic's held-out red flags" if row["red flags of"] == "clinic" else "those written by hand"
+    told = f"{who} misses {interval(missed)} of {origin} and sends on {interval(needless)} of their benign twins"
     if not (flags and twins):  # all answers of one side were empty
         return f"{told}."
     sent = round((1 - missed["value"]) * flags), round(needless["value"] * twins)

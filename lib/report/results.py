@@ -1,8 +1,6 @@
 """What a run's stage.json files say, in words and table rows: for the report and the README."""
 
 import calendar
-import re
-import shlex
 import time
 from dataclasses import dataclass
 
@@ -10,6 +8,7 @@ from lib import execute
 from lib.figures.markup import interval
 from lib.pipeline import records
 from lib.pipeline.files import ROOT, HashCache
+from lib.pipeline.overrides import options as set_of
 from lib.report import chapters
 
 WORDS = {"fresh": "finished", "stale": "out of date", "failed": "failed", "missing": "not run yet"}
@@ -89,24 +88,9 @@ def _stale(folder, cfg):
 def options(run, cfg=None):
     """What follows a make target to reach this run: ' RECIPE=... SET="..."', or nothing for the default recipe."""
     name, overrides = (cfg.name, cfg.overrides) if cfg else (run.partition("+")[0], {})
-    items = settings(overrides)
-    return (f" RECIPE={name}" if name != "tiny" else "") + (f' SET="{items}"' if items else "")
-
-
-def settings(overrides):
-    """Overrides as SET takes them: "sft.learning_rate=0.001 judge.questions=50"."""
-    return " ".join(f"{key}={shlex.quote(_flow(value))}" for key, value in _flat(overrides))
-
-
-def _flat(tree, prefix=""):
-    for key, value in tree.items():
-        yield from _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
-
-
-def _flow(value):
-    import yaml
-
-    return re.sub(r"\n(\.\.\.\n)?$", "", yaml.safe_dump(value, default_flow_style=True, width=10**6))
+    given = set_of(name, overrides)
+    given = given.removeprefix("RECIPE=tiny").strip() if name == "tiny" else given
+    return f" {given}" if given else ""
 
 
 def headline(results):
