@@ -93,7 +93,7 @@ def dpo_by_hand(trainer, batch):
         return loss, float(-torch.nn.functional.logsigmoid(trainer.beta * (good - bad)).mean()), now, then
 
 
-@pytest.mark.parametrize("kind", ["plain", "rounded", "experts", "nf4"])
+@pytest.mark.parametrize("kind", ["plain", "rounded", "rounded, precomputed", "experts", "nf4"])
 def test_at_step_zero_the_loss_is_log_two_and_the_reference_is_the_adapter_at_its_start(tmp_path, small_base, kind):
     if kind == "experts":
         tuned = adapted(tmp_path / "base", bases(kind, TOKENIZER, tmp_path / "base"), torch.float32)
@@ -103,11 +103,14 @@ def test_at_step_zero_the_loss_is_log_two_and_the_reference_is_the_adapter_at_it
         tuned = model(base=AutoModelForCausalLM.from_pretrained(small_base, **given))
     else:
         tuned = model()
-    if kind == "rounded":
+    rounded = kind.startswith("rounded")
+    if rounded:
         types = {name: "q4_0" for name in rounding.base_parameters(tuned) if "proj" in name}
         rounding.prepare(tuned, types)
-    trainer = arms(tmp_path).trainer(tuned, {"method": "dpo", "pairs": ["decision"], **COMMON}, "dpo", 1)
+    arm = {"method": "dpo", "pairs": ["decision"], "precompute_ref_log_probs": "precomputed" in kind, **COMMON}
+    trainer = arms(tmp_path).trainer(tuned, arm, "dpo", 1)
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    assert ("ref_chosen_logps" in batch) == ("precomputed" in kind)
     loss, by_hand, now, then = dpo_by_hand(trainer, batch)
     assert loss == pytest.approx(math.log(2), abs=1e-6) and by_hand == pytest.approx(math.log(2), abs=1e-6)
     torch.testing.assert_close(now, then, atol=1e-6, rtol=0)
@@ -115,10 +118,10 @@ def test_at_step_zero_the_loss_is_log_two_and_the_reference_is_the_adapter_at_it
     loss, by_hand, later, still = dpo_by_hand(trainer, batch)
     assert torch.equal(then, still) and (now - later).abs().max() > 1e-3
     assert loss == pytest.approx(by_hand, rel=1e-5) and abs(loss - math.log(2)) > 1e-3
-    hashes = rounding.fingerprints(training.alone(tuned)) if kind == "rounded" else {}
+    hashes = rounding.fingerprints(training.alone(tuned)) if rounded else {}
     rounding.strip(tuned)
     assert {p.dtype for name, p in tuned.named_parameters() if "lora" in name} == {torch.float32}
-    if kind == "rounded":
+    if rounded:
         merged = tuned.merge_and_unload().to(torch.bfloat16)
         assert rounding.fingerprints(merged, types) == hashes
 
