@@ -60,7 +60,8 @@ def record(stage, seconds=61.0, **more):
 def test_stages_side_by_side_take_their_time_once_and_a_pause_none():
     beside = [record("02_baseline", 60.0), record("02_baseline", 20.0), record("02_baseline", 90.0)]
     assert results.elapsed(beside) == 90 and results.elapsed([]) == 0
-    assert results.elapsed([*beside, record("01_dataset", 3630.0), record("03_sft", 3630.0)]) == 3630 + 90 + 3600
+    assert results.elapsed([*beside, record("01_dataset", 3630.0), record("03_sft", 3590.0)]) == 3630 + 90 + 3600
+    assert results.elapsed([*beside, record("01_dataset", 3630.0), record("03_sft", 3500.0)]) == 3630 + 90 + 3500
 
 
 def put(folder, told):

@@ -11,6 +11,7 @@ from lib.pipeline.files import ROOT, HashCache
 from lib.pipeline.overrides import options as set_of
 from lib.report import chapters
 
+BETWEEN_S = 60  # a kernel ends and another begins in less; what takes longer is a pause
 WORDS = {"fresh": "finished", "stale": "out of date", "failed": "failed", "missing": "not run yet"}
 
 
@@ -110,10 +111,11 @@ def headline(results):
 
 
 def elapsed(records):
-    """Seconds in which at least one of these stages ran: those side by side count once, pauses between them not."""
+    """Seconds from the first of these stages to the last: those side by side count once, pauses over BETWEEN_S not."""
     total, until = 0.0, 0.0
     for began, ended in sorted(map(_span, records)):
-        total, until = total + max(0.0, ended - max(began, until)), max(until, ended)
+        began = began if began > until + BETWEEN_S else until
+        total, until = total + max(0.0, ended - began), max(until, ended)
     return total
 
 
