@@ -87,6 +87,23 @@ def test_what_trl_casts_over_four_bits_trains_in_float32_from_the_numbers_that_i
     assert {p.dtype for p in trainable} == {torch.float32} and not all(map(torch.equal, before, trainable))
 
 
+def test_gradients_pass_a_base_in_4_bits_after_an_evaluation_as_before(small_base):
+    """On a CPU with AVX512-BF16 an evaluation lays 4-bit weights out anew, for a kernel of bitsandbytes without any."""
+    found = []
+    for evaluated in (False, True):
+        torch.manual_seed(0)
+        lora = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+        model = get_peft_model(loading.base(over(small_base, quantization=NF4)), lora)
+        with torch.no_grad():
+            said = model.eval()(ROW).logits if evaluated else None
+        outputs = model.train()(ROW, labels=ROW)
+        outputs.loss.backward()
+        assert said is None or torch.equal(said, outputs.logits)
+        found.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    assert all(grad.abs().max() > 0 for grad in found[0].values())
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
 def test_a_merged_model_larger_than_the_gpu_is_placed_in_parts(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     assert loading._placement(16, None) == loading._placement(16, 100) == {}

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from lib.chat import encoding, packing
-from lib.model import padding, saving, tokens, twin
+from lib.model import offload, padding, saving, tokens, twin
 from lib.pipeline import hub, machine, ranks
 from lib.pipeline.files import ROOT, cache_dir, kept_folder, rooted, sha256_json
 
@@ -163,7 +163,7 @@ def _load(path, cfg, quantization, **changes):
         raise ValueError(STRAY.format(path))
     model.generation_config.update(temperature=None, top_p=None, top_k=None)  # decoding is the recipe's to choose
     placed = getattr(model, "is_quantized", False) or "device_map" in options
-    return model.eval() if placed else model.eval().to(device())
+    return offload.laid_out_once(model.eval()) if placed else model.eval().to(device())
 
 
 def attention(cfg):

@@ -203,7 +203,7 @@ def loss_label(arm):
 
 
 def in_words(rows, against, count, apart=()):
-    """Sentences on the arms: whether each is above the control and the start, and what became of red flags.
+    """A few sentences on each arm: whether it is above the control and the start, and what became of red flags.
 
     rows: of chapter 7's table, the start first; against: {arm: {rival: `change` from it, or None}}. apart: rows
     {"arm", "red flags of", screen: share} of each arm, and of other rules, for flags of each origin.
@@ -212,18 +212,19 @@ def in_words(rows, against, count, apart=()):
     adjusted = stats.holm([moved | {"of": (name, rival)} for name, rival, moved in found])
     known, said = {row["of"]: row for row in adjusted}, []
     for row in rows[1:]:
-        name = row["arm"]
+        name, own = row["arm"], []
         for rival in [rival for rival, moved in against[name].items() if moved]:
             moved = known[name, rival]
             side = "not told apart from"
             if moved["p_holm"] < 0.05:
                 side = "above" if moved["value"] > 0 else "below"
             p = f"p {p_value(moved['p_holm'])} of {len(known)} comparisons"
-            said.append(f"{name} is {side} {rival}: {interval(moved)} of the questions, {p}.")
-        said += [_told_apart("It", flags) for flags in apart if flags["arm"] == name]
+            own.append(f"{name} is {side} {rival}: {interval(moved)} of the questions, {p}.")
+        own += [_told_apart("It", flags) for flags in apart if flags["arm"] == name]
         gains = [100 * (row[f"pass@{k}"]["value"] - rows[0][f"pass@{k}"]["value"]) for k in (1, count)]
         asked = f"on {row['pass@1']['n']} questions"
-        said.append(f"Its pass@1 moved by {gains[0]:+.1f} points and its pass@{count} by {gains[1]:+.1f}, {asked}.")
+        own.append(f"Its pass@1 moved by {gains[0]:+.1f} points and its pass@{count} by {gains[1]:+.1f}, {asked}.")
+        said.append(" ".join(own))
     arms = {row["arm"] for row in rows}
     return said + [_told_apart(f"A rule by the {flags['arm']}", flags) for flags in apart if flags["arm"] not in arms]
 
