@@ -15,7 +15,7 @@ PLACES = {"OUTPUTS": "/keep/outputs", "XDG_CACHE_HOME": "/keep/cache", "HF_HOME"
 
 
 @app.function(
-    image=image.add_local_dir("data", "/medtune/data"),  # with your own data/mine.*, which the image leaves out
+    image=image.add_local_dir("data", "/medtune/data"),  # with your own data/mine*, which the image leaves out
     gpu="A100-80GB",
     timeout=24 * 3600,  # Modal's longest; started again, the run goes on where it was
     volumes={"/keep": keep},
