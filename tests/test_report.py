@@ -62,6 +62,9 @@ def test_stages_side_by_side_take_their_time_once_and_a_pause_none():
     assert results.elapsed(beside) == 90 and results.elapsed([]) == 0
     assert results.elapsed([*beside, record("01_dataset", 3630.0), record("03_sft", 3590.0)]) == 3630 + 90 + 3600
     assert results.elapsed([*beside, record("01_dataset", 3630.0), record("03_sft", 3500.0)]) == 3630 + 90 + 3500
+    older = record("01_dataset", 5.0)
+    del older["ended"]
+    assert results.elapsed([*beside, older]) == 60 + 20 + 90 + 5
 
 
 def put(folder, told):

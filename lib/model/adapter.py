@@ -43,7 +43,7 @@ def in_float32(model):
     rounded away.
     """
     given = {name: p.detach().float() for name, p in model.named_parameters() if p.requires_grad}
-    yield model
+    yield
     for name, parameter in model.named_parameters():
         if name in given:
             parameter.data = given[name].to(parameter.device)

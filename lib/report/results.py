@@ -90,8 +90,7 @@ def options(run, cfg=None):
     """What follows a make target to reach this run: ' RECIPE=... SET="..."', or nothing for the default recipe."""
     name, overrides = (cfg.name, cfg.overrides) if cfg else (run.partition("+")[0], {})
     given = set_of(name, overrides)
-    given = given.removeprefix("RECIPE=tiny").strip() if name == "tiny" else given
-    return f" {given}" if given else ""
+    return "" if given == "RECIPE=tiny" else f" {given.removeprefix('RECIPE=tiny ')}"
 
 
 def headline(results):
@@ -111,7 +110,12 @@ def headline(results):
 
 
 def elapsed(records):
-    """Seconds from the first of these stages to the last: those side by side count once, pauses over BETWEEN_S not."""
+    """Seconds from the first of these stages to the last: those side by side count once, pauses over BETWEEN_S not.
+
+    Where a record does not say when its stage ended, as those before 2026-11-28, they ran one after another: the sum.
+    """
+    if not all("ended" in record for record in records):
+        return sum(record["timings"]["wall_s"] for record in records)
     total, until = 0.0, 0.0
     for began, ended in sorted(map(_span, records)):
         began = began if began > until + BETWEEN_S else until
