@@ -32,8 +32,9 @@ setup:  ## .venv with the locked packages, their hashes checked, and llama.cpp b
 06_judge:    05_export                         ## blind, order-balanced comparison of the answers
 07_preference: 03_sft                          ## reward model, DPO and RL on a leash, where the recipe has the section
 
-# JOBS=2: of `all`, 02 runs beside 03, and 04 and 05 beside 07; 06 comes last, as it may judge an arm of 07. The default
-# recipe's chapters take a core each. On one GPU two trainings would share its memory: there one runs after another.
+# JOBS=2: of `all`, 02 runs beside 03, and 04, 05 and 06 beside 07. 06 may judge an arm of 07 and then comes after it: it
+# does unless the default recipe runs as it is, which judges none. Its chapters take a core each. On one GPU two
+# trainings would share its memory: there one runs after another.
 $(if $(filter command override,$(firstword $(origin JOBS))),,$(eval JOBS := $(if $(filter tiny,$(RECIPE)),2,1)))
 ifneq ($(words $(JOBS)) $(words $(filter 1 2 3 4,$(JOBS))),1 1)
 $(error JOBS=$(JOBS): say how many chapters may run at once, 1 to 4)
@@ -43,7 +44,8 @@ ifeq ($(filter all publish,$(or $(MAKECMDGOALS),all)),)
 unexport JOBS
 else
 export JOBS
-$(eval 06_judge: | 07_preference)
+ARMS := $(filter-out tiny,$(RECIPE)) $(value OVERLAY) $(findstring judge,$(value SET)) $(findstring preference,$(value SET))
+$(if $(strip $(value ARMS)),$(eval 06_judge: | 07_preference))
 MAKEFLAGS += -j$(JOBS)
 endif
 $(filter-out $(LAUNCHED),$(STAGES)):

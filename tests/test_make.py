@@ -19,8 +19,10 @@ from lib.pipeline.files import ROOT, outputs_dir, rooted
 
 STUB = """#!/bin/sh
 exec {python} - "$@" <<'END'
-import json, os, sys
-names = {names!r}
+import json, os, sys, time
+names, end = {names!r}, time.time() + float(os.environ.get("PATIENCE", 0))
+while sys.argv[-1] == "07_preference" and "06_judge" not in open({told!r}).read() and time.time() < end:
+    time.sleep(0.05)  # a chapter that takes its time
 with open({told!r}, "a") as file:
     file.write(json.dumps([sys.argv[1:], {{name: os.environ.get(name) for name in names}}]) + "\\n")
 END
@@ -133,12 +135,30 @@ def test_a_rehearsal_passes_them_on(make, text):
     assert {(told["SET"], told["RECIPE"], told["OVERLAY"]) for _, told in stages} == {(text, "qwen3_8b", "rehearsal")}
 
 
-def test_all_runs_what_needs_nothing_of_one_another_side_by_side_and_the_judge_last(make):
-    """The judge may ask for an arm of 07. Two at once: the default recipe; one: what may train on a GPU."""
+@pytest.mark.parametrize(
+    ("words", "waits"),
+    [
+        ([], False),
+        (["SET=sft.learning_rate=1e-3"], False),
+        (["SET=judge.candidates='[sft, dpo]'"], True),
+        (["SET=preference.arms.dpo.beta=0.2"], True),
+        (["OVERLAY=leash"], True),
+        (["RECIPE=qwen3_8b", "JOBS=2"], True),
+    ],
+)
+def test_the_judge_waits_for_the_arms_unless_the_recipe_judges_none(make, words, waits):
+    cfg = recipe.load("tiny")
+    assert not set(cfg.judge["candidates"]) & set(cfg.preference["arms"]), "then Make has to wait here too"
+    stages = [called[-1] for called, _ in make("all", *words, PATIENCE="2" if waits else "60") if called[-1] in STAGES]
+    assert (stages.index("06_judge") > stages.index("07_preference")) == waits
+
+
+def test_all_runs_what_needs_nothing_of_one_another_side_by_side(make):
+    """Two at once: the default recipe; one: what may train on a GPU."""
     for words, jobs in (([], "2"), (["RECIPE=tiny"], "2"), (["JOBS=1"], "1"), (["RECIPE=qwen3_8b"], "1")):
         told = [(called[-1], told["JOBS"]) for called, told in make("all", *words) if called[-1] in STAGES]
         stages, said = zip(*told, strict=True)
-        assert set(said) == {jobs} and sorted(stages) == STAGES and stages[-1] == "06_judge"
+        assert set(said) == {jobs} and sorted(stages) == STAGES
         assert jobs == "2" or stages == (*STAGES[:5], "07_preference", "06_judge")
     assert "JOBS" not in os.environ and make("all", JOBS="8")[0][1]["JOBS"] == "2", "a shell may have JOBS too"
     alone = make("06_judge", JOBS="8")[1:]

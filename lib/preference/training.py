@@ -22,9 +22,10 @@ from trl import (
 )
 
 from lib.export import gguf
-from lib.model import adapter, loading
+from lib.model import adapter, loading, saving
 from lib.model.head import HeadTrainer
-from lib.qat import grids
+from lib.pipeline import ranks
+from lib.qat import grids, rounding
 
 CONFIGS = {"sft": SFTConfig, "best_of_k": SFTConfig, "dpo": DPOConfig, "rloo": RLOOConfig, "grpo": GRPOConfig}
 OURS = ("method", "pairs", "reward", "scheme", "samples")  # fields of an arm that are no field of its trainer
@@ -141,6 +142,19 @@ def alone(model):
         model.delete_adapter("ref")
     model.set_adapter("default")
     return model
+
+
+@ranks.led  # with several GPUs one of them writes
+def write(model, tokenizer, stage, name):
+    """Write an arm's adapter into adapter_<name> and its merged weights into cache/<name>.
+
+    model: consumed, as by saving.merge. Returns the fingerprints of the weights it computed with, {} without a grid.
+    """
+    hashes = rounding.fingerprints(alone(model)) if rounding.sites(model) else {}
+    rounding.strip(alone(model))
+    saving.save_adapter(model, stage.dir / f"adapter_{name}")
+    saving.merge(model, tokenizer, stage.dir / "cache" / name)
+    return hashes
 
 
 def refuse_other(file, hashes):
