@@ -1,4 +1,7 @@
-"""Exercise of chapter 7: what the model that was not tuned gains when it answers several times and votes."""
+"""Exercises of chapter 7: what the model that was not tuned gains when it answers several times and votes.
+
+07_preference.py outputs/tiny [RUN ...]: of further runs, what form and accuracy did off the leash.
+"""
 
 import sys
 from collections import Counter, defaultdict
@@ -11,7 +14,7 @@ from lib.pipeline import records
 from lib.pipeline.files import read_jsonl
 
 
-def main(folder):
+def main(folder, *others):
     stage, data = Path(folder) / "07_preference", Path(folder) / "01_dataset"
     record = records.read(stage / "stage.json")
     fmt = records.read(Path(folder) / "03_sft" / "stage.json")["sections"]["chat"]["format"]
@@ -29,7 +32,13 @@ def main(folder):
     for row in record["metrics"]["arms"]:
         print(f"  {row['arm']}: {interval(row['pass@1'])}")
     print("An arm that is not above the vote has moved the model's own knowledge to its first answer, and added none.")
+    for other in (folder, *others) if others else ():
+        print(f"{Path(other).name}:")
+        for row in records.read(Path(other) / "07_preference" / "stage.json")["metrics"]["arms"]:
+            if row["arm"] in ("sft", "rloo"):
+                form, right, moved = row["format"], row["accuracy"], row["KL (nats a token)"]["value"]
+                print(f"  {row['arm']}: format {interval(form)}, accuracy {interval(right)}, KL {moved:.3f} nats")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
