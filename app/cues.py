@@ -31,7 +31,7 @@ class Cues:
     def __init__(self, path=CUES):
         document = json.loads(Path(path).read_text(encoding="utf-8"))
         self.weights, self.bias, self.threshold = document["weights"], document["bias"], document["threshold"]
-        self.word = lru_cache(2**14)(lambda word: self._sum(parts(word)))
+        self.word = lru_cache(2**12)(lambda word: self._sum(parts(word)))
 
     def _sum(self, found):
         known = [self.weights[feature] for feature in found if feature in self.weights]

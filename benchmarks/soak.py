@@ -62,10 +62,11 @@ def main(args=None):
         finally:
             child.stop()
     tenth = max(1, len(memory) // 10)
-    early, late = statistics.median(memory[tenth : 2 * tenth] or memory), statistics.median(memory[-tenth:])
+    held = [statistics.median(memory[at : at + tenth]) for at in range(0, len(memory) - tenth + 1, tenth)]
     told = "{right:,} whole answers, each its own; {lost} lost, {mixed} mixed up".format(**counts)
     print(f"{how.streams} streams for {how.seconds} s: {told}")
-    print(f"memory: {early:.1f} MiB in the second tenth of the time, {late:.1f} in the last, {max(memory):.1f} at most")
+    print("memory in each tenth of the time, MiB:", *(f"{mib:.1f}" for mib in held), f"; {max(memory):.1f} at most")
+    early, late = held[min(1, len(held) - 1)], held[-1]
     fine = counts["right"] and not counts["lost"] and not counts["mixed"] and late <= GROWTH * early
     return int(not fine)
 

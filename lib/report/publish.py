@@ -114,7 +114,8 @@ def front_block(headline, origin):
     """Markdown of the README's six rows and, below them, where they come from, in lines of at most 120 characters."""
     rows = [row | {"shown": str(int(row["stage"][:2]))} for row in front_rows(headline)]
     wrapped = textwrap.wrap(origin, 118, break_on_hyphens=False)
-    return "\n".join([_table(rows, "Chapter", "Measured"), "", *wrapped])
+    table = re.sub(r"0\.0*\d{4,}", lambda number: f"{float(number[0]):.3g}", _table(rows, "Chapter", "Measured"))
+    return "\n".join([table, "", *wrapped])
 
 
 def front_rows(headline):
