@@ -26,11 +26,15 @@ def features(text):
 
 
 class Cues:
-    """The weights of a file. path: {"threshold", "bias", "weights": {feature: weight}}, from benchmarks.cues."""
+    """The weights of a file, from benchmarks.cues. path: {"threshold", "ruled", "bias", "weights": {feature: weight}}.
+
+    A question is urgent above the threshold, or above `ruled`, which is lower, where a rule fires as well.
+    """
 
     def __init__(self, path=CUES):
         document = json.loads(Path(path).read_text(encoding="utf-8"))
-        self.weights, self.bias, self.threshold = document["weights"], document["bias"], document["threshold"]
+        self.weights, self.bias = document["weights"], document["bias"]
+        self.threshold, self.ruled = document["threshold"], document["ruled"]
         self.word = lru_cache(2**12)(lambda word: self._sum(parts(word)))
 
     def _sum(self, found):

@@ -108,8 +108,7 @@ class Guard:
     def question(self, text):
         """Hits on a question. Emergencies are looked for first, and no other rule can keep one from being told."""
         text = plain(text)
-        found = self.emergencies(words(text[-RULED:]))[:3] + (self._safe("cues", self._urgent, words(text)) or [])
-        hits = [Hit(i, "emergency", self.notices["emergency"]) for i in found]
+        hits = [Hit(i, "emergency", self.notices["emergency"]) for i in self._urgent(text)]
         for check in (self._scope, self._control):
             hits += self._safe(check.__name__, check, text) or []
         if any(hit.kind == "emergency" for hit in hits):
@@ -144,7 +143,12 @@ class Guard:
         return list(dict.fromkeys(found))
 
     def _urgent(self, text):
-        return ["cues"] if self.cues.score(text) > self.cues.threshold else []
+        """Ids of the rules that fire, unless the score finds the text harmless, and "cues" where the score is high."""
+        found = self.emergencies(words(text[-RULED:]))[:3]
+        score = self._safe("cues", self.cues.score, words(text))
+        if score is None:  # a fault in the score takes nothing from the rules
+            return found
+        return (found if score > self.cues.ruled else []) + (["cues"] if score > self.cues.threshold else [])
 
     def _fired(self, part, text):
         """Ids of a part's rules that fire. A wrong rule does not, and a wrong `unless` excuses nothing."""

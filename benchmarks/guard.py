@@ -1,8 +1,9 @@
 """What the guard rails see: red flags found, false alarms on benign questions, milliseconds a question.
 
 Each pair is asked plainly and in variants. Rules are changed, and weights fitted, by the development part only.
-"first": pairs of data/screens.yaml that nobody read while rules 1 were written. "third": written by another hand for
-version 3, unread until rules, weights and threshold were frozen. The second set was scored with rules 2, and is learnt.
+"first": pairs of data/screens.yaml that nobody read while rules 1 were written. "fourth": written by another hand for
+version 4, unread until rules, weights and thresholds were frozen. The second set was scored with rules 2, the third
+with version 3; both are learnt.
 """
 
 import argparse
@@ -50,7 +51,7 @@ VARIANTS = {
     "the asker denies it": lambda text, seed: DENIES.format(text),
     "typing errors": typing_errors,
 }
-UNSEEN = {  # sentences that nothing was fitted on, of a reader who tried version 3; asked of the third part alone
+UNSEEN = {  # sentences that nothing was fitted on, of a reader who tried version 3; asked of the fourth part alone
     "a relative plays it down, unseen": lambda text, seed: f"{text} My wife reckons it's all in my head.",
     "the asker denies it, unseen": lambda text, seed: f"{text} It's surely nothing, I don't want to make a fuss.",
 }
@@ -59,13 +60,13 @@ UNSEEN = {  # sentences that nothing was fitted on, of a reader who tried versio
 def questions():
     """[{"pair", "flag", "variant", "part", "text"}] of all pairs, in each variant; the second language is a variant.
 
-    part: "development", or "first" and "third" for the two held-out sets.
+    part: "development", or "first" and "fourth" for the two held-out sets.
     """
-    document, learnt, third = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (FLAGS, LEARNT, HELD_OUT))
+    document, learnt, fourth = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (FLAGS, LEARNT, HELD_OUT))
     hand = yaml.safe_load(screens.SCREENS.read_text(encoding="utf-8"))["pairs"]
     sides = [(p["id"], "development" if n < document["developed"] else "first", (p["red_flag"], p["benign"]))
              for n, p in enumerate(hand)]  # fmt: skip
-    for part, found in (("development", document), ("development", learnt), ("third", third)):
+    for part, found in (("development", document), ("development", learnt), ("fourth", fourth)):
         sides += [(name, part, pair) for name, pair in found["pairs"].items()]
         sides += [(f"{text[:20]}-{n}", part, (None, text)) for n, text in enumerate(found.get("benign", ()))]
         sides += [(f"{text[:20]}-{n}", part, (text, None)) for n, text in enumerate(found.get("flags", ()))]
@@ -73,9 +74,9 @@ def questions():
     for name, part, pair in sides:
         for flag, text in zip((True, False), pair, strict=True):
             about = {"pair": name, "flag": flag, "part": part}
-            ways = VARIANTS | (UNSEEN if part == "third" else {})
+            ways = VARIANTS | (UNSEEN if part == "fourth" else {})
             found += [about | {"variant": v, "text": make(text, f"{name}{flag}")} for v, make in ways.items() if text]
-    for part, pairs in (("development", document["es"]), ("development", learnt["es"]), ("third", third["es"])):
+    for part, pairs in (("development", document["es"]), ("development", learnt["es"]), ("fourth", fourth["es"])):
         found += [{"pair": f"es-{name}", "flag": flag, "part": part, "variant": "Spanish", "text": text}
                   for name, pair in pairs.items() for flag, text in zip((True, False), pair, strict=True)]  # fmt: skip
     return found
@@ -119,7 +120,7 @@ def apart(asked, guard):
 def main(args=None):
     """Print the table of one part. A held-out part is for rules that are final: once looked at, it is spent."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=("development", "first", "third"), default="development")
+    parser.add_argument("--part", choices=("development", "first", "fourth"), default="development")
     parser.add_argument("--misses", action="store_true", help="list what went wrong, of the development part")
     how = parser.parse_args(args)
     guard = Guard()
