@@ -24,6 +24,6 @@ def drift(curves, title="What is rewarded, what is wanted, and how far the model
         ax.set_title(name, loc="left", fontsize=10)
         ax.set_ylabel("mean of samples")
         ax.grid(color="#EEEEEE", linewidth=0.7)
-        ax.legend(frameon=False, fontsize=9)
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2, frameon=False, fontsize=9)
     axes[-1].set_xlabel("square root of the divergence (nats a token)")
     return figure
