@@ -31,7 +31,7 @@ from served import (
 from test_gguf import bf16, twin  # noqa: F401 (fixtures)
 
 from app import backend as backends
-from app import logs, settings
+from app import logs, settings, stream
 from app.access import Access
 from app.errors import Problem
 
@@ -310,6 +310,14 @@ def test_a_slot_of_the_real_server_is_free_within_a_second_of_its_client(bf16, m
     body = STREAM | {"max_tokens": 2000}  # seconds, if nobody stops it
     if where == "in prefill":
         body["messages"] = [{"role": "user", "content": "Is it a fever? " * 1900}]
+    read, whole = [], stream.Stream._whole
+
+    def noted(self, data):
+        found = whole(self, data)
+        read.append(self.read)
+        return found
+
+    monkeypatch.setattr(stream.Stream, "_whole", noted)
     with api(made, slots=1, tokens_per_day=10**6) as client:
         backend, access = client.desk.backends["tiny/x"], client.desk.access
 
@@ -318,7 +326,7 @@ def test_a_slot_of_the_real_server_is_free_within_a_second_of_its_client(bf16, m
 
         link = leave(client, json.dumps(body).encode())
         if where == "in prefill":
-            wait(lambda: slot()["is_processing"])
+            wait(lambda: any(read))
         else:
             assert b"200 OK" in link.recv(50)
         if where == "queued":
