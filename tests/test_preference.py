@@ -25,7 +25,7 @@ from lib import execute
 from lib.evaluation import generate, probability
 from lib.figures import leash
 from lib.judge import protocol
-from lib.pipeline import recipe, run
+from lib.pipeline import ranks, recipe, run
 from lib.pipeline.files import ROOT
 from lib.preference import material, measure, pairs, rewards, training
 from lib.qat import rounding
@@ -91,6 +91,15 @@ def dpo_by_hand(trainer, batch):
         now, then = (training.log_probabilities(trainer.model, batch, name) for name in ("default", "ref"))
         good, bad = (now - then).chunk(2)
         return loss, float(-torch.nn.functional.logsigmoid(trainer.beta * (good - bad)).mean()), now, then
+
+
+def test_with_several_ranks_the_reference_is_computed_in_every_step(tmp_path, monkeypatch, capsys):
+    """TRL keeps the log-probabilities of rows in memory in a temporary file of one process: the others died of it."""
+    made, arm = arms(tmp_path), {"method": "dpo", "precompute_ref_log_probs": True, **COMMON}
+    assert training.arguments(made.cfg, made.stage, arm, "dpo", 1).precompute_ref_log_probs
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    assert not training.arguments(made.cfg, made.stage, arm, "dpo", 1).precompute_ref_log_probs
+    assert "precompute_ref_log_probs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["plain", "rounded", "rounded, precomputed", "experts", "nf4"])

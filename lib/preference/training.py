@@ -133,6 +133,9 @@ def arguments(cfg, stage, arm, name, seed, **more):
     made = config(**fields | {key: value for key, value in arm.items() if key not in OURS})
     if drawing and made.beta == 0:
         made.beta = UNLEASHED
+    if ranks.world() > 1 and getattr(made, "precompute_ref_log_probs", False):  # TRL's file is one process's own
+        made.precompute_ref_log_probs = False
+        print(f"{name}: with several ranks the reference is computed in every step: precompute_ref_log_probs is off")
     return made
 
 
