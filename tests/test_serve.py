@@ -429,6 +429,16 @@ def test_the_served_score_is_the_fitted_one(tmp_path, monkeypatch):
     assert ours == pytest.approx(theirs, abs=0.1) and len(short) > 200, "weights are rounded to two digits"
 
 
+def test_a_fault_in_the_score_takes_no_notice_away(monkeypatch):
+    guard, text = Guard(log=SimpleNamespace(error=lambda *a, **k: None)), "Crushing chest pressure into my left arm."
+    before = [hit.id for hit in guard.question(text)]
+    monkeypatch.setattr(guard.cues, "score", lambda text: 1 / 0)
+    assert {"chest-pressure", "cues"} <= set(before)
+    assert [hit.id for hit in guard.question(text)] == [name for name in before if name != "cues"]
+    monkeypatch.setattr(guard.cues, "score", lambda text: guard.cues.ruled)
+    assert not [hit for hit in guard.question(text) if hit.kind == "emergency"], "harmless in the score's eyes"
+
+
 def test_an_urgent_sentence_counts_wherever_it_stands_and_a_long_calm_text_is_calm():
     guard = Guard()
     calm = "The talk was about the history of the hospital, its gardens and the people who built it. " * 20
