@@ -8,7 +8,7 @@ import pytest
 import tiny_qwen
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
 
 from lib.evaluation import probability
 from lib.model import saving
@@ -65,10 +65,21 @@ def test_a_merge_into_the_16_bit_base_is_refused(small_base, tokenizer, tmp_path
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("quantized", [False, True], ids=["16 bits", "nf4"])
 def test_chapter_3_multiplies_by_hand_whatever_the_base_computes_in(small_base, dtype, quantized, tmp_path):
+    nf4 = BitsAndBytesConfig(**tiny_qwen.NF4, bnb_4bit_compute_dtype=dtype) if quantized else None
+    multiplied(adapted(small_base, nf4, dtype), tmp_path)
+
+
+def test_chapter_3_multiplies_by_hand_on_gpt2_whose_matrices_are_transposed(tmp_path):
+    """DialoGPT's rehearsal ended there: its layers are no torch.nn.Linear."""
+    base = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64))
+    config = LoraConfig(r=4, target_modules=["c_proj"], fan_in_fan_out=True, init_lora_weights=False)
+    multiplied(get_peft_model(base, config).eval(), tmp_path)
+
+
+def multiplied(model, tmp_path):
+    """Runs chapter 3's cell that multiplies an adapter by hand."""
     cells = json.loads((ROOT / "notebooks" / "03_sft.ipynb").read_text(encoding="utf-8"))["cells"]
     (source,) = ["".join(cell["source"]) for cell in cells if "adapter.trained(" in "".join(cell["source"])]
-    nf4 = BitsAndBytesConfig(**tiny_qwen.NF4, bnb_4bit_compute_dtype=dtype) if quantized else None
-    model = adapted(small_base, nf4, dtype)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}, "as it is trained"
     given = {"torch": torch, "cfg": None, "model": model, "trainer": None, "stage": SimpleNamespace(dir=tmp_path)}
     exec(source, given | {"adapter": SimpleNamespace(trained=lambda cfg, model, *more: model)})
