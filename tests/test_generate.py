@@ -46,7 +46,7 @@ def test_batched_answers_equal_single_ones_without_a_cache(model, tokenizer):
 
 
 def test_rows_end_at_their_own_stop_token_and_at_their_own_time(model, monkeypatch):
-    monkeypatch.setattr(generate, "time", SimpleNamespace(perf_counter=itertools.count().__next__))  # a tick a token
+    monkeypatch.setattr(batching, "time", SimpleNamespace(perf_counter=itertools.count().__next__))  # a tick a token
     lengths = (3, 30, 11, 24, 7, 18, 39, 5)
     generator = torch.Generator().manual_seed(5)
     given = [torch.randint(3, 250, (length,), generator=generator).tolist() for length in lengths]

@@ -2,10 +2,11 @@
 
 import contextlib
 import os
+import time
 
 import torch
 from torch.nn.functional import cross_entropy, pad
-from transformers import DynamicCache
+from transformers import DynamicCache, StoppingCriteria
 
 from lib.chat.turns import IGNORE_INDEX
 from lib.model import head
@@ -127,3 +128,15 @@ def _fitting(rows, vocab_size):
         if count * len(columns) * vocab_size > LOGITS_AT_ONCE:
             return max(1, count - 1)
     return len(rows)
+
+
+class Clock(StoppingCriteria):
+    """Notes the time of each step, and ends nothing."""
+
+    def __init__(self):
+        self.started, self.seconds = time.perf_counter(), []
+
+    def __call__(self, input_ids, scores, **kwargs):
+        input_ids[0, -1].item()  # waits for the device
+        self.seconds.append(time.perf_counter() - self.started)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

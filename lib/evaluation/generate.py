@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import openai
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteriaList
 
 from lib.chat import encoding
 from lib.evaluation import batching
@@ -92,30 +92,27 @@ def transformers(
 
 
 def ask(stage, name, model, tokenizer, prompts):
-    """Greedy or drawn answers of a chapter's model, as its recipe's chat section says: `transformers` with its values.
+    """Greedy or drawn answers of a chapter's model, as its recipe's chat section says: `chosen` with its values.
 
     They are kept under the name as they come, so that a chapter that was killed asks for the rest only.
     """
     chat = stage.recipe.chat
     fields = {"seed": stage.recipe.run["seed"], "top_p": chat["top_p"], "date": chat["date"]}
     fields |= {"effort": chat["reasoning_effort"], "keep": stage.dir / "cache" / f"{name}.jsonl"}
-    chosen = (chat["max_new_tokens"], chat["batch_size"], chat["temperature"])
+    values = (chat["max_new_tokens"], chat["batch_size"], chat["temperature"])
     with stage.timer(f"generate {name}"):
-        return transformers(
-            model, tokenizer, prompts, *chosen, progress=lambda *at: stage.progress(*at, name), **fields
+        return chosen(stage.recipe)(
+            model, tokenizer, prompts, *values, progress=lambda *at: stage.progress(*at, name), **fields
         )
 
 
-class _Clock(StoppingCriteria):
-    """Notes the time of each step, and ends nothing."""
+def chosen(recipe):
+    """What answers under a recipe: `transformers`, or vllm.answers, which takes the same."""
+    if recipe.chat["generator"] == "vllm":
+        from lib.evaluation.vllm import answers  # which reads this file
 
-    def __init__(self):
-        self.started, self.seconds = time.perf_counter(), []
-
-    def __call__(self, input_ids, scores, **kwargs):
-        input_ids[0, -1].item()  # waits for the device
-        self.seconds.append(time.perf_counter() - self.started)
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        return answers
+    return transformers
 
 
 def _drawing(temperature, top_p):
@@ -130,7 +127,7 @@ def continue_ids(model, prompts, how):
     how: fields of transformers.GenerationConfig. A stop token is among the ids that it ended.
     """
     ids, mask, _ = batching.left_pad(prompts, model.device)
-    clock, stops = _Clock(), set(how["eos_token_id"])
+    clock, stops = batching.Clock(), set(how["eos_token_id"])
     config = GenerationConfig(pad_token_id=how["eos_token_id"][0], **how)
     out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, synced_gpus=False,
                          past_key_values=batching.shared_cache(model, prompts),

@@ -79,6 +79,9 @@ def check(recipe):
         raise ValueError(f"model.base {model['base']!r} can be trained but not exported (chapter 5): {why}")
     if model["checkpoint_4bit"] and not (model["quantization"] or {}).get("load_in_4bit"):
         raise ValueError("model.checkpoint_4bit saves the base in 4 bits: say which in model.quantization, or drop it")
+    if recipe["chat"]["generator"] == "vllm" and (model["quantization"] or (recipe["preference"] or {}).get("scheme")):
+        raise ValueError("chat.generator is vllm with model.quantization or preference.scheme: it would answer for "
+                         "other weights than those in memory. Drop these, or generate with transformers")  # fmt: skip
     _subset(export["quantizations"], schema.QUANTIZATIONS, "export.quantizations")
     if not export["quantizations"]:
         raise ValueError(f"export.quantizations is empty: name at least one of {', '.join(schema.QUANTIZATIONS)}")

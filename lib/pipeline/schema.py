@@ -72,6 +72,7 @@ class ChatSection(Section):
     format: typing.Literal["think", "harmony", "thinking_response", "instruction"] = "think"
     reasoning_effort: typing.Literal["low", "medium", "high"] | None = None  # harmony writes it into its system turn
     date: str | None = None  # YYYY-MM-DD for templates that write today's
+    generator: typing.Literal["transformers", "vllm"] = "transformers"  # what answers in chapters 2, 3 and 7
     max_new_tokens: int = Field(512, ge=1, le=1000000)
     batch_size: int = Field(16, ge=1, le=10000)
     temperature: float = Field(0.0, ge=0, le=2)
@@ -240,11 +241,8 @@ def _signature_kinds(config):
     for name, parameter in inspect.signature(config.__init__).parameters.items():
         if name in ("self", "kwargs") or parameter.kind is parameter.VAR_KEYWORD:
             continue
-        found[name] = (
-            kinds(type(parameter.default))
-            if parameter.default is not None
-            else {"types": ["str", "list", "null"], "choices": []}
-        )
+        unknown = {"types": ["str", "list", "null"], "choices": []}
+        found[name] = unknown if parameter.default is None else kinds(type(parameter.default))
     if "bnb_4bit_quant_type" in found:
         found["bnb_4bit_quant_type"] = {"types": [], "choices": ["nf4", "fp4"]}
     return found

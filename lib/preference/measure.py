@@ -22,7 +22,7 @@ def samples(stage, name, model, tokenizer, records, count, seed=None):
         for record in records
         for n in range(count)
     ]
-    drawn = generate.transformers(
+    drawn = generate.chosen(stage.recipe)(
         model, tokenizer, asked, chat["max_new_tokens"], chat["batch_size"], temperature=1.0,
         seed=stage.recipe.run["seed"] if seed is None else seed, date=chat["date"], effort=chat["reasoning_effort"],
         keep=stage.dir / "cache" / f"samples_{name}.jsonl",
