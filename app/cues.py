@@ -1,59 +1,80 @@
-"""A learned score of how urgent a question is: weights of words, of their parts and of neighbours (cues.json).
+"""A learned score of how urgent a question is: weights of runs of letters and of words (cues.npz).
 
-The rules know phrases; this knows what the words of a few thousand messages have in common. `python -m benchmarks.cues`
-fits the weights.
+The rules know phrases; this knows which runs the messages of data/redflags*.jsonl have in common. A run has no name in
+the file: its weight lies in a bucket that its hash picks (feature hashing, Weinberger et al. 2009).
+`python -m benchmarks.cues` fits the weights.
 """
 
-import json
+import zlib
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 
-CUES = Path(__file__).with_name("cues.json")
+import numpy as np
+
+CUES = Path(__file__).with_name("cues.npz")
 WINDOW, STEP = 60, 15  # words that are scored together: a red flag in a long message counts as in a short one
+BITS = 19  # of a bucket's number
+LETTERS, WORDS, GAPS = (2, 3, 4, 5, 6), (1, 2, 3), (2, 3)  # sizes of runs; how far the second word of a pair stands
+PRIME, MIX = np.uint64(0x100000001B3), np.uint64(0x9E3779B97F4A7C15)
 
 
-def parts(word):
-    """What a word is weighed by: itself, and its runs of two to five letters, with a blank at both ends."""
-    whole = f" {word} "
-    return {whole} | {whole[at : at + size] for size in range(2, 6) for at in range(len(whole) - size + 1)}
+def buckets(text):
+    """(buckets [letters, 5] of the runs of letters, [words, 5] of the runs and pairs of words), by where a run begins.
+
+    Runs of letters cross from word to word; what would reach beyond the end is filled with zeros.
+    """
+    found = text.split() or [""]
+    code = "".join(f"{word} " for word in found).encode("utf-32-le", "surrogatepass")
+    letters = np.frombuffer(code, np.uint32).astype(np.uint64)
+    words = np.array([_number(word) for word in found], np.uint64)
+    gaps = [(0, gap) for gap in GAPS]
+    return (_hashed(letters, [range(size) for size in LETTERS], 1),
+            _hashed(words, [range(size) for size in WORDS] + gaps, 2))  # fmt: skip
 
 
-def features(text):
-    """All that is weighed in a text from `guard.words`: the parts of each word, and each pair of neighbours."""
-    found = text.split()
-    return [part for word in found for part in parts(word)] + [f"{a} {b}" for a, b in pairwise(found)]
+@lru_cache(2**12)
+def _number(word):
+    return zlib.crc32(word.encode("utf-8", "surrogatepass"))
+
+
+def _hashed(items, runs, seed):
+    """A column of buckets for each run, which is given by the offsets of its items. FNV's step, then a mix."""
+    padded, columns = np.concatenate([items, np.zeros(8, np.uint64)]), []
+    for run in runs:
+        found = np.full(len(items), seed * 31 + len(run) * 7 + run[-1], np.uint64)
+        for at in run:
+            found = (found ^ padded[at : at + len(items)]) * PRIME
+            found ^= found >> np.uint64(32)
+        columns.append(found * MIX >> np.uint64(64 - BITS))
+    return np.stack(columns, 1).astype(np.int64)
 
 
 class Cues:
-    """The weights of a file, from benchmarks.cues. path: {"threshold", "ruled", "bias", "weights": {feature: weight}}.
+    """The weights of a file, from benchmarks.cues. path: .npz of letters and words (int8 [2**BITS]), and their numbers.
 
     A question is urgent above the threshold, or above `ruled`, which is lower, where a rule fires as well.
     """
 
     def __init__(self, path=CUES):
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-        self.weights, self.bias = document["weights"], document["bias"]
-        self.threshold, self.ruled = document["threshold"], document["ruled"]
-        self.word = lru_cache(2**12)(lambda word: self._sum(parts(word)))
-
-    def _sum(self, found):
-        known = [self.weights[feature] for feature in found if feature in self.weights]
-        return sum(known), len(known)
+        with np.load(path) as file:
+            self.letters, self.words = file["letters"], file["words"]
+            self.unit, self.bias, self.threshold, self.ruled = (float(value) for value in file["numbers"])
 
     def score(self, text):
-        """Log-odds of an emergency in the most urgent window of a text from `guard.words`.
+        """How urgent the most urgent window of a text from `guard.words` is: above 0 more like a red flag than not.
 
-        The sum of the weights that are known, divided by the root of how many: a longer text is not more urgent.
+        The weights of a window are summed and divided by the root of how many: a longer text is not more urgent.
         """
-        found, known = text.split(), self.weights.get
-        sums, counts, last = [0.0], [0], None
-        for word in found:
-            weight, count = self.word(word)
-            pair = last and known(f"{last} {word}")
-            sums.append(sums[-1] + weight + (pair or 0.0))
-            counts.append(counts[-1] + count + (pair is not None))
-            last = word
-        starts = range(0, max(1, len(found) - WINDOW + STEP), STEP)
-        windows = ((start, min(start + WINDOW, len(found))) for start in starts)
-        return self.bias + max((sums[b] - sums[a]) / max(1, counts[b] - counts[a]) ** 0.5 for a, b in windows)
+        letters, words = (
+            np.concatenate([[0], weights[found].sum(1, dtype=np.int64).cumsum()])
+            for weights, found in zip((self.letters, self.words), buckets(text), strict=True)
+        )
+        begins = np.concatenate([[0], np.cumsum([len(word) + 1 for word in text.split() or [""]])])
+        first = np.arange(0, max(1, len(words) - 1 - WINDOW + STEP), STEP)
+        last = np.minimum(first + WINDOW, len(words) - 1)
+        scores = _mean(letters, begins[first], begins[last], len(LETTERS)) + _mean(words, first, last, 5)
+        return self.bias + self.unit * float(scores.max())
+
+
+def _mean(sums, first, last, runs):
+    return (sums[last] - sums[first]) / np.sqrt(np.maximum(1, last - first) * runs)

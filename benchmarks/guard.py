@@ -1,9 +1,9 @@
 """What the guard rails see: red flags found, false alarms on benign questions, milliseconds a question.
 
 Each pair is asked plainly and in variants. Rules are changed, and weights fitted, by the development part only.
-"first": pairs of data/screens.yaml that nobody read while rules 1 were written. "fourth": written by another hand for
-version 4, unread until rules, weights and thresholds were frozen. The second set was scored with rules 2, the third
-with version 3; both are learnt.
+"first": pairs of data/screens.yaml that nobody read while rules 1 were written. "fifth": written by another hand for
+version 5, unread until rules, weights and thresholds were frozen. The second, third and fourth set were scored once,
+each with the version of its number, and are learnt.
 """
 
 import argparse
@@ -19,9 +19,10 @@ from app.cues import CUES
 from app.guard import READ, RULED, RULES, Guard, plain, words
 from lib import stats
 from lib.evaluation import screens
-from lib.pipeline.files import ROOT
+from lib.pipeline.files import ROOT, read_jsonl
 
-FLAGS, LEARNT, HELD_OUT = (ROOT / "data" / f"redflags{part}.yaml" for part in ("", "_learnt", "_held_out"))
+FLAGS, HELD_OUT = (ROOT / "data" / f"redflags{part}.yaml" for part in ("", "_held_out"))
+LEARNT = FLAGS.with_name("redflags_learnt.jsonl")
 PLAYS_DOWN = "{} My husband says I exaggerate and that it is nothing."
 DENIES = "{} I am sure it is nothing serious and I do not want to bother a doctor."
 TARGET = {"red flags found": 0.95, "false alarms": 0.05}
@@ -51,34 +52,32 @@ VARIANTS = {
     "the asker denies it": lambda text, seed: DENIES.format(text),
     "typing errors": typing_errors,
 }
-UNSEEN = {  # sentences that nothing was fitted on, of a reader who tried version 3; asked of the fourth part alone
-    "a relative plays it down, unseen": lambda text, seed: f"{text} My wife reckons it's all in my head.",
-    "the asker denies it, unseen": lambda text, seed: f"{text} It's surely nothing, I don't want to make a fuss.",
-}
 
 
 def questions():
     """[{"pair", "flag", "variant", "part", "text"}] of all pairs, in each variant; the second language is a variant.
 
-    part: "development", or "first" and "fourth" for the two held-out sets.
+    part: "development", or "first" and "fifth" for the two held-out sets.
     """
-    document, learnt, fourth = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (FLAGS, LEARNT, HELD_OUT))
+    document, fifth = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (FLAGS, HELD_OUT))
     hand = yaml.safe_load(screens.SCREENS.read_text(encoding="utf-8"))["pairs"]
-    sides = [(p["id"], "development" if n < document["developed"] else "first", (p["red_flag"], p["benign"]))
+    sides = [(p["id"], "development" if n < document["developed"] else "first", "en", (p["red_flag"], p["benign"]))
              for n, p in enumerate(hand)]  # fmt: skip
-    for part, found in (("development", document), ("development", learnt), ("fourth", fourth)):
-        sides += [(name, part, pair) for name, pair in found["pairs"].items()]
-        sides += [(f"{text[:20]}-{n}", part, (None, text)) for n, text in enumerate(found.get("benign", ()))]
-        sides += [(f"{text[:20]}-{n}", part, (text, None)) for n, text in enumerate(found.get("flags", ()))]
+    for part, found in (("development", document), ("fifth", fifth)):
+        sides += [(name, part, "en", pair) for name, pair in found["pairs"].items()]
+        sides += [(f"{text[:20]}-{n}", part, "en", (None, text)) for n, text in enumerate(found.get("benign", ()))]
+        sides += [(f"es-{name}", part, "es", pair) for name, pair in found["es"].items()]
+    sides += [(row["id"], "development", row["language"], (row.get("red_flag"), row.get("benign")))
+              for row in read_jsonl(LEARNT)]  # fmt: skip
+    ways = {"en": VARIANTS, "es": {"Spanish": VARIANTS["plain"]}}
+    own = {f"{name}, in other words": lambda text, seed, said=said: f"{text} {said}"
+           for name, said in fifth["beside"].items()}  # fmt: skip
     found = []
-    for name, part, pair in sides:
+    for name, part, language, pair in sides:
         for flag, text in zip((True, False), pair, strict=True):
             about = {"pair": name, "flag": flag, "part": part}
-            ways = VARIANTS | (UNSEEN if part == "fourth" else {})
-            found += [about | {"variant": v, "text": make(text, f"{name}{flag}")} for v, make in ways.items() if text]
-    for part, pairs in (("development", document["es"]), ("development", learnt["es"]), ("fourth", fourth["es"])):
-        found += [{"pair": f"es-{name}", "flag": flag, "part": part, "variant": "Spanish", "text": text}
-                  for name, pair in pairs.items() for flag, text in zip((True, False), pair, strict=True)]  # fmt: skip
+            asked = ways[language] | (own if part == "fifth" and language == "en" else {})
+            found += [about | {"variant": v, "text": make(text, f"{name}{flag}")} for v, make in asked.items() if text]
     return found
 
 
@@ -120,7 +119,7 @@ def apart(asked, guard):
 def main(args=None):
     """Print the table of one part. A held-out part is for rules that are final: once looked at, it is spent."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=("development", "first", "fourth"), default="development")
+    parser.add_argument("--part", choices=("development", "first", "fifth"), default="development")
     parser.add_argument("--misses", action="store_true", help="list what went wrong, of the development part")
     how = parser.parse_args(args)
     guard = Guard()
