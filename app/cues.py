@@ -8,6 +8,7 @@ the file: its weight lies in a bucket that its hash picks (feature hashing, Wein
 import zlib
 from functools import lru_cache
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -53,12 +54,20 @@ class Cues:
     """The weights of a file, from benchmarks.cues. path: .npz of letters and words (int8 [2**BITS]), and their numbers.
 
     A question is urgent above the threshold, or above `ruled`, which is lower, where a rule fires as well.
+    Raises ValueError where the file is none of these.
     """
 
     def __init__(self, path=CUES):
-        with np.load(path) as file:
-            self.letters, self.words = file["letters"], file["words"]
-            self.unit, self.bias, self.threshold, self.ruled = (float(value) for value in file["numbers"])
+        try:
+            with np.load(path) as file:
+                self.letters, self.words = file["letters"], file["words"]
+                self.unit, self.bias, self.threshold, self.ruled = (float(value) for value in file["numbers"])
+            if not self.letters.shape == self.words.shape == (2**BITS,):
+                raise ValueError(f"shapes {self.letters.shape} and {self.words.shape}")
+        except (OSError, ValueError, KeyError, BadZipFile, EOFError) as error:
+            raise ValueError(f"{path} does not hold the score of red flags ({error}): expected letters and words, "
+                             f"[{2**BITS}] each, and 4 numbers. Take it from git, or fit it: python -m benchmarks.cues"
+                             ) from None  # fmt: skip
 
     def score(self, text):
         """How urgent the most urgent window of a text from `guard.words` is: above 0 more like a red flag than not.

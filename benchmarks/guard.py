@@ -14,6 +14,9 @@ import time
 
 import numpy as np
 import yaml
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
 from app.cues import CUES
 from app.guard import READ, RULED, RULES, Guard, plain, words
@@ -116,23 +119,37 @@ def apart(asked, guard):
     return (told + late).format(*shares, float((score[flag] > strict).mean()))
 
 
+def opponent(asked):
+    """The questions with "found" by two lines of scikit-learn, words and pairs of the same development part."""
+    learnt = [q for q in questions() if q["part"] == "development" and q["variant"] in ("plain", "Spanish")]
+    read = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    model = make_pipeline(read, LogisticRegression(C=30, max_iter=1000))
+    model.fit([words(plain(q["text"])) for q in learnt], [q["flag"] for q in learnt])
+    found = model.predict([words(plain(q["text"])) for q in asked])
+    return [q | {"found": ["tf-idf"] if fires else [], "ms": None} for q, fires in zip(asked, found, strict=True)]
+
+
 def main(args=None):
     """Print the table of one part. A held-out part is for rules that are final: once looked at, it is spent."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", choices=("development", "first", "fifth"), default="development")
     parser.add_argument("--misses", action="store_true", help="list what went wrong, of the development part")
+    parser.add_argument("--opponent", action="store_true", help="score two lines of scikit-learn instead")
     how = parser.parse_args(args)
     guard = Guard()
     guard.question("warm")
-    scored = score([q for q in questions() if q["part"] == how.part], guard)
+    asked = [q for q in questions() if q["part"] == how.part]
+    scored = opponent(asked) if how.opponent else score(asked, guard)
     digest = hashlib.sha256(RULES.read_bytes() + CUES.read_bytes()).hexdigest()[:12]
-    print(f"rules version {guard.version} ({digest}), {how.part} part")
+    print(f"{'tf-idf' if how.opponent else f'rules version {guard.version} ({digest})'}, {how.part} part")
     print("| variant | question | a rule fired | 95 % | n |\n|:--|:--|--:|:--|--:|")
     for row in table(scored):
         side = "red flag" if row["flag"] else "benign"
         interval = f"{100 * row['low']:.1f} to {100 * row['high']:.1f} %"
         print(f"| {row['variant']} | {side} | {100 * row['value']:.1f} % | {interval} | {row['n']} |")
-    print(apart([q for q in questions() if q["part"] == how.part], guard))
+    if how.opponent:
+        return
+    print(apart(asked, guard))
     times = sorted(q["ms"] for q in scored)
     long = [{"text": " ".join(q["text"] for q in scored)[:READ]}] * 9  # the longest that is read
     print(f"median {times[len(times) // 2]:.2f} ms, 99th percentile {times[int(0.99 * len(times))]:.2f} ms a question, "

@@ -425,8 +425,20 @@ def test_the_served_score_is_the_fitted_one(tmp_path):
     served = Cues(tmp_path / "cues.npz")
     short = np.array([len(q["text"].split()) <= WINDOW for q in asked])
     ours = np.array([served.score(q["text"]) for q in asked])[short]
-    assert ours == pytest.approx(bench_cues.scored(counts, model)[short], abs=0.05) and len(ours) > 400
+    theirs = bench_cues.scored(counts, model)[short]  # weights of a byte, the largest of a thousand cut
+    assert ours == pytest.approx(theirs, abs=0.15) and np.corrcoef(ours, theirs)[0, 1] > 0.999 and len(ours) > 400
     assert (served.threshold, served.ruled) == (0.5, -0.5) and np.ptp(ours) > 1
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK half a file", "short"])
+def test_a_damaged_score_is_said_before_the_first_request(content, tmp_path):
+    path = tmp_path / "cues.npz"
+    if content == "short":
+        np.savez(path, letters=np.zeros(9, np.int8), words=np.zeros(9, np.int8), numbers=np.zeros(4))
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cues.npz does not hold the score .*expected .*python -m benchmarks.cues"):
+        Cues(path)
 
 
 @pytest.mark.parametrize("text", ["", " ", " a", " \ud800 \U0001f691", " no" * 2000])
