@@ -104,6 +104,18 @@ def test_nothing_is_made_when_a_check_fails(clone):
     assert not (clone / ".venv").exists() and not (clone / "outputs").exists()
 
 
+def test_a_linked_environment_is_not_emptied(monkeypatch, tmp_path):
+    """A .venv that leads to another checkout's does not fit this one; making it anew took the other one away."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "kept").touch()
+    (tmp_path / ".venv").symlink_to(tmp_path / "other")
+    monkeypatch.setattr(setup, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(setup, "PYTHON", tmp_path / ".venv" / "bin" / "python")
+    with open(tmp_path / "log", "w") as sink:
+        setup.make_venv(sink)
+    assert (tmp_path / "other" / "kept").exists() and not (tmp_path / ".venv").is_symlink() and setup.PYTHON.exists()
+
+
 def test_requirements_are_exact_pins_and_all_are_locked():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     pins = [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]

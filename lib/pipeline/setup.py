@@ -202,6 +202,8 @@ def make_venv(sink):
         result = subprocess.run([str(PYTHON), "-c", probe], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         if result.stdout.decode().split() == [str(number) for number in sys.version_info[:2]]:
             return
+    if VENV.is_symlink():
+        VENV.unlink()  # --clear would empty the folder that it leads to, which is somebody else's
     timed([sys.executable, "-m", "venv", "--clear", str(VENV)], sink, "create .venv")
 
 
