@@ -3,6 +3,7 @@
     exactness  are the grids on CUDA those of the CPU, value for value?
     qat        step time and memory of exact QAT beside plain LoRA
     train      speed and memory of chapter 3's training at real size, random weights, beside what `make plan` says
+    generate   tokens a second of answers, by transformers and by vLLM
     recipe     the tiny recipe's seven stages, end to end on the GPU
 
 Each result goes to outputs/bench/gpu.json and into the table of docs/benchmarks.md as soon as it is there; a check that
@@ -28,6 +29,7 @@ PARTS = {  # name: (module, function that gives its jobs), imported late, for wh
     "exactness": ("gpu_qat", "exactness"),
     "qat": ("gpu_qat", "cost"),
     "train": ("gpu_train", "jobs"),
+    "generate": ("gpu_generate", "jobs"),
     "recipe": ("gpu_recipe", "jobs"),
 }
 PAGE = ROOT / "docs" / "benchmarks.md"
