@@ -67,7 +67,8 @@ def model(trained=True, base=None):
 
 def arms(tmp_path, rows=None, scored=None, **preference):
     cfg = SimpleNamespace(
-        chat={"format": "instruction", "date": None, "reasoning_effort": None, "max_new_tokens": 8, "batch_size": 8},
+        chat={"format": "instruction", "date": None, "reasoning_effort": None, "max_new_tokens": 8, "batch_size": 8,
+              "generator": "transformers"},
         sft={"max_length": 128}, run={"seed": 1}, model={"dtype": "float32"}, lora=None,
         preference={"kl_limit": 1.0, "samples": 2, "learn_from": 4, "reward": {}} | preference,
     )  # fmt: skip

@@ -122,7 +122,8 @@ def _started(model, length, slots):
     known = environment() | {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     log = scratch / "vllm.log"
     with open(log, "w", encoding="utf-8") as sink:
-        process = subprocess.Popen(held(executable, "serve", *args), stdout=sink, stderr=subprocess.STDOUT, env=known)
+        command = held(executable, "serve", *args, end="SIGTERM")  # at SIGKILL it would leave its engine behind
+        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=known, start_new_session=True)
     _now.callback(_ended, process)
     api = client(f"http://127.0.0.1:{port}", key).with_options(timeout=3600)
     begun = time.monotonic()

@@ -17,7 +17,7 @@ VARIABLE = re.compile(
 USER_INFO = re.compile(r"(?<=://)[^/\s\"<>]+@")  # up to the last @: a password may hold one
 HELD = (  # it dies with the thread that started it, even by SIGKILL (PR_SET_PDEATHSIG is 1)
     "import ctypes, os, signal, sys\n"
-    "if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGKILL)\n"
+    "if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.{end})\n"
     "os.execv(sys.argv[1], sys.argv[1:])"
 )
 
@@ -36,9 +36,9 @@ def tail(log, lines=20):
     return "\n".join(Path(log).read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
 
-def held(*command):
-    """The command of a program, given by its path, that ends with the thread that starts it."""
-    return [sys.executable, "-c", HELD, *map(str, command)]
+def held(*command, end="SIGKILL"):
+    """The command of a program, given by its path, that ends with the thread that starts it, by a signal."""
+    return [sys.executable, "-c", HELD.replace("{end}", end), *map(str, command)]
 
 
 def environment():
