@@ -53,7 +53,8 @@ def _hashed(items, runs, seed):
 class Cues:
     """The weights of a file, from benchmarks.cues. path: .npz of letters and words (int8 [2**BITS]), and their numbers.
 
-    A question is urgent above the threshold, or above `ruled`, which is lower, where a rule fires as well.
+    A question is urgent above the threshold, or above `ruled`, which is lower, where a rule fires as well,
+    or where one of the `certain` rules fires, whatever the score.
     Raises ValueError where the file is none of these.
     """
 
@@ -62,28 +63,34 @@ class Cues:
             with np.load(path) as file:
                 self.letters, self.words = file["letters"], file["words"]
                 self.unit, self.bias, self.threshold, self.ruled = (float(value) for value in file["numbers"])
+                self.certain = frozenset(file["certain"].tolist())
             if not self.letters.shape == self.words.shape == (2**BITS,):
                 raise ValueError(f"shapes {self.letters.shape} and {self.words.shape}")
         except (OSError, ValueError, KeyError, BadZipFile, EOFError) as error:
-            raise ValueError(f"{path} does not hold the score of red flags ({error}): expected letters and words, "
-                             f"[{2**BITS}] each, and 4 numbers. Take it from git, or fit it: python -m benchmarks.cues"
+            raise ValueError(f"{path} does not hold the score of red flags ({error}): expected letters, words "
+                             f"[{2**BITS}], numbers [4], certain. Take it from git or fit it: python -m benchmarks.cues"
                              ) from None  # fmt: skip
 
     def score(self, text):
-        """How urgent the most urgent window of a text from `guard.words` is: above 0 more like a red flag than not.
+        """How urgent the most urgent window of a text from `guard.words` is: above 0 more like a red flag than not."""
+        return self.bias + self.unit * urgency(text, self.letters, self.words)
 
-        The weights of a window are summed and divided by the root of how many: a longer text is not more urgent.
-        """
-        letters, words = (
-            np.concatenate([[0], weights[found].sum(1, dtype=np.int64).cumsum()])
-            for weights, found in zip((self.letters, self.words), buckets(text), strict=True)
-        )
-        begins = np.concatenate([[0], np.cumsum([len(word) + 1 for word in text.split() or [""]])])
-        first = np.arange(0, max(1, len(words) - 1 - WINDOW + STEP), STEP)
-        last = np.minimum(first + WINDOW, len(words) - 1)
-        scores = _mean(letters, begins[first], begins[last], len(LETTERS)) + _mean(words, first, last, 5)
-        return self.bias + self.unit * float(scores.max())
+
+def urgency(text, letters, words):
+    """The largest score of a window of WINDOW words, without bias. letters, words: weights of the buckets.
+
+    The weights of a window are summed and divided by the root of how many they are, so that words which say nothing
+    take little away; the longer a text, the more windows there are to be urgent.
+    """
+    found = buckets(text)
+    sums = [np.concatenate([[0.0], weights[places].sum(1, dtype=float).cumsum()])
+            for weights, places in zip((letters, words), found, strict=True)]  # fmt: skip
+    begins = np.concatenate([[0], np.cumsum([len(word) + 1 for word in text.split() or [""]])])
+    first = np.arange(0, max(1, len(found[1]) - WINDOW + STEP), STEP)
+    last = np.minimum(first + WINDOW, len(found[1]))
+    by_letters = _mean(sums[0], begins[first], begins[last], found[0].shape[1])
+    return float((by_letters + _mean(sums[1], first, last, found[1].shape[1])).max())
 
 
 def _mean(sums, first, last, runs):
-    return (sums[last] - sums[first]) / np.sqrt(np.maximum(1, last - first) * runs)
+    return (sums[last] - sums[first]) / np.sqrt((last - first) * runs)

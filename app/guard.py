@@ -106,7 +106,7 @@ class Guard:
         return self.patterns, self.neutral, self.spelling, self.cues
 
     def question(self, text):
-        """Hits on a question. Emergencies are looked for first, and no other rule can keep one from being told."""
+        """Hits on a question. Emergencies are looked for first; no fault in another rule keeps one from being told."""
         text = plain(text)
         hits = [Hit(i, "emergency", self.notices["emergency"]) for i in self._urgent(text)]
         for check in (self._scope, self._control):
@@ -143,12 +143,17 @@ class Guard:
         return list(dict.fromkeys(found))
 
     def _urgent(self, text):
-        """Ids of the rules that fire, unless the score finds the text harmless, and "cues" where the score is high."""
-        found = self.emergencies(words(text[-RULED:]))[:3]
+        """Ids of the rules that fire, and "cues" where the score is high.
+
+        Where the score finds the text harmless, rules are told only with one of those that it may not silence.
+        """
+        fired = self.emergencies(words(text[-RULED:]))
+        found = fired[:3]
         score = self._safe("cues", self.cues.score, words(text))
         if score is None:  # a fault in the score takes nothing from the rules
             return found
-        return (found if score > self.cues.ruled else []) + (["cues"] if score > self.cues.threshold else [])
+        told = score > self.cues.ruled or not self.cues.certain.isdisjoint(fired)
+        return (found if told else []) + (["cues"] if score > self.cues.threshold else [])
 
     def _fired(self, part, text):
         """Ids of a part's rules that fire. A wrong rule does not, and a wrong `unless` excuses nothing."""

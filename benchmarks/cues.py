@@ -6,6 +6,7 @@ A linear support vector machine on runs of letters and words, each weighed by it
 power of RARE: what few messages hold tells most. Deterministic: the same messages give the same file.
 """
 
+import argparse
 import hashlib
 import random
 from functools import cache
@@ -16,13 +17,14 @@ from scipy import sparse
 from sklearn.model_selection import GroupKFold
 from sklearn.svm import LinearSVC
 
-from app.cues import BITS, CUES, buckets
+from app.cues import BITS, CUES, buckets, urgency
 from app.guard import RULED, Guard, plain, words
 from benchmarks import guard
 from lib import stats
 from lib.pipeline.files import read_jsonl
 
 RARE, STRENGTH = 3, 1.0  # the power of the inverse document frequency; LinearSVC's C
+SEEN, WRONG = 20, 0.02  # of a rule that no score silences: red flags on which it fires, its share of benign messages
 BESIDE = guard.FLAGS.with_name("redflags_beside.yaml")  # sentences that say nothing of the danger
 
 
@@ -71,61 +73,83 @@ def fitted(counts, flags, power=RARE):
     return model.coef_[0].reshape(2, -1) * scales, float(model.intercept_[0])
 
 
-def scored(counts, model):
-    """The score of each message, as `Cues.score` gives it for one that fits its window."""
+def rounded(model):
+    """(weights of a byte [2, buckets], unit, bias): a thousandth of the weights, the largest, is cut to 127 units."""
     weights, bias = model
-    return sum(part @ weight for part, weight in zip(counts, weights, strict=True)) + bias
+    unit = float(np.quantile(np.abs(weights[weights != 0]), 0.999)) / 127
+    return np.clip(np.round(weights / unit), -127, 127).astype(np.int8), unit, bias
 
 
-def held_out(counts, flags, pairs, power=RARE):
+def scored(texts, model):
+    """The score of each text as it is served: of its most urgent window, by weights from `rounded`."""
+    weights, unit, bias = model
+    return np.array([bias + unit * urgency(text, *weights) for text in texts])
+
+
+def held_out(texts, counts, flags, pairs, power=RARE):
     """The score of each message from a fit without its pair, in five folds."""
     scores = np.zeros(len(flags))
     for learnt, left in GroupKFold(5).split(flags, groups=pairs):
-        model = fitted([part[learnt] for part in counts], flags[learnt], power)
-        scores[left] = scored([part[left] for part in counts], model)
+        model = rounded(fitted([part[learnt] for part in counts], flags[learnt], power))
+        scores[left] = scored([texts[at] for at in left], model)
     return scores
 
 
-def thresholds(scores, fires, flags):
+def thresholds(scores, fires, certain, flags):
     """(threshold of the score alone, where a rule fires too) at which the larger of the two errors is smallest."""
     best = (2.0, 2.0, 0.0, 0.0)
     for with_rule in np.quantile(scores, np.linspace(0, 0.8, 81)):
         for alone in np.quantile(scores, np.linspace(0.2, 0.8, 121)):
-            fired = (scores > alone) | (fires & (scores > with_rule))
+            fired = certain | (scores > alone) | (fires & (scores > with_rule))
             missed, alarms = float(1 - fired[flags].mean()), float(fired[~flags].mean())
             if alone >= with_rule:
                 best = min(best, (max(missed, alarms), missed + alarms, float(alone), float(with_rule)))
     return best[2:]
 
 
-def write(model, threshold, ruled, path=CUES):
-    """Weights as whole numbers of 8 bits and a unit, bias and thresholds, as app.cues reads them."""
-    weights, bias = model
-    unit = float(np.quantile(np.abs(weights[weights != 0]), 0.999)) / 127
-    letters, runs = np.clip(np.round(weights / unit), -127, 127).astype(np.int8)
-    partial = path.with_name(f".{path.name}")
-    np.savez_compressed(partial, letters=letters, words=runs, numbers=np.array([unit, bias, threshold, ruled]))
+def certain_rules(found, flags):
+    """Names of rules that the score may not silence: of the messages on which they fire, few are benign.
+
+    found: ids of the rules that fire on each message.
+    """
+    sides = {name: [0, 0] for name in sorted({name for names in found for name in names})}
+    for names, flag in zip(found, flags, strict=True):
+        for name in names:
+            sides[name][int(flag)] += 1
+    return [name for name, (calm, red) in sides.items() if red >= SEEN and calm <= WRONG * (calm + red)]
+
+
+def write(model, threshold, ruled, certain, path=CUES):
+    """Weights from `rounded`, bias, thresholds and names of rules as app.cues reads them."""
+    (letters, runs), unit, bias = model
+    partial, numbers = path.with_name(f".{path.name}"), np.array([unit, bias, threshold, ruled])
+    np.savez_compressed(partial, letters=letters, words=runs, numbers=numbers, certain=np.array(certain, "U32"))
     partial.replace(path)
 
 
-def main():
-    """Fit, print, write. Beside the score stands one that weighs rare runs as it weighs common ones."""
-    asked, rules = development(), Guard()
+def main(args=None):
+    """Fit, print, write. Another power than RARE prints what it would give, and writes nothing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--power", type=float, default=RARE, help="of the inverse document frequency")
+    power, asked, rules = parser.parse_args(args).power, development(), Guard()
     flags, new, whole, spanish = (np.array([q[key] for q in asked]) for key in ("flag", "new", "plain", "Spanish"))
-    counts, pairs = counted([q["text"] for q in asked]), [q["pair"] for q in asked]
-    fires = np.array([bool(rules.emergencies(q["text"][-RULED:])) for q in asked])
-    found = {}
-    for power in (0, RARE):
-        scores = held_out(counts, flags, pairs, power)
-        found[power] = thresholds(scores[new], fires[new], flags[new])
-        fired = (scores > found[power][0]) | (fires & (scores > found[power][1]))
-        print(f"power {power}, {len(asked):,} texts:")
-        for language, these in (("English", ~spanish), ("Spanish", spanish)):
-            for name, part in (("red flags", flags), ("benign", ~flags)):
-                share = stats.proportion(list(fired[new & whole & these & part]))
-                print(language, name, "with a notice: {value:.1%} ({low:.1%} to {high:.1%}, n = {n})".format(**share))
-    write(fitted(counts, flags), *found[RARE])
-    print(f"{CUES.stat().st_size / 2**10:,.0f} KiB, sha256 {hashlib.sha256(CUES.read_bytes()).hexdigest()[:12]}")
+    texts, pairs = [q["text"] for q in asked], [q["pair"] for q in asked]
+    found = [rules.emergencies(text[-RULED:]) for text in texts]
+    chosen = certain_rules([names for names, use in zip(found, new & whole, strict=True) if use], flags[new & whole])
+    fires, certain = (np.array([bool(set(names) & kept) for names in found])
+                      for kept in (set().union(*found), set(chosen)))  # fmt: skip
+    counts = counted(texts)
+    scores = held_out(texts, counts, flags, pairs, power)
+    alone, with_rule = thresholds(scores[new], fires[new], certain[new], flags[new])
+    fired = certain | (scores > alone) | (fires & (scores > with_rule))
+    print(f"{len(set(pairs)):,} pairs, {len(texts):,} texts; {len(chosen)} rules are never silenced")
+    for language, these in (("English", ~spanish), ("Spanish", spanish)):
+        for name, part in (("red flags", flags), ("benign", ~flags)):
+            share = stats.proportion(list(fired[new & whole & these & part]))
+            print(language, name, "with a notice: {value:.1%} ({low:.1%} to {high:.1%}, n = {n})".format(**share))
+    if power == RARE:
+        write(rounded(fitted(counts, flags)), alone, with_rule, chosen)
+        print(f"{CUES.stat().st_size / 2**10:,.0f} KiB, sha256 {hashlib.sha256(CUES.read_bytes()).hexdigest()[:12]}")
 
 
 if __name__ == "__main__":

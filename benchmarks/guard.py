@@ -1,9 +1,9 @@
 """What the guard rails see: red flags found, false alarms on benign questions, milliseconds a question.
 
 Each pair is asked plainly and in variants. Rules are changed, and weights fitted, by the development part only.
-"first": pairs of data/screens.yaml that nobody read while rules 1 were written. "fifth": written by another hand for
-version 5, unread until rules, weights and thresholds were frozen. The second, third and fourth set were scored once,
-each with the version of its number, and are learnt.
+"first": pairs of data/screens.yaml that nobody read while rules 1 were written. "sixth": written by another hand for
+version 6, unread until rules, weights and thresholds were frozen. The second to fifth set were scored once, each
+with the version of its number, and are learnt.
 """
 
 import argparse
@@ -58,28 +58,31 @@ VARIANTS = {
 
 
 def questions():
-    """[{"pair", "flag", "variant", "part", "text"}] of all pairs, in each variant; the second language is a variant.
+    """[{"pair", "flag", "variant", "part", "text"}] of all pairs, in each variant; a language or a kind is a variant.
 
-    part: "development", or "first" and "fifth" for the two held-out sets.
+    part: "development", or "first" and "sixth" for the two held-out sets.
     """
-    document, fifth = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (FLAGS, HELD_OUT))
+    document, sixth = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (FLAGS, HELD_OUT))
     hand = yaml.safe_load(screens.SCREENS.read_text(encoding="utf-8"))["pairs"]
     sides = [(p["id"], "development" if n < document["developed"] else "first", "en", (p["red_flag"], p["benign"]))
              for n, p in enumerate(hand)]  # fmt: skip
-    for part, found in (("development", document), ("fifth", fifth)):
+    for part, found in (("development", document), ("sixth", sixth)):
         sides += [(name, part, "en", pair) for name, pair in found["pairs"].items()]
         sides += [(f"{text[:20]}-{n}", part, "en", (None, text)) for n, text in enumerate(found.get("benign", ()))]
         sides += [(f"es-{name}", part, "es", pair) for name, pair in found["es"].items()]
+        sides += [(f"{kind}-{n}", part, kind, pair) for kind, pairs in found.get("kinds", {}).items()
+                  for n, pair in enumerate(pairs)]  # fmt: skip
     sides += [(row["id"], "development", row["language"], (row.get("red_flag"), row.get("benign")))
               for row in read_jsonl(LEARNT)]  # fmt: skip
     ways = {"en": VARIANTS, "es": {"Spanish": VARIANTS["plain"]}}
     own = {f"{name}, in other words": lambda text, seed, said=said: f"{text} {said}"
-           for name, said in fifth["beside"].items()}  # fmt: skip
+           for name, said in sixth["beside"].items()}  # fmt: skip
     found = []
     for name, part, language, pair in sides:
         for flag, text in zip((True, False), pair, strict=True):
             about = {"pair": name, "flag": flag, "part": part}
-            asked = ways[language] | (own if part == "fifth" and language == "en" else {})
+            asked = ways.get(language, {language: VARIANTS["plain"]})
+            asked = asked | (own if part == "sixth" and language == "en" else {})
             found += [about | {"variant": v, "text": make(text, f"{name}{flag}")} for v, make in asked.items() if text]
     return found
 
@@ -120,11 +123,12 @@ def apart(asked, guard):
 
 
 def opponent(asked):
-    """The questions with "found" by two lines of scikit-learn, words and pairs of the same development part."""
-    learnt = [q for q in questions() if q["part"] == "development" and q["variant"] in ("plain", "Spanish")]
-    read = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    """The questions with "found" by two lines of scikit-learn on the texts that the score was fitted on."""
+    from benchmarks.cues import development  # which reads this file
+
+    learnt, read = development(), TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     model = make_pipeline(read, LogisticRegression(C=30, max_iter=1000))
-    model.fit([words(plain(q["text"])) for q in learnt], [q["flag"] for q in learnt])
+    model.fit([q["text"] for q in learnt], [q["flag"] for q in learnt])
     found = model.predict([words(plain(q["text"])) for q in asked])
     return [q | {"found": ["tf-idf"] if fires else [], "ms": None} for q, fires in zip(asked, found, strict=True)]
 
@@ -132,7 +136,7 @@ def opponent(asked):
 def main(args=None):
     """Print the table of one part. A held-out part is for rules that are final: once looked at, it is spent."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=("development", "first", "fifth"), default="development")
+    parser.add_argument("--part", choices=("development", "first", "sixth"), default="development")
     parser.add_argument("--misses", action="store_true", help="list what went wrong, of the development part")
     parser.add_argument("--opponent", action="store_true", help="score two lines of scikit-learn instead")
     how = parser.parse_args(args)

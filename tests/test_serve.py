@@ -419,15 +419,17 @@ def test_a_guard_model_is_asked_beside_the_rules_and_may_fail(backend):
 
 def test_the_served_score_is_the_fitted_one(tmp_path):
     asked = bench_cues.development()[:480]
-    counts = bench_cues.counted([q["text"] for q in asked])
-    model = bench_cues.fitted(counts, np.array([q["flag"] for q in asked]))
-    bench_cues.write(model, 0.5, -0.5, tmp_path / "cues.npz")
+    texts, counts = [q["text"] for q in asked], bench_cues.counted([q["text"] for q in asked])
+    weights, bias = bench_cues.fitted(counts, np.array([q["flag"] for q in asked]))
+    model = bench_cues.rounded((weights, bias))
+    bench_cues.write(model, 0.5, -0.5, ["choking"], tmp_path / "cues.npz")
     served = Cues(tmp_path / "cues.npz")
-    short = np.array([len(q["text"].split()) <= WINDOW for q in asked])
-    ours = np.array([served.score(q["text"]) for q in asked])[short]
-    theirs = bench_cues.scored(counts, model)[short]  # weights of a byte, the largest of a thousand cut
-    assert ours == pytest.approx(theirs, abs=0.15) and np.corrcoef(ours, theirs)[0, 1] > 0.999 and len(ours) > 400
-    assert (served.threshold, served.ruled) == (0.5, -0.5) and np.ptp(ours) > 1
+    ours = np.array([served.score(text) for text in texts])
+    assert ours == pytest.approx(bench_cues.scored(texts, model)) and served.certain == {"choking"}
+    assert (served.threshold, served.ruled) == (0.5, -0.5)
+    short = np.array([len(text.split()) <= WINDOW for text in texts])  # one window: the model's own product
+    theirs = sum(part @ weight for part, weight in zip(counts, weights, strict=True)) + bias
+    assert np.corrcoef(ours[short], theirs[short])[0, 1] > 0.999 and short.sum() > 400, "weights of a byte"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PK half a file", "short"])
