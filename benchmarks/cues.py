@@ -17,7 +17,7 @@ from scipy import sparse
 from sklearn.model_selection import GroupKFold
 from sklearn.svm import LinearSVC
 
-from app.cues import BITS, CUES, buckets, urgency
+from app.cues import BITS, CUES, STEP, WINDOW, buckets, urgency
 from app.guard import RULED, Guard, plain, words
 from benchmarks import guard
 from lib import stats
@@ -30,9 +30,10 @@ BESIDE = guard.FLAGS.with_name("redflags_beside.yaml")  # sentences that say not
 
 @cache
 def development():
-    """[{"pair", "flag", "text", "new", "plain"}]: each message of the development part four times.
+    """[{"pair", "flag", "text", "new", "plain", "Spanish"}]: each message of the development part four times.
 
-    As it is, with typing errors, and with a sentence of BESIDE behind and before it. new: no rule was written from it.
+    As it is, with typing errors, and with a sentence of BESIDE behind and before it; a long benign one in windows, too.
+    new: no rule was written from it.
     """
     learnt, beside = {row["id"] for row in read_jsonl(guard.LEARNT)}, yaml.safe_load(BESIDE.read_text(encoding="utf-8"))
     asked = [q for q in guard.questions() if q["part"] == "development" and q["variant"] in ("plain", "Spanish")]
@@ -40,10 +41,18 @@ def development():
     for q in asked:
         chance, text = random.Random(f"{q['pair']}{q['flag']}"), q["text"]
         behind, before = chance.sample(beside["es" if q["variant"] == "Spanish" else "en"], 2)
-        texts = text, guard.typing_errors(text, chance.random()), f"{text} {behind}", f"{before} {text}"
+        texts = [text, guard.typing_errors(text, chance.random()), f"{text} {behind}", f"{before} {text}"]
+        texts += [] if q["flag"] else windows(text)
         about = {"pair": q["pair"], "flag": q["flag"], "new": q["pair"] in learnt, "Spanish": q["variant"] == "Spanish"}
         found += [about | {"text": words(plain(said)), "plain": not at} for at, said in enumerate(texts)]
     return found
+
+
+def windows(text):
+    """The windows that `urgency` reads of a text that is longer than one: of a benign text each of them is benign."""
+    found = text.split()
+    starts = range(0, len(found) - WINDOW + STEP, STEP) if len(found) > WINDOW else ()
+    return [" ".join(found[start : start + WINDOW]) for start in starts]
 
 
 def counted(texts):

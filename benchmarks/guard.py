@@ -1,8 +1,8 @@
 """What the guard rails see: red flags found, false alarms on benign questions, milliseconds a question.
 
 Each pair is asked plainly and in variants. Rules are changed, and weights fitted, by the development part only.
-"first": pairs of data/screens.yaml that nobody read while rules 1 were written. "sixth": written by another hand for
-version 6, unread until rules, weights and thresholds were frozen. The second to fifth set were scored once, each
+"first": pairs of data/screens.yaml that nobody read while rules 1 were written. "seventh": written by another hand for
+version 7, unread until rules, weights and thresholds were frozen. The second to sixth set were scored once, each
 with the version of its number, and are learnt.
 """
 
@@ -60,13 +60,13 @@ VARIANTS = {
 def questions():
     """[{"pair", "flag", "variant", "part", "text"}] of all pairs, in each variant; a language or a kind is a variant.
 
-    part: "development", or "first" and "sixth" for the two held-out sets.
+    part: "development", or "first" and "seventh" for the two held-out sets.
     """
-    document, sixth = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (FLAGS, HELD_OUT))
+    document, seventh = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (FLAGS, HELD_OUT))
     hand = yaml.safe_load(screens.SCREENS.read_text(encoding="utf-8"))["pairs"]
     sides = [(p["id"], "development" if n < document["developed"] else "first", "en", (p["red_flag"], p["benign"]))
              for n, p in enumerate(hand)]  # fmt: skip
-    for part, found in (("development", document), ("sixth", sixth)):
+    for part, found in (("development", document), ("seventh", seventh)):
         sides += [(name, part, "en", pair) for name, pair in found["pairs"].items()]
         sides += [(f"{text[:20]}-{n}", part, "en", (None, text)) for n, text in enumerate(found.get("benign", ()))]
         sides += [(f"es-{name}", part, "es", pair) for name, pair in found["es"].items()]
@@ -76,13 +76,13 @@ def questions():
               for row in read_jsonl(LEARNT)]  # fmt: skip
     ways = {"en": VARIANTS, "es": {"Spanish": VARIANTS["plain"]}}
     own = {f"{name}, in other words": lambda text, seed, said=said: f"{text} {said}"
-           for name, said in sixth["beside"].items()}  # fmt: skip
+           for name, said in seventh["beside"].items()}  # fmt: skip
     found = []
     for name, part, language, pair in sides:
         for flag, text in zip((True, False), pair, strict=True):
             about = {"pair": name, "flag": flag, "part": part}
             asked = ways.get(language, {language: VARIANTS["plain"]})
-            asked = asked | (own if part == "sixth" and language == "en" else {})
+            asked = asked | (own if part == "seventh" and language == "en" else {})
             found += [about | {"variant": v, "text": make(text, f"{name}{flag}")} for v, make in asked.items() if text]
     return found
 
@@ -136,7 +136,7 @@ def opponent(asked):
 def main(args=None):
     """Print the table of one part. A held-out part is for rules that are final: once looked at, it is spent."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=("development", "first", "sixth"), default="development")
+    parser.add_argument("--part", choices=("development", "first", "seventh"), default="development")
     parser.add_argument("--misses", action="store_true", help="list what went wrong, of the development part")
     parser.add_argument("--opponent", action="store_true", help="score two lines of scikit-learn instead")
     how = parser.parse_args(args)
