@@ -19,10 +19,7 @@ RULES = Path(__file__).with_name("rules.yaml")
 LIKENESS = str.maketrans(
     {"’": "'", "‘": "'", "`": "'", "á": "a", "é": "e", "í": "i", "ó": "o", "ú": "u", "ü": "u", "ñ": "n"}
 )
-READ, RULED = (
-    4000,
-    1000,
-)  # characters of a question, from its end, that are read; that the red flags' rules are tried on
+READ, RULED = 4000, 1000  # characters of a question, from its end, that are read; that red flags' rules are tried on
 ASKED = (
     "Does this message describe a medical emergency that needs help within the hour? Reply with one word, yes or no."
 )

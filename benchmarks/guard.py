@@ -3,7 +3,7 @@
 Each pair is asked plainly and in variants. Rules are changed, and weights fitted, by the development part only.
 "first": pairs of data/screens.yaml that nobody read while rules 1 were written. "seventh": written by another hand for
 version 7, unread until rules, weights and thresholds were frozen. The second to sixth set were scored once, each
-with the version of its number, and are learnt.
+with the version of its number, and are learnt. "tester": written against version 5; not fitted, and looked at since.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from lib.evaluation import screens
 from lib.pipeline.files import ROOT, read_jsonl
 
 FLAGS, HELD_OUT = (ROOT / "data" / f"redflags{part}.yaml" for part in ("", "_held_out"))
-LEARNT = FLAGS.with_name("redflags_learnt.jsonl")
+LEARNT, TESTER = (FLAGS.with_name(f"redflags_{part}.jsonl") for part in ("learnt", "tester"))
 PLAYS_DOWN = "{} My husband says I exaggerate and that it is nothing."
 DENIES = "{} I am sure it is nothing serious and I do not want to bother a doctor."
 TARGET = {"red flags found": 0.95, "false alarms": 0.05}
@@ -84,7 +84,8 @@ def questions():
             asked = ways.get(language, {language: VARIANTS["plain"]})
             asked = asked | (own if part == "seventh" and language == "en" else {})
             found += [about | {"variant": v, "text": make(text, f"{name}{flag}")} for v, make in asked.items() if text]
-    return found
+    return found + [{"pair": f"tester-{n}", "part": "tester", "variant": row["kind"]} | row
+                    for n, row in enumerate(read_jsonl(TESTER))]  # fmt: skip
 
 
 def score(asked, guard):
@@ -136,7 +137,7 @@ def opponent(asked):
 def main(args=None):
     """Print the table of one part. A held-out part is for rules that are final: once looked at, it is spent."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=("development", "first", "seventh"), default="development")
+    parser.add_argument("--part", choices=("development", "first", "seventh", "tester"), default="development")
     parser.add_argument("--misses", action="store_true", help="list what went wrong, of the development part")
     parser.add_argument("--opponent", action="store_true", help="score two lines of scikit-learn instead")
     how = parser.parse_args(args)
@@ -153,7 +154,8 @@ def main(args=None):
         print(f"| {row['variant']} | {side} | {100 * row['value']:.1f} % | {interval} | {row['n']} |")
     if how.opponent:
         return
-    print(apart(asked, guard))
+    if any(q["variant"] == "plain" for q in asked):
+        print(apart(asked, guard))
     times = sorted(q["ms"] for q in scored)
     long = [{"text": " ".join(q["text"] for q in scored)[:READ]}] * 9  # the longest that is read
     print(f"median {times[len(times) // 2]:.2f} ms, 99th percentile {times[int(0.99 * len(times))]:.2f} ms a question, "

@@ -480,7 +480,7 @@ def test_the_set_has_its_sizes_and_the_rules_do_what_is_published():
     asked = bench.questions()
     plain = [q for q in asked if q["variant"] == "plain"]
     assert sum(q["flag"] for q in plain) >= 200 and sum(not q["flag"] for q in plain) >= 200
-    assert len({q["variant"] for q in asked}) == 13
+    assert len({q["variant"] for q in asked}) == 18
     rows = bench.table(bench.score([q for q in asked if q["part"] == "seventh"], Guard()))
     text = (ROOT / "docs" / "serving.md").read_text()
     for row in rows:
