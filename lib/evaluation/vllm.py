@@ -27,7 +27,7 @@ from lib.evaluation.endpoint import client
 from lib.evaluation.kept import Kept
 from lib.model import saving
 from lib.pipeline import machine, ranks
-from lib.pipeline.commands import environment, held, tail
+from lib.pipeline.commands import ended, environment, held, tail
 
 LIMIT = {torch.float32: 0.05, torch.bfloat16: 0.5, torch.float16: 0.2}  # nats between two log-probabilities of a token
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM knows for an adapter
@@ -124,7 +124,7 @@ def _started(model, length, slots):
     with open(log, "w", encoding="utf-8") as sink:
         command = held(executable, "serve", *args, end="SIGTERM")  # at SIGKILL it would leave its engine behind
         process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=known, start_new_session=True)
-    _now.callback(_ended, process)
+    _now.callback(ended, process, 30)
     api = client(f"http://127.0.0.1:{port}", key).with_options(timeout=3600)
     begun = time.monotonic()
     while process.poll() is None and time.monotonic() - begun < START_S:
@@ -133,15 +133,6 @@ def _started(model, length, slots):
             return process, api
         time.sleep(1)
     raise RuntimeError(f"vLLM ended with status {process.poll()} (None: not ready in {START_S} s):\n{tail(log)}")
-
-
-def _ended(process):
-    process.terminate()
-    try:
-        process.wait(timeout=30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _weights(model, scratch):

@@ -16,7 +16,7 @@ import urllib.request
 from pathlib import Path
 
 from lib.pipeline import machine
-from lib.pipeline.commands import environment, held, tail
+from lib.pipeline.commands import ended, environment, held, tail
 from lib.pipeline.programs import toolchain
 
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy must not see requests to 127.0.0.1
@@ -59,12 +59,7 @@ def running(file, slots=1, ctx=2048, threads=1, log=None, adapters=()):
                 use_adapters(url, [0.0] * len(adapters))
             yield url
         finally:
-            process.terminate()
-            try:
-                process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            ended(process, 5)
 
 
 def request(base_url, path, body=None, timeout_s=60):

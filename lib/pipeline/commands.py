@@ -41,6 +41,16 @@ def held(*command, end="SIGKILL"):
     return [sys.executable, "-c", HELD.replace("{end}", end), *map(str, command)]
 
 
+def ended(process, wait_s):
+    """Ask a program to end, and kill it where it does not in time."""
+    process.terminate()
+    try:
+        process.wait(timeout=wait_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 def environment():
     """This process's environment without what would change llama.cpp's behaviour behind our back, and without keys."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_", "GGML_"))}
