@@ -57,7 +57,7 @@ def compare(shape, device):
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         saving.save(LlamaForCausalLM(LlamaConfig(**config)).to(dtype), words_of, f"{folder}/model")
-        model = AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype=dtype).to(device)
+        model = AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype=dtype, trust_remote_code=False).to(device)
 
         def timed(answers):
             answers(model, words_of, questions[:batch], new, batch)  # kernels are chosen, a server is started
